@@ -1,0 +1,108 @@
+"""What the local API asks of the node, and the events an `ask` yields. Holds types alone; the node implements them."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from protocol.job import FinishReason, Job, Usage
+
+Json = Mapping[str, Any]
+"""A JSON object as the control API prints it; docs/api.md lists the fields."""
+
+Strategy = Literal["route", "majority", "rank"]
+
+
+@dataclass(frozen=True, slots=True)
+class AskRequest:
+    """One question of the local user. `timeout_s` bounds the whole of it, in seconds."""
+
+    job: Job
+    strategy: Strategy = "route"
+    committee: int | None = None
+    peer: str | None = None
+    timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """Text as it is generated (strategy "route" alone; a round yields its answer whole)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemberProgress:
+    """One committee member in the live table; `state` is one word: drawn, answering, sealed, revealed, judged or gone."""
+
+    peer_id: str
+    model: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressEvent:
+    """Where a round stands: its phase and how many of `of` members have sealed, revealed and judged."""
+
+    phase: str
+    members: tuple[MemberProgress, ...]
+    sealed: int
+    revealed: int
+    judged: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One peer that was tried and what came of it ("ok" or an error code)."""
+
+    peer_id: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultEvent:
+    """How an ask ended well. `round` is the shape of GET /swarmd/v1/rounds/{id}, None for strategy "route"."""
+
+    answer: str
+    peer_id: str
+    model: str
+    strategy: Strategy
+    finish_reason: FinishReason = "stop"
+    usage: Usage = field(default_factory=Usage)
+    attempts: tuple[Attempt, ...] = ()
+    path: str = "unknown"
+    elapsed_s: float = 0.0
+    round: Json | None = None
+
+
+AskEvent = TokenEvent | ProgressEvent | ResultEvent
+
+
+class Backend(Protocol):
+    """The node behind the API. Every method raises RemoteError with a stable code where it cannot answer."""
+
+    async def status(self) -> Json: ...
+
+    async def peers(self) -> Json: ...
+
+    async def models(self) -> Json: ...
+
+    async def rounds(self) -> Json: ...
+
+    async def round(self, round_id: str) -> Json: ...
+
+    async def verify(self, round_id: str) -> Json: ...
+
+    async def config(self) -> Json: ...
+
+    async def reputation(self, peer_id: str | None) -> Json: ...
+
+    async def stop(self) -> None:
+        """Begin to drain; returns at once."""
+
+    def readiness(self) -> tuple[bool, tuple[str, ...]]:
+        """Whether the mesh is joined and a model answers, and the reasons why not."""
+
+    def ask(self, request: AskRequest) -> AbstractAsyncContextManager[AsyncIterator[AskEvent]]:
+        """Answer a question; the last event is a ResultEvent. Leaving the context cancels the work, also at the peers."""

@@ -1,0 +1,93 @@
+"""The control routes, on the Unix socket alone: what the CLI's verbs call. Shapes JSON; decides nothing."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from daemon.api.backend import AskEvent, Backend, ProgressEvent, ResultEvent, TokenEvent
+from daemon.api.errors import json_response
+from daemon.api.requests import read_control
+from daemon.api.stream import AskStream, sse
+
+
+def ask_events(event: AskEvent) -> Iterable[bytes]:
+    """An ask's events as the control API streams them."""
+    match event:
+        case TokenEvent(text):
+            yield sse({"text": text}, "token")
+        case ProgressEvent():
+            yield sse(asdict(event), "progress")
+        case ResultEvent():
+            usage = {"prompt_tokens": event.usage.prompt_tokens, "completion_tokens": event.usage.completion_tokens}
+            round_id = event.round["round_id"] if event.round else None
+            shape = {
+                "answer": event.answer,
+                "peer_id": event.peer_id,
+                "model": event.model,
+                "strategy": event.strategy,
+                "finish_reason": event.finish_reason,
+                "path": event.path,
+                "round_id": round_id,
+                "attempts": [asdict(attempt) for attempt in event.attempts],
+                "round": event.round,
+                "usage": usage,
+                "elapsed_s": round(event.elapsed_s, 3),
+            }
+            yield sse(shape, "result")
+
+
+class Control:
+    """The handlers under /swarmd/v1/."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def routes(self) -> list[Route]:
+        """Every control route."""
+        return [
+            Route("/swarmd/v1/status", self.status),
+            Route("/swarmd/v1/peers", self.peers),
+            Route("/swarmd/v1/models", self.models),
+            Route("/swarmd/v1/rounds", self.rounds),
+            Route("/swarmd/v1/rounds/{round_id}", self.round),
+            Route("/swarmd/v1/rounds/{round_id}/verify", self.verify, methods=["POST"]),
+            Route("/swarmd/v1/config", self.config),
+            Route("/swarmd/v1/reputation", self.reputation),
+            Route("/swarmd/v1/reputation/{peer_id}", self.reputation),
+            Route("/swarmd/v1/ask", self.ask, methods=["POST"]),
+            Route("/swarmd/v1/stop", self.stop, methods=["POST"]),
+        ]
+
+    async def status(self, request: Request) -> Response:
+        return json_response(await self._backend.status())
+
+    async def peers(self, request: Request) -> Response:
+        return json_response(await self._backend.peers())
+
+    async def models(self, request: Request) -> Response:
+        return json_response(await self._backend.models())
+
+    async def rounds(self, request: Request) -> Response:
+        return json_response(await self._backend.rounds())
+
+    async def round(self, request: Request) -> Response:
+        return json_response(await self._backend.round(request.path_params["round_id"]))
+
+    async def verify(self, request: Request) -> Response:
+        return json_response(await self._backend.verify(request.path_params["round_id"]))
+
+    async def config(self, request: Request) -> Response:
+        return json_response(await self._backend.config())
+
+    async def reputation(self, request: Request) -> Response:
+        return json_response(await self._backend.reputation(request.path_params.get("peer_id")))
+
+    async def ask(self, request: Request) -> Response:
+        return AskStream(self._backend.ask(read_control(await request.body())), ask_events)
+
+    async def stop(self, request: Request) -> Response:
+        await self._backend.stop()
+        return json_response({"stopping": True})

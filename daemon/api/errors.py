@@ -1,0 +1,59 @@
+"""Errors as HTTP says them: OpenAI's shape, a stable code, and the status that fits. Decides no retry."""
+
+from collections.abc import Mapping
+
+import msgspec
+from starlette.responses import Response
+
+from protocol.wire.errors import Code, RemoteError
+
+STATUS: Mapping[Code, int] = {
+    Code.MALFORMED: 400,
+    Code.OVERSIZED: 413,
+    Code.BAD_SIGNATURE: 502,
+    Code.UNSUPPORTED: 400,
+    Code.NOT_FOUND: 404,
+    Code.REFUSED: 403,
+    Code.OVERLOADED: 503,
+    Code.DEADLINE: 504,
+    Code.CANCELLED: 499,
+    Code.GONE: 502,
+    Code.ENGINE_FAILED: 502,
+    Code.INTERNAL: 500,
+}
+
+
+class ApiError(Exception):
+    """A request that is refused with one clear sentence. `param` names the field at fault, None where none is."""
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+def of_remote(error: RemoteError) -> ApiError:
+    """The HTTP face of a mesh error."""
+    return ApiError(STATUS[error.code], str(error.code), error.message, retry_after=error.retry_after)
+
+
+def error_object(error: ApiError) -> dict[str, object]:
+    """OpenAI's error object."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return {"error": {"message": error.message, "type": kind, "code": error.code, "param": error.param}}
+
+
+def error_response(error: ApiError) -> Response:
+    """OpenAI's error object as a response, with Retry-After (whole seconds) where it is known."""
+    headers = {}
+    if error.retry_after is not None or error.status in (429, 503):
+        headers["retry-after"] = str(max(1, round(error.retry_after or 1)))
+    return json_response(error_object(error), error.status, headers)
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`value` as JSON."""
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")

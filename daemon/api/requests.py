@@ -1,0 +1,175 @@
+"""What a client may send: JSON bodies read strictly into typed requests, every unsupported field refused by name."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from daemon.api.backend import AskRequest, Strategy
+from daemon.api.errors import ApiError
+from protocol.job import Job, Role, Sampling, Turn, check_job
+from protocol.wire.errors import RemoteError
+from protocol.wire.ids import is_model_name, is_peer_id
+from protocol.wire.limits import MAX_COMMITTEE, MAX_TOKENS
+
+R = TypeVar("R", bound="Common")
+
+ROUND_MODELS: Mapping[str, Strategy] = {"swarm/rank": "rank", "swarm/majority": "majority"}
+"""Model names that run a round instead of routing to one peer."""
+
+DEFAULT_TOKENS = 256
+
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "n": (None, 1),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "tools": (None, []),
+    "tool_choice": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "suffix": (None, ""),
+    "user": (),
+    "store": (None, False),
+    "metadata": (None, {}),
+}
+"""Known OpenAI fields that the mesh does not offer, with the values that ask for nothing; () accepts any value unread."""
+
+
+class TextPart(msgspec.Struct, frozen=True):
+    """A text part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """One OpenAI chat message; "developer" is the newer name of "system"."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """OpenAI's stream_options."""
+
+    include_usage: bool = False
+
+
+class Common(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that chat completions and completions share."""
+
+    model: str = ""
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+
+class ChatRequest(Common, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1, max_length=256)]
+
+
+class CompletionRequest(Common, frozen=True, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str
+
+
+class ControlAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /swarmd/v1/ask."""
+
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    strategy: Strategy = "route"
+    committee: Annotated[int, msgspec.Meta(ge=2, le=MAX_COMMITTEE)] | None = None
+    peer: str | None = None
+    model: str | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] | None = None
+
+
+def read_openai(kind: type[R], body: bytes) -> R:
+    """Read an OpenAI request; raises ApiError 400 naming the first field that is unsupported or wrong."""
+    fields = _read(dict[str, msgspec.Raw], body)
+    known = {field.name for field in msgspec.structs.fields(kind)}
+    for name, raw in fields.items():
+        if name in known:
+            continue
+        neutral = NEUTRAL.get(name)
+        if neutral is None:
+            raise ApiError(400, "unsupported_parameter", f"the parameter '{name[:64]}' is not supported", name[:64])
+        if neutral and _read(Any, bytes(raw)) not in neutral:
+            raise ApiError(400, "unsupported_parameter", f"'{name}' is not supported by the mesh yet; leave it out", name)
+    request: R = _read(kind, body)
+    return request
+
+
+def read_control(body: bytes) -> AskRequest:
+    """Read POST /swarmd/v1/ask."""
+    ask = _read(ControlAsk, body)
+    if (ask.prompt is None) == (ask.messages is None):
+        raise ApiError(400, "invalid_value", "give either 'prompt' or 'messages'", "prompt")
+    messages = ask.messages if ask.messages is not None else [ChatMessage("user", ask.prompt or "")]
+    if ask.peer is not None and not is_peer_id(ask.peer):
+        raise ApiError(400, "invalid_value", "'peer' is not a peer id (12D3KooW...)", "peer")
+    sampling = Sampling(ask.max_tokens or DEFAULT_TOKENS, round((ask.temperature or 0.0) * 1000))
+    job = _job(messages, sampling, ask.model or "")
+    return AskRequest(job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0)
+
+
+def ask_of(request: Common, messages: list[ChatMessage]) -> AskRequest:
+    """The ask behind an OpenAI request."""
+    strategy = ROUND_MODELS.get(request.model, "route")
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(stops) > 4 or not all(1 <= len(stop) <= 64 for stop in stops):
+        raise ApiError(400, "invalid_value", "'stop' takes at most 4 texts of 1 to 64 characters", "stop")
+    temperature = 0.0 if request.temperature is None else request.temperature
+    sampling = Sampling(
+        request.max_completion_tokens or request.max_tokens or DEFAULT_TOKENS,
+        round(temperature * 1000),
+        max(1, round((1.0 if request.top_p is None else request.top_p) * 1000)),
+        request.seed or 0,
+        tuple(stops),
+    )
+    return AskRequest(_job(messages, sampling, "" if strategy != "route" else request.model), strategy)
+
+
+def _job(messages: list[ChatMessage], sampling: Sampling, model: str) -> Job:
+    if not messages or len(messages) > 256:
+        raise ApiError(400, "invalid_value", "'messages' takes 1 to 256 messages", "messages")
+    if model and not is_model_name(model):
+        raise ApiError(404, "model_not_found", f"'{model[:64]}' is not a model's name", "model")
+    turns = tuple(Turn(Role("system" if m.role == "developer" else m.role), _text(m.content)) for m in messages)
+    if not any(turn.content.strip() for turn in turns):
+        raise ApiError(400, "invalid_value", "the prompt is empty", "messages")
+    try:
+        return check_job(Job(turns, sampling, model))
+    except RemoteError as error:
+        raise ApiError(413, "prompt_too_long", error.message, "messages") from None
+
+
+def _text(content: str | list[TextPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def _read(kind: Any, body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        field = text.rpartition("`$.")[2].rstrip("`").split("[")[0] if "`$." in text else None
+        raise ApiError(400, "invalid_value", text, field) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise ApiError(400, "invalid_json", "the body is not valid JSON") from None

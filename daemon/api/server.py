@@ -1,0 +1,289 @@
+"""HTTP/1.1 on trio streams: h11 in front of an ASGI app, with every size and wait bounded. Knows no route and no node.
+
+h11 directly rather than an ASGI server: a client's disconnect must cancel its generation at once, which hypercorn's
+`is_disconnected()` never reports (docs/decisions.md).
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import h11
+import structlog
+import trio
+
+log = structlog.get_logger("swarmd.api")
+
+Scope = MutableMapping[str, Any]
+AsgiMessage = MutableMapping[str, Any]
+AsgiApp = Callable[[Scope, Callable[[], Awaitable[AsgiMessage]], Callable[[AsgiMessage], Awaitable[None]]], Awaitable[None]]
+Observer = Callable[[Scope, int], None]
+"""(scope, status) after each exchange, for metrics; status 499 where the client left first."""
+
+_READ_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds of one listener; research: header 5 s, idle 60 s, body floor 1 KiB/s, header 16 KiB of 100 fields, body 1 MiB."""
+
+    header_bytes: int = 16 << 10
+    header_fields: int = 100
+    body_bytes: int = 1 << 20
+    clients: int = 64
+    header_seconds: float = 5.0
+    idle_seconds: float = 60.0
+    body_floor: int = 1 << 10
+    """Bytes per second that a request's body must reach, after 5 s of grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where a connection came in: the control socket ("unix") or loopback ("tcp"), with the authority a Host header must name."""
+
+    kind: str
+    port: int = 0
+
+
+class _Refused(Exception):
+    """A request that is answered without asking the app."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class HttpServer:
+    """Serves an ASGI app on accepted streams; `drain()` lets running exchanges finish and closes idle connections."""
+
+    def __init__(self, app: AsgiApp, limits: HttpLimits, observe: Observer) -> None:
+        self._app = app
+        self._limits = limits
+        self._observe = observe
+        self._clients = 0
+        self._idle: set[trio.CancelScope] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """Stop keeping connections alive: idle ones close now, busy ones after their response."""
+        self._draining = True
+        for scope in list(self._idle):
+            scope.cancel()
+
+    async def serve(self, stream: trio.abc.Stream, listener: Listener) -> None:
+        """Serve one client until it leaves, breaks a limit or the server drains. Never raises for the client's faults."""
+        if self._clients >= self._limits.clients or self._draining:
+            await _close(stream)
+            return
+        self._clients += 1
+        try:
+            await _Connection(self._app, stream, listener, self._limits, self._observe, self).run()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self._clients -= 1
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await _close(stream)
+
+    async def wait_request(self, connection: "_Connection", first: bool) -> h11.Request | None:
+        """The next request of a connection; None when it idles out, ends, or the server drains."""
+        if self._draining:
+            return None
+        seconds = self._limits.header_seconds if first else self._limits.idle_seconds
+        request: h11.Request | None = None
+        with trio.move_on_after(seconds) as scope:
+            self._idle.add(scope)
+            try:
+                request = await connection.next_request()
+            finally:
+                self._idle.discard(scope)
+        return request
+
+
+async def _close(stream: trio.abc.Stream) -> None:
+    with trio.move_on_after(1):
+        await stream.aclose()
+
+
+class _Connection:
+    """One client's connection: requests one after another, each run beside a watcher that notices the client leaving."""
+
+    def __init__(
+        self, app: AsgiApp, stream: trio.abc.Stream, listener: Listener, limits: HttpLimits, observe: Observer, server: HttpServer
+    ) -> None:
+        self._app = app
+        self._stream = stream
+        self._listener = listener
+        self._limits = limits
+        self._observe = observe
+        self._server = server
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header_bytes)
+
+    async def run(self) -> None:
+        first = True
+        while True:
+            try:
+                request = await self._server.wait_request(self, first)
+                if request is None:
+                    return
+                body = await self._read_body(request)
+                await self._exchange(request, body)
+            except h11.RemoteProtocolError as error:
+                await self._refuse(error.error_status_hint or 400, str(error))
+                return
+            except _Refused as refused:
+                await self._refuse(refused.status, refused.message)
+                return
+            if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+                return
+            self._http.start_next_cycle()
+            first = False
+
+    async def next_request(self) -> h11.Request | None:
+        event = await self._next_event()
+        if isinstance(event, h11.Request):
+            if len(list(event.headers)) > self._limits.header_fields:
+                raise _Refused(431, f"more than {self._limits.header_fields} header fields")
+            return event
+        return None
+
+    async def _next_event(self) -> object:
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                self._http.receive_data(await self._stream.receive_some(_READ_BYTES))
+                continue
+            return event
+
+    async def _read_body(self, request: h11.Request) -> bytes:
+        if any(name == b"content-encoding" for name, _ in request.headers):
+            raise _Refused(415, "compressed request bodies are not accepted")
+        if any(name == b"expect" and value.lower() == b"100-continue" for name, value in request.headers):
+            await self._stream.send_all(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+        body = bytearray()
+        started = trio.current_time()
+        while True:
+            deadline = started + self._limits.header_seconds + len(body) / self._limits.body_floor
+            with trio.move_on_at(deadline) as scope:
+                event = await self._next_event()
+            if scope.cancelled_caught:
+                raise _Refused(408, "the request body came too slowly")
+            if isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > self._limits.body_bytes:
+                    raise _Refused(413, f"the request body is over {self._limits.body_bytes} bytes")
+            elif isinstance(event, h11.EndOfMessage):
+                return bytes(body)
+            else:
+                raise _Refused(400, "the request body ended early")
+
+    async def _exchange(self, request: h11.Request, body: bytes) -> None:
+        scope = self._scope(request)
+        exchange = _Exchange(self._http, self._stream, body, request.method == b"HEAD")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, exchange, nursery.cancel_scope)
+            try:
+                await self._app(scope, exchange.receive, exchange.send)
+            except Exception as error:  # noqa: BLE001 - one request's bug must not end the daemon's API
+                log.error("request failed", path=scope["path"], error=repr(error))
+                if exchange.status:
+                    raise trio.BrokenResourceError from None
+                await self._refuse(500, "internal error")
+                exchange.status, exchange.finished = 500, True
+            nursery.cancel_scope.cancel()
+        self._observe(scope, exchange.status if exchange.finished else 499)
+        if exchange.left:
+            raise trio.BrokenResourceError
+
+    async def _watch(self, exchange: "_Exchange", request_scope: trio.CancelScope) -> None:
+        """While the app runs, the only thing a client may do is leave (or send its next request early)."""
+        held = 0
+        while held <= self._limits.header_bytes:
+            try:
+                received = await self._stream.receive_some(_READ_BYTES)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                received = b""
+            if not received:
+                exchange.left = True
+                request_scope.cancel()
+                return
+            self._http.receive_data(received)
+            held += len(received)
+
+    async def _refuse(self, status: int, message: str) -> None:
+        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        body = (
+            b'{"error":{"message":%s,"type":"invalid_request_error","code":"bad_request","param":null}}' % _json_string(message)
+        )
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        reply = self._http.send(h11.Response(status_code=status, headers=headers)) or b""
+        reply += self._http.send(h11.Data(data=body)) or b""
+        reply += self._http.send(h11.EndOfMessage()) or b""
+        with trio.move_on_after(1):
+            await self._stream.send_all(reply)
+
+    def _scope(self, request: h11.Request) -> Scope:
+        target, _, query = request.target.partition(b"?")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": request.http_version.decode("ascii"),
+            "method": request.method.decode("ascii"),
+            "scheme": "http",
+            "path": target.decode("ascii", "replace"),
+            "raw_path": target,
+            "query_string": query,
+            "root_path": "",
+            "headers": [(bytes(name), bytes(value)) for name, value in request.headers],
+            "client": None,
+            "server": None,
+            "state": {"listener": self._listener},
+        }
+
+
+class _Exchange:
+    """The ASGI side of one request: `receive` yields the body once, `send` writes through h11."""
+
+    def __init__(self, http: h11.Connection, stream: trio.abc.Stream, body: bytes, head: bool) -> None:
+        self._http = http
+        self._stream = stream
+        self._body: bytes | None = body
+        self._head = head
+        self._started: AsgiMessage | None = None
+        self.status = 0
+        self.left = False
+        self.finished = False
+
+    async def receive(self) -> AsgiMessage:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def send(self, message: AsgiMessage) -> None:
+        if message["type"] == "http.response.start":
+            self._started = message
+            return
+        payload = b""
+        if self._started is not None:
+            started, self._started = self._started, None
+            self.status = started["status"]
+            headers = [*started.get("headers", ()), (b"server", b"swarmd")]
+            payload += self._http.send(h11.Response(status_code=self.status, headers=headers)) or b""
+        body = cast("bytes", message.get("body", b""))
+        if body and not self._head:
+            payload += self._http.send(h11.Data(data=bytes(body))) or b""
+        if not message.get("more_body", False):
+            payload += self._http.send(h11.EndOfMessage()) or b""
+        if payload:
+            await self._stream.send_all(payload)
+        self.finished = not message.get("more_body", False)
+
+
+def _json_string(text: str) -> bytes:
+    import json
+
+    return json.dumps(text).encode()

@@ -1,0 +1,74 @@
+"""Server-sent events for an answer in progress: opens the ask, turns each event into text, and ends it if the client leaves."""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+
+import msgspec
+import trio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from daemon.api.backend import AskEvent
+from daemon.api.errors import ApiError, error_object, error_response, of_remote
+from protocol.wire.errors import RemoteError
+
+KEEP_ALIVE_SECONDS = 15.0
+"""A comment line at this interval keeps proxies and clients from timing out on a long round."""
+
+
+def sse(value: object, event: str | None = None) -> bytes:
+    """One server-sent event."""
+    name = f"event: {event}\n".encode() if event else b""
+    return name + b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+class AskStream(Response):
+    """Streams `render(event)` for every event of an ask; an error before the first event is a plain HTTP error."""
+
+    def __init__(
+        self,
+        events: AbstractAsyncContextManager[AsyncIterator[AskEvent]],
+        render: Callable[[AskEvent], Iterable[bytes]],
+        closing: bytes = b"",
+    ) -> None:
+        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
+        self._events = events
+        self._render = render
+        self._closing = closing
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with self._events as events:
+                while (event := await self._next(events, send)) is not None:
+                    await self._write(send, b"".join(self._render(event)))
+        except RemoteError as error:
+            await self._fail(scope, receive, send, of_remote(error))
+            return
+        await self._write(send, self._closing, last=True)
+
+    async def _next(self, events: AsyncIterator[AskEvent], send: Send) -> AskEvent | None:
+        """The next event, with comment lines while there is none; the iterator must lose nothing when a wait is cancelled."""
+        event: AskEvent | None = None
+        waiting = True
+        while waiting:
+            with trio.move_on_after(KEEP_ALIVE_SECONDS) as wait:
+                event = await anext(events, None)
+            waiting = wait.cancelled_caught
+            if waiting and self._started:
+                await self._write(send, b": waiting\n\n")
+        return event
+
+    async def _write(self, send: Send, payload: bytes, last: bool = False) -> None:
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if payload or last:
+            await send({"type": "http.response.body", "body": payload, "more_body": not last})
+
+    async def _fail(self, scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
+        if not self._started:
+            await error_response(error)(scope, receive, send)
+            return
+        await self._write(send, sse(error_object(error), "error"), last=True)

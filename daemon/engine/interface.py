@@ -1,0 +1,74 @@
+"""What the daemon asks of any engine, and what an engine says of itself. Decides nothing about peers."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from protocol.job import FinishReason, Job, Turn, Usage
+
+
+class EngineState(StrEnum):
+    """STARTING until a warm-up completion returned; READY; RESTARTING after a crash; FAILED needs a person."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What is served. `config_digest` is the hex SHA-256 over weights hash, dtype, quantization, engine and version."""
+
+    name: str
+    config_digest: str
+    context_tokens: int
+    engine: str
+    engine_version: str
+    judge_prompt: str
+    """"compact" (the shipped tiny models) or "instructed" (a general chat model)."""
+    slots: int
+    """Requests the engine serves at once; more are queued or refused by the daemon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a completion: text, or (in the last one) why it ended and what it used."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class EngineError(Exception):
+    """The engine could not do it. The message is one clear sentence without paths of this box."""
+
+
+class Engine(Protocol):
+    """One model. `generate` is a context manager so that leaving it, also by cancellation, stops the engine's work within 1 s."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def reason(self) -> str:
+        """Why the state is not READY, in one sentence; "" when it is."""
+
+    @property
+    def model(self) -> ModelDescription | None:
+        """None until first ready."""
+
+    def generate(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        """Stream the completion of `job`; raises EngineError."""
+
+    async def choose(self, turns: Sequence[Turn], choices: Sequence[str]) -> tuple[float, ...]:
+        """Natural-log probability of each one-token choice as the next turn, normalised over the choices; raises EngineError."""
+
+    async def run(self) -> None:
+        """Start, supervise and restart the engine until cancelled; leaves no process and no socket file behind."""
+
+    async def wait_ready(self) -> None:
+        """Return once READY; raises EngineError once FAILED."""

@@ -1,0 +1,110 @@
+"""The only view of the network that the rest of the daemon has: peers, streams, paths, gossip and records. No libp2p type leaks."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from protocol.wire.ids import PeerId
+
+
+class PathKind(StrEnum):
+    """How a peer is reached now."""
+
+    DIRECT = "direct"
+    PUNCHED = "punched"
+    MAPPED = "mapped"
+    RELAYED = "relayed"
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A live connection: its kind, transport ("tcp"), remote multiaddr, round trip in seconds (None: unknown) and start (trio clock)."""
+
+    kind: PathKind
+    transport: str
+    address: str
+    rtt: float | None
+    since: float
+    inbound: bool
+
+
+class TransportError(Exception):
+    """The network could not do it (unreachable, closed, reset, refused). The message is one clear sentence."""
+
+
+class Stream(Protocol):
+    """One ordered, bidirectional byte stream to an authenticated peer. Cancelling any call never harms the connection."""
+
+    @property
+    def peer(self) -> PeerId: ...
+
+    async def receive_some(self) -> bytes:
+        """The next bytes (at most 256 KiB), b"" once the peer finished; raises TransportError on reset or loss."""
+
+    async def send_all(self, payload: bytes) -> None:
+        """Queue `payload` for the connection's writer; waits while 1 MiB is queued; raises TransportError on loss."""
+
+    async def aclose(self) -> None:
+        """Finish our direction and release the stream."""
+
+    async def reset(self) -> None:
+        """Drop both directions at once."""
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+"""Serves one inbound stream. Whatever it raises ends that stream alone and is counted."""
+
+GossipHandler = Callable[[PeerId, bytes], bool]
+"""(author, payload) -> whether the payload is valid and may travel on. Synchronous and quick; False costs the author."""
+
+PeerListener = Callable[[PeerId, bool], None]
+"""(peer, connected): called when the first path to a peer opens and when the last one is gone."""
+
+RecordValidator = Callable[[str, bytes], bool]
+"""(key, value) -> whether a DHT value may stand under that key."""
+
+RecordChooser = Callable[[str, Sequence[bytes]], int]
+"""(key, values) -> the index of the value that wins."""
+
+
+class Transport(Protocol):
+    """The mesh as one peer sees it. Two implementations: libp2p, and the in-memory mesh of tests/sim."""
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    def addresses(self) -> tuple[str, ...]:
+        """Multiaddrs to give to others, each ending in /p2p/<our id>; interface addresses, never 0.0.0.0; relay addresses last."""
+
+    def paths(self) -> Mapping[PeerId, Path]:
+        """The best live path of every connected peer."""
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str] = ()) -> None:
+        """Reach `peer` (known addresses are tried too); at once if connected; raises TransportError. Bound by 10 s."""
+
+    async def disconnect(self, peer: PeerId) -> None: ...
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
+        """A new stream to `peer`, connecting first where needed; raises TransportError."""
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        """Serve inbound streams of `protocol`."""
+
+    def listen_to_peers(self, listener: PeerListener) -> None: ...
+
+    async def subscribe(self, topic: str, handler: GossipHandler) -> None: ...
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Gossip `payload` (at most 64 KiB) to every subscriber; no error where nobody listens."""
+
+    async def put_record(self, key: str, value: bytes) -> None:
+        """Store a DHT record (at most 8 KiB) under "/swarmd/<kind>/<name>"; raises TransportError where nobody could take it."""
+
+    async def get_record(self, key: str) -> bytes | None: ...
+
+    async def provide(self, key: str) -> None:
+        """Say in the DHT that we provide `key`."""
+
+    async def find_providers(self, key: str) -> Mapping[PeerId, tuple[str, ...]]:
+        """Peers that provide `key`, with their known multiaddrs; strangers' claims, so confirm before use."""

@@ -1,0 +1,1 @@
+"""How a peer is reached: addresses, paths and their choice. Pure; owns no socket."""

@@ -1,0 +1,67 @@
+"""What a user asks, as peers pass it to each other: bounded, typed, and with no field an engine could be harmed by."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+import msgspec
+
+from protocol.wire.codec import Message
+from protocol.wire.errors import Code, RemoteError
+from protocol.wire.ids import MODEL_PATTERN
+from protocol.wire.limits import MAX_PROMPT_BYTES, MAX_TOKENS
+
+MAX_TURNS = 256
+MAX_STOPS = 4
+
+StopText = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
+class Role(StrEnum):
+    """Who speaks in a turn (OpenAI chat roles that every engine knows)."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class Turn(Message, frozen=True):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class Sampling(Message, frozen=True):
+    """How an engine samples. Milli-units keep the wire free of floats: temperature_milli 700 is 0.7."""
+
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)] = 256
+    temperature_milli: Annotated[int, msgspec.Meta(ge=0, le=2000)] = 0
+    top_p_milli: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1000
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
+    stop: Annotated[tuple[StopText, ...], msgspec.Meta(max_length=MAX_STOPS)] = ()
+
+
+class Job(Message, frozen=True):
+    """What a user asks. `model` is a model's name, or "" for any."""
+
+    turns: Annotated[tuple[Turn, ...], msgspec.Meta(min_length=1, max_length=MAX_TURNS)]
+    sampling: Sampling = Sampling()
+    model: Annotated[str, msgspec.Meta(pattern=f"^$|{MODEL_PATTERN}")] = ""
+
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Usage(Message, frozen=True):
+    """Tokens of one completion."""
+
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    completion_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+def check_job(job: Job) -> Job:
+    """`job` itself, or RemoteError(oversized) where its turns hold more than MAX_PROMPT_BYTES of UTF-8."""
+    size = sum(len(turn.content.encode()) for turn in job.turns)
+    if size > MAX_PROMPT_BYTES:
+        raise RemoteError(Code.OVERSIZED, f"the prompt has {size} bytes where {MAX_PROMPT_BYTES} are allowed")
+    return job

@@ -1,0 +1,84 @@
+"""MessagePack of typed structs, and length-prefixed frames. Decides what bytes are well formed; never what they mean."""
+
+from collections.abc import Hashable
+from functools import cache
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from protocol.wire.errors import Code, RemoteError, malformed
+from protocol.wire.limits import MAX_FRAME_BYTES
+
+_encoder = msgspec.msgpack.Encoder()
+
+T = TypeVar("T")
+
+LENGTH_BYTES = 4
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of every wire message: an array of fields in declared order. Fields are appended with a default, never moved.
+
+    A subclass repeats `frozen=True`, which the type checker needs to see.
+    """
+
+
+@cache
+def _decoder(kind: Hashable) -> "msgspec.msgpack.Decoder[Any]":
+    return msgspec.msgpack.Decoder(kind)
+
+
+def encode(value: object) -> bytes:
+    """MessagePack bytes of a `Message` (or a plain value made of them)."""
+    return _encoder.encode(value)
+
+
+def decode(kind: type[T], raw: bytes | memoryview, limit: int = MAX_FRAME_BYTES) -> T:
+    """Decode `raw` into exactly `kind`; raises RemoteError(oversized | malformed).
+
+    A typed decode refuses a bomb of nested arrays at its first byte.
+    """
+    if len(raw) > limit:
+        raise RemoteError(Code.OVERSIZED, f"{len(raw)} bytes where {limit} are allowed")
+    try:
+        value: T = _decoder(cast("Hashable", kind)).decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise malformed(f"not a {getattr(kind, '__name__', kind)}: {str(error)[:120]}") from None
+    return value
+
+
+def frame(payload: bytes) -> bytes:
+    """`payload` behind its length (4 bytes, big endian)."""
+    if len(payload) > MAX_FRAME_BYTES:
+        raise RemoteError(Code.OVERSIZED, f"a frame of {len(payload)} bytes where {MAX_FRAME_BYTES} are allowed")
+    return len(payload).to_bytes(LENGTH_BYTES, "big") + payload
+
+
+class FrameReader:
+    """Cuts a byte stream into frames; holds at most one unfinished frame of `limit` bytes."""
+
+    def __init__(self, limit: int = MAX_FRAME_BYTES) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, received: bytes) -> list[bytes]:
+        """The frames completed by `received`; raises RemoteError(oversized) as soon as a length claims more than the limit."""
+        self._buffer += received
+        frames: list[bytes] = []
+        start = 0
+        while len(self._buffer) - start >= LENGTH_BYTES:
+            size = int.from_bytes(self._buffer[start : start + LENGTH_BYTES], "big")
+            if size > self._limit:
+                raise RemoteError(Code.OVERSIZED, f"a frame claims {size} bytes where {self._limit} are allowed")
+            end = start + LENGTH_BYTES + size
+            if len(self._buffer) < end:
+                break
+            frames.append(bytes(self._buffer[start + LENGTH_BYTES : end]))
+            start = end
+        del self._buffer[:start]
+        return frames
+
+    @property
+    def pending(self) -> int:
+        """Bytes held of an unfinished frame."""
+        return len(self._buffer)
