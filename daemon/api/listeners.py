@@ -24,7 +24,7 @@ class UnixListener:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._inode = 0
+        self._identity: tuple[int, int] | None = None
 
     async def open(self) -> trio.SocketListener:
         """Bind and listen; raises ListenError for a path that is too long, in the wrong hands or in use."""
@@ -43,13 +43,13 @@ class UnixListener:
         finally:
             os.umask(previous)
         listening.listen(_BACKLOG)
-        self._inode = os.stat(path).st_ino
+        self._identity = _identity(path)
         return trio.SocketListener(trio.socket.from_stdlib_socket(listening))
 
     def remove(self) -> None:
         """Unlink the socket file, unless another daemon has put its own there."""
         try:
-            if self._inode and os.lstat(self.path).st_ino == self._inode:
+            if self._identity is not None and _identity(str(self.path)) == self._identity:
                 os.unlink(self.path)
         except OSError:
             return
@@ -73,6 +73,12 @@ class UnixListener:
             raise ListenError(f"another daemon answers on {self.path}; stop it (swarmd stop) or use another --data-dir")
         finally:
             probe.close()
+
+
+def _identity(path: str) -> tuple[int, int]:
+    # The change time too: a file system gives a removed socket's inode number to the next one.
+    status = os.lstat(path)
+    return status.st_ino, status.st_ctime_ns
 
 
 def _check_folder(folder: Path) -> None:

@@ -145,6 +145,8 @@ class _Connection:
         if isinstance(event, h11.Request):
             if len(list(event.headers)) > self._limits.header_fields:
                 raise _Refused(431, f"more than {self._limits.header_fields} header fields")
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                raise _Refused(400, "a request has one length, not two")
             return event
         return None
 

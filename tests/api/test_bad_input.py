@@ -1,0 +1,206 @@
+"""What no client may do to the local API: each is refused with its status, nothing else changes, and the next request is served."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from daemon.api.listeners import ListenError, UnixListener, open_tcp
+from daemon.api.server import HttpLimits
+
+pytestmark = pytest.mark.live
+
+OK = b'{"messages":[{"role":"user","content":"x"}]}'
+
+
+def post(body: bytes, headers: bytes = b"", path: bytes = b"/v1/chat/completions", kind: bytes = b"application/json") -> bytes:
+    length = b"content-length: %d\r\n" % len(body)
+    return b"POST " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: " + kind + b"\r\n" + length + headers + b"\r\n" + body
+
+
+def chat(fields: bytes) -> bytes:
+    return post(OK[:-1] + b"," + fields + b"}")
+
+
+BAD = {
+    "not json": (post(b"{"), 400, b"not valid JSON"),
+    "json nested 100,000 deep": (post(b'{"messages":' + b"[" * 100_000), 400, b"not valid JSON"),
+    "a bomb inside an unknown field": (chat(b'"zzz":' + b"[" * 50_000 + b"]" * 50_000), 400, b""),
+    "NaN": (chat(b'"temperature":NaN'), 400, b"not valid JSON"),
+    "5,000 digits": (chat(b'"seed":' + b"9" * 5000), 400, b""),
+    "wrong type": (chat(b'"temperature":"hot"'), 400, b"temperature"),
+    "temperature over 2": (chat(b'"temperature":1e308'), 400, b"temperature"),
+    "negative max_tokens": (chat(b'"max_tokens":-1'), 400, b"max_tokens"),
+    "a billion tokens": (chat(b'"max_tokens":1000000000'), 400, b"max_tokens"),
+    "n=2": (chat(b'"n":2'), 400, b'"param":"n"'),
+    "tools": (chat(b'"tools":[{"type":"function"}]'), 400, b'"param":"tools"'),
+    "logprobs": (chat(b'"logprobs":true'), 400, b'"param":"logprobs"'),
+    "an unknown field": (chat(b'"chat_template":"x"'), 400, b'"param":"chat_template"'),
+    "five stops": (chat(b'"stop":["a","b","c","d","e"]'), 400, b"stop"),
+    "an empty stop": (chat(b'"stop":""'), 400, b"stop"),
+    "no messages": (post(b'{"messages":[]}'), 400, b"messages"),
+    "only blanks": (post(b'{"messages":[{"role":"user","content":"  "}]}'), 400, b"empty"),
+    "an unknown role": (post(b'{"messages":[{"role":"root","content":"x"}]}'), 400, b"role"),
+    "an image": (post(b'{"messages":[{"role":"user","content":[{"type":"image_url","image_url":"http://x"}]}]}'), 400, b""),
+    "a flag as a model": (chat(b'"model":"--trust-remote-code"'), 404, b"not a model"),
+    "a path as a model": (chat(b'"model":"../../etc/passwd"'), 404, b"not a model"),
+    "a prompt over 256 KiB": (post(b'{"messages":[{"role":"user","content":"' + b"x" * (257 << 10) + b'"}]}'), 413, b"bytes"),
+    "a body over 1 MiB": (post(b" " * ((1 << 20) + 1)), 413, b"bytes"),
+    "a form": (post(b"a=b", kind=b"application/x-www-form-urlencoded"), 415, b"application/json"),
+    "a compressed body": (post(OK, b"content-encoding: gzip\r\n"), 415, b"compressed"),
+    "both lengths": (post(OK, b"transfer-encoding: chunked\r\n"), 400, b""),
+    "two content types": (post(OK, b"content-type: text/plain\r\n"), 400, b"twice"),
+    "101 headers": (b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 100 + b"\r\n", 431, b"header"),
+    "17 KiB of headers": (b"GET /health HTTP/1.1\r\nhost: x\r\na: " + b"b" * (17 << 10), 431, b""),
+    "not http": (b"\x00\x01\x02\x03 nonsense\r\n\r\n", 400, b""),
+    "an unknown path": (b"GET /nope HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 404, b"not_found"),
+    "a wrong method": (b"DELETE /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 405, b""),
+    "an unknown field in ask": (post(b'{"prompt":"x","zzz":1}', path=b"/swarmd/v1/ask"), 400, b"zzz"),
+    "ask with neither prompt nor messages": (post(b"{}", path=b"/swarmd/v1/ask"), 400, b"prompt"),
+    "ask of a peer that is no peer": (post(b'{"prompt":"x","peer":"you"}', path=b"/swarmd/v1/ask"), 400, b"peer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_refused_and_still_serving(api: Any, case: str) -> None:
+    request, status, mentions = BAD[case]
+    reply = await api.raw(request)
+    assert reply.startswith(b"HTTP/1.1 %d " % status), reply[:200]
+    assert mentions in reply
+    assert not api.backend.asked
+    assert (await api.raw(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ("host: 127.0.0.1:{port}", 200),
+        ("host: localhost:{port}", 200),
+        ("host: evil.example", 421),
+        ("host: 127.0.0.1.evil.example:{port}", 421),
+        ("host: 127.0.0.1:1", 421),
+        ("host: 127.0.0.1:{port}\r\norigin: https://evil.example", 403),
+        ("host: 127.0.0.1:{port}\r\norigin: null", 403),
+    ],
+)
+async def test_loopback_refuses_rebound_and_foreign_pages(api: Any, headers: str, status: int) -> None:
+    request = f"GET /v1/models HTTP/1.1\r\n{headers}\r\nconnection: close\r\n\r\n".format(port=api.port).encode()
+    assert (await api.raw(request, "tcp")).startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_control_is_on_the_socket_alone(api: Any) -> None:
+    stop = b"POST /swarmd/v1/stop HTTP/1.1\r\nhost: 127.0.0.1:%d\r\nconnection: close\r\n\r\n" % api.port
+    assert (await api.raw(stop, "tcp")).startswith(b"HTTP/1.1 403 ")
+    assert not api.backend.stopped
+    assert (await api.raw(stop)).startswith(b"HTTP/1.1 200 ")
+    assert api.backend.stopped
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [("", 401), ("authorization: Bearer wrong\r\n", 401), ("authorization: Basic s3cret\r\n", 401), ("authorization: Bearer s3cret\r\n", 200)],
+)
+async def test_a_key_is_required_where_one_is_set(start_api: Any, header: str, status: int) -> None:
+    api = await start_api(key="s3cret")
+    request = f"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1:{api.port}\r\n{header}connection: close\r\n\r\n".encode()
+    assert (await api.raw(request, "tcp")).startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_slow_headers_and_slow_bodies_give_their_place_back(start_api: Any) -> None:
+    api = await start_api(limits=HttpLimits(clients=2, header_seconds=0.2, idle_seconds=0.2))
+    slow = [await trio.open_unix_socket(str(api.socket)) for _ in range(2)]
+    await slow[0].send_all(b"GET /health HTT")
+    await slow[1].send_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nx")
+    with trio.fail_after(3):
+        assert await slow[0].receive_some() == b""
+        assert b"408" in await slow[1].receive_some()
+        while not (await api.raw(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).startswith(b"HTTP/1.1 200"):
+            await trio.sleep(0.01)
+    for stream in slow:
+        await stream.aclose()
+
+
+async def test_pipelined_requests_are_served_in_order(api: Any) -> None:
+    reply = await api.raw(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 2 + b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert reply.count(b"HTTP/1.1 200") == 3
+    assert reply.index(b"alive") < reply.index(b"reasons")
+
+
+async def test_ready_says_why_not(api: Any) -> None:
+    api.backend.reasons = ("no bootstrap answers",)
+    reply = await api.raw(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert reply.startswith(b"HTTP/1.1 503")
+    assert b"no bootstrap answers" in reply
+
+
+async def test_draining_closes_idle_connections(api: Any) -> None:
+    idle = await trio.open_unix_socket(str(api.socket))
+    await idle.send_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert b"alive" in await idle.receive_some()
+    api.server.drain()
+    with trio.fail_after(1):
+        assert await idle.receive_some() == b""
+    await idle.aclose()
+
+
+@pytest.fixture
+def folder() -> Any:
+    path = Path(f"/tmp/swarmd-door-{os.getpid()}")
+    path.mkdir(mode=0o700)
+    yield path
+    for entry in path.iterdir():
+        entry.unlink()
+    path.rmdir()
+
+
+async def test_the_socket_is_private_and_removed_only_while_ours(folder: Path) -> None:
+    door = UnixListener(folder / "api.sock")
+    listener = await door.open()
+    assert stat.S_IMODE(os.lstat(door.path).st_mode) & 0o077 == 0
+    with pytest.raises(ListenError, match="another daemon answers"):
+        await UnixListener(door.path).open()
+    await listener.aclose()
+    second = UnixListener(door.path)
+    fresh = await second.open()  # the first one's file is stale now, and is replaced
+    door.remove()
+    assert door.path.exists()
+    second.remove()
+    assert not door.path.exists()
+    await fresh.aclose()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "long", "open", "missing"])
+async def test_a_socket_path_in_the_wrong_hands_is_refused(folder: Path, kind: str) -> None:
+    path = folder / "api.sock"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "link":
+        path.symlink_to(folder / "elsewhere")
+    elif kind == "long":
+        path = folder / ("x" * 120)
+    elif kind == "open":
+        folder.chmod(0o755)
+    else:
+        path = folder / "nowhere" / "api.sock"
+    with pytest.raises(ListenError) as caught:
+        await UnixListener(path).open()
+    assert str(caught.value).count("\n") == 0
+    if kind == "file":
+        assert path.read_text() == "precious"
+
+
+async def test_a_busy_port_and_an_open_address_are_refused_by_name() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=rf"port {port} .*api\.listen"):
+            await open_tcp("127.0.0.1", port, False)
+    with pytest.raises(ListenError, match=r"api\.key_file"):
+        await open_tcp("0.0.0.0", 0, False)
+    with pytest.raises(ListenError, match="not an IP address"):
+        await open_tcp("example.org", 0, False)

@@ -1,0 +1,121 @@
+"""The OpenAI surface as its users meet it: the real `openai` client over loopback and curl over the Unix socket."""
+
+import json
+import shutil
+from typing import Any
+
+import openai
+import pytest
+import trio
+
+from protocol.wire.errors import Code, RemoteError
+
+pytestmark = pytest.mark.live
+
+
+def _client(api: Any) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key="unused", max_retries=0)
+
+
+async def test_openai_client_whole(api: Any) -> None:
+    def call() -> Any:
+        with _client(api) as client:
+            return client.chat.completions.create(model="tiny-all", messages=[{"role": "user", "content": "add 40 2"}], seed=3)
+
+    reply = await trio.to_thread.run_sync(call)
+    assert reply.choices[0].message.content == "forty two"
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage.total_tokens == 5
+    assert api.backend.asked[0].job.model == "tiny-all"
+    assert api.backend.asked[0].job.sampling.seed == 3
+
+
+async def test_openai_client_streamed_with_usage(api: Any) -> None:
+    def call() -> list[Any]:
+        with _client(api) as client:
+            options: Any = {"include_usage": True}
+            messages: Any = [{"role": "user", "content": "hi"}]
+            return list(client.chat.completions.create(model="tiny-all", messages=messages, stream=True, stream_options=options))
+
+    chunks = await trio.to_thread.run_sync(call)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "forty two"
+    assert chunks[-1].usage.completion_tokens == 2
+
+
+async def test_openai_client_completions_and_models(api: Any) -> None:
+    def call() -> tuple[Any, list[str]]:
+        with _client(api) as client:
+            return client.completions.create(model="tiny-all", prompt="hi"), [model.id for model in client.models.list()]
+
+    reply, models = await trio.to_thread.run_sync(call)
+    assert reply.choices[0].text == "forty two"
+    assert models == ["tiny-all", "swarm/rank", "swarm/majority"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_round_model_returns_the_ranking_beside_the_answer(api: Any, stream: bool) -> None:
+    def call() -> Any:
+        with _client(api) as client:
+            messages: Any = [{"role": "user", "content": "hi"}]
+            reply: Any = client.chat.completions.create(model="swarm/rank", messages=messages, stream=stream)
+            return list(reply)[-1] if stream else reply
+
+    last = await trio.to_thread.run_sync(call)
+    assert last.swarm["round"] == {"round_id": "ab", "winner": 0}
+    assert api.backend.asked[0].strategy == "rank"
+
+
+async def test_openai_client_sees_typed_errors(api: Any) -> None:
+    api.backend.error = RemoteError(Code.NOT_FOUND, "no peer serves nope")
+
+    def call() -> None:
+        with _client(api) as client:
+            client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "hi"}])
+
+    with pytest.raises(openai.NotFoundError, match="no peer serves nope"):
+        await trio.to_thread.run_sync(call)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "retry"),
+    [(Code.OVERLOADED, 503, True), (Code.DEADLINE, 504, False), (Code.GONE, 502, False), (Code.REFUSED, 403, False)],
+)
+async def test_mesh_errors_become_http(api: Any, code: Code, status: int, retry: bool) -> None:
+    api.backend.error = RemoteError(code, "no", retry_after=3.0 if retry else None)
+    body = b'{"messages":[{"role":"user","content":"x"}]}'
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    request += b"content-length: %d\r\n\r\n" % len(body)
+    reply = await api.raw(request + body)
+    assert reply.startswith(b"HTTP/1.1 %d" % status)
+    assert (b"retry-after: 3" in reply) is retry
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_curl_over_the_unix_socket(api: Any) -> None:
+    url = "http://x/v1/chat/completions"
+    body = '{"messages":[{"role":"user","content":"hi"}],"stream":true}'
+    command = ["curl", "-sN", "--unix-socket", str(api.socket), url, "-H", "Content-Type: application/json", "-d", body]
+    done = await trio.run_process(command, capture_stdout=True)
+    lines = [line[6:] for line in done.stdout.decode().splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    words = [json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1]]
+    assert "".join(words) == "forty two"
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+async def test_a_client_that_leaves_stops_the_work(api: Any, stream: str) -> None:
+    api.backend.endless = True
+    body = b'{"messages":[{"role":"user","content":"hi"}],"stream":%s}' % stream.encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    client = await trio.open_unix_socket(str(api.socket))
+    await client.send_all(head + body)
+    with trio.fail_after(2):
+        while not api.backend.running:
+            await trio.sleep(0.01)
+    await client.aclose()
+    with trio.fail_after(1):
+        while api.backend.running:
+            await trio.sleep(0.01)
+    assert api.backend.cancelled == 1
+    assert api.statuses == [499]
