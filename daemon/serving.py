@@ -1,4 +1,4 @@
-"""Serves this node's engine, to peers over RPC and to the local user alike: admission by bounded slots, then tokens as they come."""
+"""Serves this node's engine to peers and to the local user alike: admission by bounded slots, then tokens as they come."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,15 +15,14 @@ from protocol.wire.errors import Code, RemoteError
 QUEUE_SECONDS = 5.0
 """The longest wait for a slot; beyond it another peer serves sooner than we do."""
 
-QUEUE_PER_SLOT = 4
-"""Requests that may wait for each slot; more are told at once to go elsewhere."""
-
 
 class Serving:
     """Admission and generation on one engine. `busy` counts what runs and what waits, as offers and presence report it."""
 
-    def __init__(self, engine: Engine | None, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine | None, queue: int, metrics: Metrics) -> None:
+        """`queue` is how many requests may wait for a slot; more are told at once to go elsewhere."""
         self._engine = engine
+        self._queue = queue
         self._metrics = metrics
         self._limiter: trio.CapacityLimiter | None = None
         self.busy = 0
@@ -98,7 +97,7 @@ class Serving:
         slots = engine.model.slots if engine.model is not None else 1
         if self._limiter is None:
             self._limiter = trio.CapacityLimiter(slots)
-        if self.busy >= slots * (1 + QUEUE_PER_SLOT):
+        if self.busy >= slots + self._queue:
             raise RemoteError(Code.OVERLOADED, "every slot is busy and the queue is full", retry_after=1.0)
         self.busy += 1
         try:

@@ -46,7 +46,7 @@ class Job(Message, frozen=True):
 
     turns: Annotated[tuple[Turn, ...], msgspec.Meta(min_length=1, max_length=MAX_TURNS)]
     sampling: Sampling = Sampling()
-    model: Annotated[str, msgspec.Meta(pattern=f"^$|{MODEL_PATTERN}")] = ""
+    model: Annotated[str, msgspec.Meta(pattern=rf"^\Z|{MODEL_PATTERN}")] = ""
 
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -47,6 +47,10 @@ class EngineError(Exception):
     """The engine could not do it. The message is one clear sentence without paths of this box."""
 
 
+class EngineRefused(EngineError):
+    """This job will never fit this engine, such as a prompt beyond its context: the asker's fault."""
+
+
 class Engine(Protocol):
     """One model. `generate` is a context manager so that leaving it, also by cancellation, stops the engine's work within 1 s."""
 

@@ -1,4 +1,4 @@
-"""The only view of the network that the rest of the daemon has: peers, streams, paths, gossip and records. No libp2p type leaks."""
+"""The only view of the network that the daemon has: peers, streams, paths, gossip and records. No libp2p type leaks."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ class PathKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A live connection: its kind, transport ("tcp"), remote multiaddr, round trip in seconds (None: unknown) and start (trio clock)."""
+    """A live connection to a peer.
+
+    `transport` is such as "tcp", `address` the remote multiaddr, `rtt` in seconds (None: unknown), `since` on the trio clock.
+    """
 
     kind: PathKind
     transport: str
@@ -75,7 +78,7 @@ class Transport(Protocol):
     def peer_id(self) -> PeerId: ...
 
     def addresses(self) -> tuple[str, ...]:
-        """Multiaddrs to give to others, each ending in /p2p/<our id>; interface addresses, never 0.0.0.0; relay addresses last."""
+        """Multiaddrs for others, each ending in /p2p/<our id>: interface addresses, never 0.0.0.0; relay addresses last."""
 
     def paths(self) -> Mapping[PeerId, Path]:
         """The best live path of every connected peer."""

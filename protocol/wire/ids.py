@@ -16,9 +16,9 @@ PeerId = NewType("PeerId", str)
 Hash = NewType("Hash", bytes)
 """A SHA-256 digest, 32 bytes."""
 
-PeerIdField = Annotated[str, msgspec.Meta(pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$", max_length=52)]
+PeerIdField = Annotated[str, msgspec.Meta(pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}\Z", max_length=52)]
 HashField = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
+MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z"
 ModelField = Annotated[str, msgspec.Meta(pattern=MODEL_PATTERN, max_length=MAX_NAME_CHARS)]
 
 # libp2p peer-ids spec: identity multihash (0x00), 36 bytes, of protobuf {Type: Ed25519 (1), Data: 32 bytes}.

@@ -1,0 +1,58 @@
+# Every promise is a command: `make help` lists them. Needs make, git, a C compiler and Python 3.11 or later; the rest it installs itself.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check wheel models test-vllm lock clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(VENV)/.installed ## start a mesh of seven daemons here and ask it a question
+	$(BIN)/swarmd demo $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the default suite
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.installed-dev ## lint, types and import contracts
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: $(VENV)/.installed-dev ## build the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+models: $(VENV)-models/.installed ## train the shipped models anew (about ten minutes on two cores)
+	$(VENV)-models/bin/python -m models.recipe
+
+$(VENV)-models/.installed: models/recipe/requirements.txt
+	$(PYTHON) -m venv $(VENV)-models
+	$(VENV)-models/bin/python -m pip install --quiet --disable-pip-version-check -r models/recipe/requirements.txt
+	@touch $@
+
+test-vllm: $(VENV)/.installed-dev ## run the tests that need vLLM, with the `vllm` that is on the PATH or named by SWARMD_TEST_VLLM
+	$(BIN)/pytest -m vllm $(ARGS)
+
+lock: $(VENV)/.installed-dev ## write requirements.lock from what is installed
+	$(BIN)/python deploy/lock.py > requirements.lock
+
+clean: ## remove what was built; the virtual environment stays
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# fastecdsa, which libp2p needs, is compiled at installation: say what is missing before pip fails on it.
+$(VENV)/bin/python:
+	@PYTHON='$(PYTHON)' sh deploy/prerequisites.sh
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(PIP) --constraint requirements.lock -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(PIP) --constraint requirements.lock -e '.[dev]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,55 @@
+"""Proofs that an issuer signed two histories of one epoch. Decides what proves that; the replica decides what follows."""
+
+from typing import Annotated
+
+import msgspec
+
+from crdt_store.claims import SignedClaim, open_claim
+from protocol.wire.codec import Message
+from protocol.wire.errors import malformed
+from protocol.wire.ids import PeerId
+from protocol.wire.limits import MAX_CLAIM_BYTES
+
+RawClaim = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_CLAIM_BYTES)]
+
+
+class ForkProof(Message, frozen=True):
+    """Two signed claims of one issuer that no honest issuer signs both; anyone can check them."""
+
+    first: RawClaim
+    second: RawClaim
+
+
+class Fork(msgspec.Struct, frozen=True):
+    """A verified proof: from `epoch` on nothing that `issuer` says stands."""
+
+    issuer: PeerId
+    epoch: int
+    seq: int
+    proof: ForkProof
+
+
+def contradict(first: SignedClaim, second: SignedClaim) -> bool:
+    """Whether one honest log cannot hold both: two claims in one place, or a claim that denies the one before it.
+
+    The second form matters: a replica that meets only the tail of another branch has its proof at once, without a search
+    for the place where the branches part.
+    """
+    a, b = first.claim, second.claim
+    if (a.issuer, a.epoch) != (b.issuer, b.epoch):
+        return False
+    if a.seq == b.seq:
+        return first.hash != second.hash
+    return b.seq == a.seq + 1 and b.previous != first.hash
+
+
+def fork_of(first: SignedClaim, second: SignedClaim) -> Fork:
+    """The fork that two contradicting claims prove; raises RemoteError(malformed) where they do not contradict."""
+    if not contradict(first, second):
+        raise malformed("two claims that fit one log prove no fork")
+    return Fork(PeerId(first.claim.issuer), first.claim.epoch, first.claim.seq, ForkProof(first.raw, second.raw))
+
+
+def open_proof(proof: ForkProof) -> Fork:
+    """Verify a proof from a peer; raises RemoteError(malformed | oversized | bad_signature)."""
+    return fork_of(open_claim(proof.first), open_claim(proof.second))

@@ -1,0 +1,179 @@
+"""Claims in an SQLite file. Decides how bytes reach the disk and which file is refused; knows nothing of merging.
+
+Our own claims are written with synchronous=FULL: in WAL mode SQLite then syncs at every commit, so that no power loss can make
+us sign an old seq again. Copies of others' claims use NORMAL, which may lose the latest commits and costs a hundredth.
+"""
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from crdt_store.claims import SignedClaim
+from crdt_store.forks import ForkProof
+from crdt_store.own_log import next_epoch
+from crdt_store.replica import Forked
+from crdt_store.store import Change, StorageError, Stored
+from protocol.wire.ids import PeerId
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x73776D64
+""""swmd": tells our file from any other SQLite file."""
+
+_SCHEMA = (
+    "CREATE TABLE epochs (issuer TEXT PRIMARY KEY, epoch INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE claims (issuer TEXT, epoch INTEGER, seq INTEGER, own INTEGER NOT NULL, raw BLOB NOT NULL,"
+    " checksum BLOB NOT NULL, PRIMARY KEY (issuer, epoch, seq)) WITHOUT ROWID",
+    "CREATE TABLE forks (issuer TEXT PRIMARY KEY, epoch INTEGER NOT NULL, first BLOB NOT NULL, second BLOB NOT NULL,"
+    " checksum BLOB NOT NULL) WITHOUT ROWID",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+
+class ClaimStorage:
+    """One file, one process: a second one that opens it is refused, because two writers of one log are a fork."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create `path` (0600); raises StorageError for a file that is damaged, foreign, newer, or in use."""
+        self._path = path
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=0.25, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"{path} cannot be opened: {_reason(error)}") from None
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self) -> None:
+        with self._faults():
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            version, application = self._pragma("user_version"), self._pragma("application_id")
+            new = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == version == application == 0
+        if not new and application != APPLICATION_ID:  # before anything is written into it
+            raise StorageError(f"{self._path} is an SQLite file, and not one of claims; name another path")
+        if version > SCHEMA_VERSION:
+            raise StorageError(f"{self._path} was written by a newer swarmd (schema {version}, known: {SCHEMA_VERSION}); upgrade")
+        with self._faults():
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("BEGIN IMMEDIATE").execute("COMMIT")  # takes the lock, which lasts until close
+            verdict = " ".join(self._db.execute("PRAGMA quick_check(1)").fetchone()[0].split())
+        if verdict != "ok":
+            raise self._damaged(verdict)
+        if new:
+            with self._transaction(durable=True):
+                for statement in _SCHEMA:
+                    self._db.execute(statement)
+
+    def open_epoch(self, issuer: PeerId, above: int, now_ms: int) -> int:
+        with self._transaction(durable=True):
+            kept, held = self._db.execute(
+                "SELECT (SELECT epoch FROM epochs WHERE issuer = ?1), (SELECT max(epoch) FROM claims WHERE issuer = ?1)",
+                (issuer,),
+            ).fetchone()
+            epoch = next_epoch(max(above, kept or 0, held or 0), now_ms)
+            self._db.execute("INSERT OR REPLACE INTO epochs VALUES (?, ?)", (issuer, epoch))
+        return epoch
+
+    def load(self) -> Stored:
+        """Every claim and proof whose checksum holds. A log that is damaged ends before the damage; peers give the rest again."""
+        claims: list[bytes] = []
+        cut: dict[tuple[str, int], int] = {}
+        damaged = 0
+        with self._faults(), closing(self._db.execute("SELECT issuer, epoch, seq, raw, checksum FROM claims")) as rows:
+            for issuer, epoch, seq, raw, checksum in rows:
+                if (issuer, epoch) in cut or _checksum(raw) != checksum:
+                    cut.setdefault((issuer, epoch), seq)
+                    damaged += 1
+                else:
+                    claims.append(raw)
+        proofs: list[ForkProof] = []
+        with self._faults():
+            for first, second, checksum in self._db.execute("SELECT first, second, checksum FROM forks").fetchall():
+                if _checksum(first, second) == checksum:
+                    proofs.append(ForkProof(first, second))
+                else:
+                    damaged += 1
+        if cut:
+            with self._transaction(durable=False):
+                self._db.executemany(
+                    "DELETE FROM claims WHERE issuer = ? AND epoch = ? AND seq >= ?",
+                    [(issuer, epoch, seq) for (issuer, epoch), seq in cut.items()],
+                )
+        return Stored(claims, proofs, damaged)
+
+    def append_own(self, entry: SignedClaim) -> None:
+        with self._transaction(durable=True):
+            self._db.execute("INSERT INTO claims VALUES (?, ?, ?, 1, ?, ?)", _row(entry))
+
+    def add_foreign(self, changes: Sequence[Change]) -> None:
+        with self._transaction(durable=False):
+            for change in changes:
+                if isinstance(change, Forked):
+                    fork, proof = change.fork, change.fork.proof
+                    self._db.execute("DELETE FROM claims WHERE issuer = ? AND epoch >= ? AND own = 0", (fork.issuer, fork.epoch))
+                    self._db.execute(
+                        "INSERT OR REPLACE INTO forks VALUES (?, ?, ?, ?, ?)",
+                        (fork.issuer, fork.epoch, proof.first, proof.second, _checksum(proof.first, proof.second)),
+                    )
+                else:
+                    issuer = change.entry.claim.issuer
+                    self._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, 0, ?, ?)", _row(change.entry))
+                    self._db.executemany(
+                        "DELETE FROM claims WHERE issuer = ? AND epoch = ? AND own = 0",
+                        [(issuer, epoch) for epoch in change.retired],
+                    )
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self, durable: bool) -> Iterator[None]:
+        with self._faults():
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Turns what SQLite reports into one clear sentence."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise StorageError(f"{self._path} is in use by another process; stop that one first") from None
+            raise StorageError(f"{self._path} cannot be read or written now: {_reason(error)}") from None
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(_reason(error)) from None
+
+    def _damaged(self, reason: str) -> StorageError:
+        return StorageError(
+            f"{self._path} is damaged ({reason}); move it away and start again: a new epoch begins, peers return their copies"
+        )
+
+    def _pragma(self, name: str) -> int:
+        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _row(entry: SignedClaim) -> tuple[str, int, int, bytes, bytes]:
+    return entry.claim.issuer, entry.claim.epoch, entry.claim.seq, entry.raw, _checksum(entry.raw)
+
+
+def _checksum(*parts: bytes) -> bytes:
+    """SQLite has no checksum of its own rows, and a flipped bit in a signature would make a forger of us."""
+    return hashlib.sha256(b"".join(parts)).digest()[:16]
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -1,0 +1,233 @@
+"""The node as the local API sees it: status, lists, and asks. Shapes what other parts know; decides no policy of its own."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from daemon.answer_stream import answer_stream
+from daemon.api.backend import AskEvent, AskRequest
+from daemon.asking import Asking
+from daemon.committee import Committee
+from daemon.membership import Membership
+from daemon.metrics import Metrics
+from daemon.reputation import Reputation
+from daemon.round_archive import RoundArchive
+from daemon.round_view import round_view
+from daemon.serving import Serving
+from daemon.transport.interface import Path, Transport
+from daemon.version import version
+from dht.standing import PeerView
+from protocol.round.transcript import replay
+from protocol.wire.errors import Code, RemoteError
+from protocol.wire.ids import PeerId, is_peer_id
+
+
+@dataclass(slots=True)
+class Life:
+    """What the whole process shares about itself. Times on trio's clock."""
+
+    epoch: int
+    started: float
+    socket: str
+    api_url: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    draining: bool = False
+    running: int = 0
+    begin_drain: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts that the API shows."""
+
+    transport: Transport
+    membership: Membership
+    serving: Serving
+    asking: Asking
+    committee: Committee
+    archive: RoundArchive
+    reputation: Reputation
+    metrics: Metrics
+
+
+class NodeBackend:
+    """Implements `daemon.api.backend.Backend`."""
+
+    def __init__(self, life: Life, parts: Parts) -> None:
+        self._life = life
+        self._parts = parts
+
+    def readiness(self) -> tuple[bool, tuple[str, ...]]:
+        """Whether a question could be answered now, and whether the mesh that the user named was joined."""
+        reasons = []
+        if self._life.draining:
+            reasons.append("the daemon is stopping")
+        engine = self._parts.serving.engine
+        if engine is not None and engine.reason:
+            reasons.append(f"the engine is not ready: {engine.reason}")
+        reasons += self._parts.membership.problems()
+        if not self._parts.membership.candidates(""):
+            reasons.append("no model answers: neither this peer nor any it knows serves one")
+        return not reasons, tuple(reasons)
+
+    async def status(self) -> dict[str, Any]:
+        parts = self._parts
+        ready, reasons = self.readiness()
+        state = "draining" if self._life.draining else "ready" if ready else "degraded"
+        return {
+            "version": version(),
+            "peer_id": parts.transport.peer_id,
+            "epoch": self._life.epoch,
+            "state": state,
+            "reasons": list(reasons),
+            "addresses": list(parts.transport.addresses()),
+            "uptime_s": round(trio.current_time() - self._life.started, 1),
+            "engine": self._engine(),
+            "mesh": {
+                "peers": len(parts.membership.peers()),
+                "connected": len(parts.transport.paths()),
+                "bootstrap": parts.membership.bootstrap(),
+            },
+            "relay": {"reservations": [address for address in parts.transport.addresses() if "/p2p-circuit" in address]},
+            "api": {"socket": self._life.socket, "url": self._life.api_url},
+            "counters": parts.membership.counters(),
+        }
+
+    async def peers(self) -> dict[str, Any]:
+        paths = self._parts.transport.paths()
+        known = {view.peer: view for view in self._parts.membership.peers()}
+        rows = [_peer_row(view, paths.get(view.peer)) for view in known.values()]
+        rows += [_connected_row(peer, path) for peer, path in paths.items() if peer not in known]
+        return {"peers": sorted(rows, key=lambda row: str(row["peer_id"]))}
+
+    async def models(self) -> dict[str, Any]:
+        return {"models": self._parts.membership.models()}
+
+    async def rounds(self) -> dict[str, Any]:
+        rows = [
+            {
+                "round_id": note.round_id,
+                "created": note.created,
+                "strategy": note.strategy,
+                "state": note.state,
+                "reason": note.reason,
+                "question": note.question,
+                "winner": note.winner,
+                "members": note.members,
+                "verdict_hash": note.verdict_hash,
+                "requested": note.requested,
+            }
+            for note in self._parts.archive.notes()
+        ]
+        return {"rounds": rows}
+
+    async def round(self, round_id: str) -> dict[str, Any]:
+        note = self._parts.archive.find(round_id)
+        raw = self._parts.archive.transcript(note)
+        return round_view(note, await trio.to_thread.run_sync(replay, raw), len(raw))
+
+    async def verify(self, round_id: str) -> dict[str, Any]:
+        """Replay the stored transcript and compare with the verdict that was recorded when the round closed."""
+        note = self._parts.archive.find(round_id)
+        raw = self._parts.archive.transcript(note)
+        reply = {"round_id": note.round_id, "verdict_hash": note.verdict_hash, "replayed_hash": None, "ok": False, "reason": ""}
+        try:
+            replayed = await trio.to_thread.run_sync(replay, raw)
+        except RemoteError as error:
+            return reply | {"reason": f"the transcript does not hold: {error.message}"}
+        replayed_hash = replayed.verdict_hash.hex() if replayed.verdict_hash is not None else None
+        if replayed.round.hex() != note.round_id:
+            return reply | {"replayed_hash": replayed_hash, "reason": "the transcript is of another round"}
+        same = replayed_hash == note.verdict_hash
+        reason = "" if same else "the replay gives another verdict than the one recorded"
+        return reply | {"replayed_hash": replayed_hash, "ok": same, "reason": reason, "attested_by": list(replayed.attested_by)}
+
+    async def config(self) -> dict[str, Any]:
+        return dict(self._life.settings)
+
+    async def reputation(self, peer_id: str | None) -> dict[str, Any]:
+        if peer_id is not None and not is_peer_id(peer_id):
+            raise RemoteError(Code.MALFORMED, f"{peer_id[:64]!r} is not a peer id (12D3KooW...)")
+        return self._parts.reputation.view(peer_id)
+
+    async def stop(self) -> None:
+        self._life.begin_drain()
+
+    @asynccontextmanager
+    async def ask(self, request: AskRequest) -> AsyncIterator[AsyncIterator[AskEvent]]:
+        """Answer a question by its strategy; counted while it runs, so that a drain waits for it."""
+        if self._life.draining:
+            raise RemoteError(Code.OVERLOADED, "the daemon is stopping", retry_after=5.0)
+        work = self._parts.asking.route if request.strategy == "route" else self._parts.committee.ask
+        outcome = "cancelled"
+        started = trio.current_time()
+        self._life.running += 1
+        try:
+            async with answer_stream(lambda emit: work(request, emit), request.timeout_s) as events:
+                yield events
+            outcome = "ok"
+        except RemoteError as error:
+            outcome = str(error.code)
+            raise
+        finally:
+            self._life.running -= 1
+            self._parts.metrics.asks.labels(request.strategy, outcome).inc()
+            self._parts.metrics.ask_seconds.labels(request.strategy).observe(trio.current_time() - started)
+
+    def _engine(self) -> dict[str, Any] | None:
+        engine = self._parts.serving.engine
+        if engine is None:
+            return None
+        model = engine.model
+        return {
+            "state": str(engine.state),
+            "reason": engine.reason,
+            "model": model.name if model else None,
+            "config_digest": model.config_digest if model else None,
+            "engine": model.engine if model else None,
+            "version": model.engine_version if model else None,
+            "slots": model.slots if model else 0,
+            "busy": self._parts.serving.busy,
+        }
+
+
+def _path_row(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    return {
+        "kind": str(path.kind),
+        "transport": path.transport,
+        "address": path.address,
+        "rtt_ms": None if path.rtt is None else round(path.rtt * 1000, 2),
+        "age_s": round(trio.current_time() - path.since, 1),
+    }
+
+
+def _peer_row(view: PeerView, path: Path | None) -> dict[str, Any]:
+    offer = view.signed.offer if view.signed is not None else None
+    return {
+        "peer_id": view.peer,
+        "model": offer.model or None if offer else None,
+        "state": str(view.standing),
+        "path": _path_row(path),
+        "last_heard_s": round(view.silent, 1),
+        "epoch": view.epoch,
+        "slots": offer.slots if offer else 0,
+        "busy": view.busy,
+    }
+
+
+def _connected_row(peer: PeerId, path: Path) -> dict[str, Any]:
+    return {
+        "peer_id": peer,
+        "model": None,
+        "state": "connected",
+        "path": _path_row(path),
+        "last_heard_s": None,
+        "epoch": None,
+        "slots": 0,
+        "busy": 0,
+    }

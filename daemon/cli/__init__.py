@@ -1,0 +1,99 @@
+"""The command line: which commands there are, and what each failure says and exits with. Imports a command only when it is run.
+
+`swarmd --help` and `swarmd status` import neither trio nor libp2p: both take seconds, and a person waits.
+"""
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from daemon.cli.common import DEGRADED, FAILED, NO_DAEMON, REFUSED, USAGE, CommandFailed, Common, common_options
+from daemon.config import ConfigError
+from swarmd import ApiError, ClientError, NoDaemon
+
+__all__ = ["DEGRADED", "FAILED", "NO_DAEMON", "REFUSED", "USAGE", "cli", "main"]
+
+COMMANDS = {
+    "start": ("daemon.cli.start:start", "Run the daemon and serve a model."),
+    "stop": ("daemon.cli.stop:stop", "Stop the daemon after it finished what it is doing."),
+    "status": ("daemon.cli.status:status", "Show whether the daemon is ready, and if not, why."),
+    "ask": ("daemon.cli.ask:ask", "Ask one peer, or a committee that ranks its answers."),
+    "peers": ("daemon.cli.mesh:peers", "List the peers and how each is reached."),
+    "models": ("daemon.cli.mesh:models", "List the models that can be asked for."),
+    "reputation": ("daemon.cli.mesh:reputation", "Show what peers have signed about each other."),
+    "rounds": ("daemon.cli.rounds:rounds", "List the rounds that this peer took part in."),
+    "why": ("daemon.cli.rounds:why", "Explain a round's outcome."),
+    "verify": ("daemon.cli.rounds:verify", "Replay a round and compare the verdict to the bit."),
+    "config": ("daemon.cli.settings:config", "Show or check the configuration."),
+    "demo": ("daemon.cli.demo:demo", "Start a mesh on this box and ask it a question."),
+    "completion": ("daemon.cli.completion:completion", "Print the completion script for a shell."),
+    "version": ("daemon.cli.version:version", "Print the version."),
+}
+
+_REFUSALS = frozenset({"refused", "overloaded", "oversized"})
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@common_options
+@click.pass_context
+def cli(ctx: click.Context, /, socket: Path | None, data_dir: Path | None, config_file: Path | None) -> None:
+    """swarmd: a mesh of peers that serve their models to each other.
+
+    Exit codes: 0 ok, 1 failed, 2 wrong usage or configuration, 3 no daemon, 4 degraded, 5 refused.
+    """
+    ctx.obj = Common(socket, data_dir, config_file)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        code = cli.main(prog_name="swarmd", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output went away; nothing may be flushed at exit any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    except (ConfigError, ClientError, CommandFailed) as error:
+        click.echo(f"swarmd: {error}", err=True)
+        code = exit_code(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code that an error on purpose ends a command with."""
+    match error:
+        case CommandFailed():
+            return error.exit_code
+        case ConfigError():
+            return USAGE
+        case NoDaemon():
+            return NO_DAEMON
+        case ApiError() if error.code in _REFUSALS or error.status in (401, 403, 413, 429):
+            return REFUSED
+        case _:
+            return FAILED

@@ -1,0 +1,105 @@
+"""`swarmd ask`: puts a question to the mesh. The answer goes to standard output, progress and the ranking to standard error."""
+
+import sys
+from typing import Any
+
+import click
+
+from daemon.cli.common import CommandFailed, client_of, common_options, json_option
+from daemon.cli.rounds import show_round
+from daemon.cli.show import cell, number, print_json, prose
+
+MAX_INPUT_BYTES = 8 << 20
+"""Far beyond any prompt the daemon takes, so that its own limit gives the reason, and a pipe without end is still cut."""
+
+STRATEGIES = ("route", "majority", "rank")
+
+
+@click.command()
+@common_options
+@click.argument("question")
+@click.option("--strategy", type=click.Choice(STRATEGIES), default="route", show_default=True, help="One peer, or a committee.")
+@click.option("--committee", type=click.IntRange(2, 50), help="Members of the committee.")
+@click.option("--peer", metavar="ID", help="Ask this peer.")
+@click.option("--model", metavar="NAME", help="Ask a peer that serves this model.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="0 gives the likeliest answer.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for all of it.")
+@json_option
+def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **given: Any) -> None:
+    """Ask QUESTION ("-" reads it from standard input)."""
+    if given["committee"] and strategy == "route":
+        raise click.UsageError("--committee needs --strategy majority or rank")
+    if given["peer"] and strategy != "route":
+        raise click.UsageError("--peer asks one peer, so it goes with --strategy route")
+    prompt = _standard_input() if question == "-" else question
+    if not prompt.strip():
+        raise click.UsageError("the question is empty")
+    options = {name: given[name] for name in ("committee", "peer", "model", "max_tokens", "temperature")}
+    shown = _Shown(as_json)
+    for event in client_of(given).ask(prompt, strategy=strategy, timeout_s=timeout, **options):
+        shown.take(event.name, event.fields)
+
+
+class _Shown:
+    """What the person has seen so far."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self._live = sys.stderr.isatty()
+        self._printed = ""
+        self._progress = ""
+
+    def take(self, name: str, fields: dict[str, Any]) -> None:
+        if name == "token" and not self._as_json:
+            text = prose(str(fields.get("text", "")))
+            self._printed += text
+            click.echo(text, nl=False)
+            sys.stdout.flush()
+        elif name == "progress":
+            self._show_progress(fields)
+        elif name == "result":
+            self._clear_progress()
+            self._finish(fields)
+
+    def _finish(self, fields: dict[str, Any]) -> None:
+        if self._as_json:
+            print_json(fields)
+            return
+        if not self._printed:
+            self._printed = prose(str(fields.get("answer", "")))
+            click.echo(self._printed, nl=False)
+        if not self._printed.endswith("\n"):
+            click.echo()
+        sys.stdout.flush()
+        if fields.get("round"):
+            show_round(fields["round"], err=True)
+        else:
+            who = f"{cell(fields.get('peer_id'))} ({cell(fields.get('model'))})"
+            click.echo(f"answered by {who} in {number(fields.get('elapsed_s'), ' s', 1)}", err=True)
+
+    def _show_progress(self, fields: dict[str, Any]) -> None:
+        of = fields.get("of")
+        counts = ", ".join(f"{name} {fields.get(name, 0)}/{of}" for name in ("sealed", "revealed", "judged"))
+        line = f"{cell(fields.get('phase'))}: {counts}"
+        if line == self._progress:
+            return
+        self._progress = line
+        if self._live:
+            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+        else:
+            click.echo(line, err=True)
+
+    def _clear_progress(self) -> None:
+        if self._progress and self._live:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _standard_input() -> str:
+    raw = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    if len(raw) > MAX_INPUT_BYTES:
+        raise CommandFailed(f"standard input has more than {MAX_INPUT_BYTES >> 20} MiB")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise CommandFailed("standard input is not UTF-8") from None

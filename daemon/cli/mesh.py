@@ -1,0 +1,61 @@
+"""`swarmd peers`, `models` and `reputation`: who is there, what they serve, and what they signed about each other."""
+
+from pathlib import Path
+
+import click
+
+from daemon.cli.common import client_of, common_options, json_option
+from daemon.cli.show import ago, number, print_facts, print_json, print_table
+
+
+@click.command()
+@common_options
+@json_option
+def peers(as_json: bool, **given: Path | None) -> None:
+    """List the peers and how each is reached now."""
+    rows = client_of(given).peers()
+    if as_json:
+        print_json({"peers": rows})
+        return
+    table = []
+    for peer in rows:
+        path = peer.get("path") or {}
+        load = f"{peer['busy']}/{peer['slots']}" if peer.get("slots") is not None and peer.get("busy") is not None else "-"
+        reached = f"{path['kind']} {path.get('transport')}" if path.get("kind") else "-"
+        rtt, heard = number(path.get("rtt_ms"), " ms", 1), ago(peer.get("last_heard_s"))
+        table.append((peer.get("peer_id"), peer.get("state"), peer.get("model"), load, reached, rtt, heard))
+    print_table(("PEER", "STATE", "MODEL", "BUSY", "REACHED", "RTT", "HEARD"), table)
+
+
+@click.command()
+@common_options
+@json_option
+def models(as_json: bool, **given: Path | None) -> None:
+    """List the models that can be asked for."""
+    rows = client_of(given).models()
+    if as_json:
+        print_json({"models": rows})
+        return
+    table = []
+    for row in rows:
+        serving, builds = len(row.get("peers") or []), len(row.get("config_digests") or [])
+        table.append((row.get("name"), serving, row.get("slots_free"), "yes" if row.get("local") else "no", builds))
+    print_table(("MODEL", "PEERS", "FREE SLOTS", "HERE", "BUILDS"), table)
+
+
+@click.command()
+@common_options
+@click.argument("peer", required=False)
+@json_option
+def reputation(peer: str | None, as_json: bool, **given: Path | None) -> None:
+    """Show the claims this peer holds, or those about PEER."""
+    reply = client_of(given).reputation(peer)
+    if as_json:
+        print_json(reply)
+        return
+    counts = [(name, reply.get(name)) for name in ("claims", "issuers")]
+    print_facts([*counts, ("forks", len(reply.get("forks") or [])), ("set", reply.get("replica_hash"))])
+    claims = reply.get("claims_list") or []
+    if claims:
+        columns = ("issuer", "seq", "kind", "subject", "skill", "value", "evidence")
+        print_table([name.upper() for name in columns], ([claim.get(name) for name in columns] for claim in claims))

@@ -1,0 +1,90 @@
+"""`swarmd rounds`, `why` and `verify`: what committees did, why it came out so, and whether it replays."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daemon.cli.common import FAILED, client_of, common_options, json_option
+from daemon.cli.show import ago, cell, milli, print_facts, print_json, print_table
+
+UNRANKED = 1 << 30
+"""Sorts a class without a rank behind all others."""
+
+
+@click.command()
+@common_options
+@json_option
+def rounds(as_json: bool, **given: Path | None) -> None:
+    """List the rounds that this peer took part in."""
+    rows = client_of(given).rounds()
+    if as_json:
+        print_json({"rounds": rows})
+        return
+    table = []
+    for row in rows:
+        created = row.get("created")
+        age = ago(time.time() - created) if isinstance(created, int | float) else "-"
+        outcome = row.get("winner") if row.get("state") == "verdict" else row.get("reason")
+        facts = [row.get(name) for name in ("strategy", "state", "members")]
+        table.append((row.get("round_id"), age, *facts, _short(row.get("question")), _short(outcome)))
+    print_table(("ROUND", "AGE", "STRATEGY", "STATE", "MEMBERS", "QUESTION", "OUTCOME"), table)
+
+
+@click.command()
+@common_options
+@click.argument("round_id", metavar="ROUND")
+@json_option
+def why(round_id: str, as_json: bool, **given: Path | None) -> None:
+    """Explain the outcome of ROUND."""
+    reply = client_of(given).round(round_id)
+    if as_json:
+        print_json(reply)
+        return
+    show_round(reply)
+
+
+@click.command()
+@common_options
+@click.argument("round_id", metavar="ROUND")
+@json_option
+def verify(round_id: str, as_json: bool, **given: Path | None) -> int:
+    """Replay ROUND from its transcript; exits with 1 where the verdict differs in a single bit."""
+    reply = client_of(given, timeout=120.0).verify(round_id)
+    if as_json:
+        print_json(reply)
+    else:
+        result = "the same to the bit" if reply.get("ok") else f"DIFFERENT: {reply.get('reason') or 'no reason given'}"
+        hashes = [("verdict", reply.get("verdict_hash")), ("replayed", reply.get("replayed_hash"))]
+        print_facts([("round", reply.get("round_id")), *hashes, ("result", result)])
+    return 0 if reply.get("ok") else FAILED
+
+
+def show_round(reply: dict[str, Any], err: bool = False) -> None:
+    """Print a round for people: its classes of answers in their ranking, its members, and the reasons."""
+    click.echo(f"round {cell(reply.get('round_id'))}  {cell(reply.get('strategy'))}  {cell(reply.get('state'))}", err=err)
+    if reply.get("reason"):
+        click.echo(f"reason {cell(reply.get('reason'))}", err=err)
+    ranking = []
+    for row in sorted(reply.get("classes") or [], key=lambda row: row.get("rank") or UNRANKED):
+        weighed = (row.get("votes"), row.get("vote_weight"), milli(row.get("pair_wins_milli")), row.get("score"))
+        ranking.append((row.get("rank"), _short(row.get("answer"), 60), *weighed))
+    if ranking:
+        print_table(("RANK", "ANSWER", "VOTES", "VOTE WEIGHT", "PAIR WINS", "SCORE"), ranking, err)
+    members = []
+    for member in reply.get("members") or []:
+        spoke = ("yes" if member.get(name) else "no" for name in ("sealed", "revealed", "judged"))
+        members.append((member.get("peer_id"), member.get("model"), *spoke, member.get("class")))
+    if members:
+        print_table(("MEMBER", "MODEL", "SEALED", "REVEALED", "JUDGED", "CLASS"), members, err)
+    for reason in reply.get("why") or []:
+        click.echo(f"because {cell(reason)}", err=err)
+    if reply.get("verdict_hash"):
+        certainty = f"confidence {milli(reply.get('confidence_milli'))}, attested by {len(reply.get('attested_by') or [])}"
+        click.echo(f"verdict {cell(reply.get('verdict_hash'))}, {certainty}", err=err)
+
+
+def _short(value: object, limit: int = 40) -> str:
+    text = cell(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

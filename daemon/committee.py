@@ -1,0 +1,216 @@
+"""Answers the local user's questions by a round: whom to invite, for how long, and what becomes of the outcome."""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+import trio
+
+from crdt_store.claims import Kind
+from crdt_store.own_log import Statement
+from daemon.answer_stream import Emit
+from daemon.api.backend import AskRequest, Attempt, MemberProgress, ProgressEvent, ResultEvent
+from daemon.config import RoundConfig
+from daemon.metrics import Metrics
+from daemon.round_archive import Note, RoundArchive
+from daemon.round_view import round_view
+from daemon.rounds import Finished, Rounds
+from protocol.job import Job, Usage
+from protocol.round import events as ev
+from protocol.round.messages import Candidate, Durations, Header
+from protocol.round.transcript import Replayed, replay
+from protocol.wire.errors import Code, RemoteError
+from protocol.wire.ids import Hash, PeerId
+
+log = structlog.get_logger("swarmd.committee")
+
+MIN_COMMITTEE = 2
+"""One answer alone can be neither compared nor judged."""
+
+MAX_INVITED = 64
+"""Candidates of one round: the header names each, and no committee is larger than 50."""
+
+_QUESTION_CHARS = 200
+
+
+class Committee:
+    """Strategies "rank" and "majority". `candidates()` lists peers that serve a model, ourselves included."""
+
+    def __init__(  # noqa: PLR0913 - the parts a round needs, wired once
+        self,
+        rounds: Rounds,
+        archive: RoundArchive,
+        candidates: Callable[[], Sequence[Candidate]],
+        record: Callable[[Sequence[Statement]], None],
+        config: RoundConfig,
+        unix_ms: Callable[[], int],
+        metrics: Metrics,
+    ) -> None:
+        self._rounds = rounds
+        self._archive = archive
+        self._candidates = candidates
+        self._record = record
+        self._config = config
+        self._unix_ms = unix_ms
+        self._metrics = metrics
+        self._timings: dict[Hash, Mapping[str, int]] = {}
+        rounds.finished = self.finished
+
+    async def ask(self, request: AskRequest, emit: Emit) -> None:
+        """Run a round for `request`; raises RemoteError where no committee could be had or it came to no result."""
+        if request.peer is not None:
+            raise RemoteError(Code.UNSUPPORTED, "a round chooses its members itself; leave the peer out")
+        header = self._header(request)
+        watch = _Watch()
+        send, receive = trio.open_memory_channel[ProgressEvent](256)
+
+        def report(effect: ev.Progress | ev.Folded | Finished) -> None:
+            if isinstance(effect, ev.Progress):
+                watch.note(effect.phase)
+                try:
+                    send.send_nowait(_progress(effect))
+                except trio.WouldBlock:
+                    watch.skipped += 1  # a slow reader misses rows of the live table, never the result
+            elif isinstance(effect, Finished):
+                self._timings[effect.round] = watch.timings()
+
+        ended: list[Finished | RemoteError] = []
+
+        async def run() -> None:
+            async with send:
+                try:
+                    ended.append(await self._rounds.ask(header, report))
+                except RemoteError as error:
+                    ended.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            async for event in receive:
+                await emit(event)
+        if isinstance(ended[0], RemoteError):
+            raise ended[0]
+        await self._conclude(ended[0], watch, emit)
+
+    async def _conclude(self, finished: Finished, watch: "_Watch", emit: Emit) -> None:
+        outcome = finished.outcome
+        if isinstance(outcome, ev.NoResult):
+            raise RemoteError(Code.REFUSED, f"the round came to no result: {outcome.reason}")
+        replayed = replay(finished.transcript)
+        note = _note(finished, replayed, watch.timings())
+        winner = replayed.members[outcome.result.winner_seat]
+        attempts = tuple(Attempt(row.peer_id, "ok" if row.revealed else "no answer") for row in replayed.members)
+        tokens = sum(row.tokens for row in replayed.members)
+        view = round_view(note, replayed, len(finished.transcript))
+        await emit(
+            ResultEvent(
+                outcome.answer,
+                winner.peer_id,
+                winner.model,
+                finished.header.strategy,
+                "stop",
+                Usage(0, tokens),
+                attempts,
+                "round",
+                watch.elapsed(),
+                view,
+            )
+        )
+
+    def finished(self, finished: Finished) -> None:
+        """Keep the transcript of a round that closed, and, if we asked, say in claims what its members did."""
+        role = "requester" if finished.requested else "member"
+        self._metrics.rounds.labels(role, "verdict" if isinstance(finished.outcome, ev.Decided) else "no_result").inc()
+        try:
+            replayed = replay(finished.transcript)
+        except RemoteError as error:
+            log.error("a transcript of our own does not replay", round=finished.round.hex()[:12], reason=error.message)
+            return
+        self._archive.keep(_note(finished, replayed, self._timings.pop(finished.round, {})), finished.transcript)
+        if finished.requested:
+            self._record(_statements(replayed))
+
+    def _header(self, request: AskRequest) -> Header:
+        candidates = list(self._candidates())[:MAX_INVITED]
+        if len(candidates) < MIN_COMMITTEE:
+            raise RemoteError(
+                Code.NOT_FOUND, f"a committee needs {MIN_COMMITTEE} peers with a model and {len(candidates)} can be reached"
+            )
+        config = self._config
+        return Header(
+            job=Job(request.job.turns, request.job.sampling),
+            candidates=tuple(candidates),
+            nonce=secrets.token_bytes(32),
+            created_ms=self._unix_ms(),
+            strategy="majority" if request.strategy == "majority" else "rank",
+            committee=min(request.committee or config.committee, len(candidates)),
+            durations=Durations(
+                join_ms=config.draw_timeout_ms,
+                answer_ms=config.seal_timeout_ms,
+                reveal_ms=config.reveal_timeout_ms,
+                judge_ms=config.judge_timeout_ms,
+            ),
+        )
+
+
+class _Watch:
+    """When each phase began, in seconds on trio's clock."""
+
+    def __init__(self) -> None:
+        self._started = trio.current_time()
+        self._phases: dict[str, float] = {}
+        self.skipped = 0
+
+    def note(self, phase: str) -> None:
+        self._phases.setdefault(phase, trio.current_time())
+
+    def elapsed(self) -> float:
+        return trio.current_time() - self._started
+
+    def timings(self) -> dict[str, int]:
+        """Milliseconds that each phase took."""
+        names = list(self._phases)
+        ends = [*list(self._phases.values())[1:], trio.current_time()]
+        return {name: round((end - self._phases[name]) * 1000) for name, end in zip(names, ends, strict=True)}
+
+
+def _progress(effect: ev.Progress) -> ProgressEvent:
+    members = tuple(MemberProgress(member.peer_id, member.model, member.state) for member in effect.members)
+    return ProgressEvent(effect.phase, members, effect.sealed, effect.revealed, effect.judged, effect.of)
+
+
+def _note(finished: Finished, replayed: Replayed, timings: Mapping[str, int]) -> Note:
+    verdict = replayed.verdict_hash
+    return Note(
+        finished.round.hex(),
+        finished.header.created_ms / 1000,
+        finished.header.strategy,
+        "verdict" if verdict is not None else "no_result",
+        replayed.reason,
+        finished.header.job.turns[-1].content[:_QUESTION_CHARS],
+        replayed.winner,
+        len(replayed.members),
+        verdict.hex() if verdict is not None else None,
+        finished.requested,
+        timings,
+    )
+
+
+def _statements(replayed: Replayed) -> list[Statement]:
+    """What the requester can say of each member from the transcript alone; the verdict's hash is the evidence."""
+    result = replayed.result
+    if result is None or replayed.verdict_hash is None:
+        return []
+    evidence = replayed.verdict_hash
+    statements = []
+    for row in replayed.members:
+        peer = PeerId(row.peer_id)
+        if row.sealed and not row.revealed:
+            statements.append(Statement(peer, Kind.ROUND_ABORTED, evidence=evidence))
+        elif row.revealed and row.class_index is not None:
+            rank = result.classes[row.class_index].rank
+            statements.append(Statement(peer, Kind.ROUND_TOOK_PART, value=rank, evidence=evidence))
+    winner = PeerId(replayed.members[result.winner_seat].peer_id)
+    statements.append(Statement(winner, Kind.ROUND_WON, value=result.confidence_milli, evidence=evidence))
+    return statements
+
+

@@ -1,0 +1,19 @@
+"""What a person can set: the fields with their units and trades, where values come from, and what makes them valid."""
+
+from daemon.config.fields import ApiConfig, Config, EngineConfig, LimitsConfig, LogConfig, RelayConfig, RoundConfig
+from daemon.config.layers import ConfigError, Loaded, Origin, load, masked
+
+__all__ = [
+    "ApiConfig",
+    "Config",
+    "ConfigError",
+    "EngineConfig",
+    "LimitsConfig",
+    "Loaded",
+    "LogConfig",
+    "Origin",
+    "RelayConfig",
+    "RoundConfig",
+    "load",
+    "masked",
+]

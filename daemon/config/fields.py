@@ -1,0 +1,134 @@
+"""Every setting: its type, range, default, unit, and what raising or lowering it trades. Holds values; reads nothing."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from protocol.wire.limits import MAX_COMMITTEE, MAX_PROMPT_BYTES, MAX_TOKENS
+
+EngineKind = Literal["embedded", "vllm", "url", "none"]
+
+DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4711"
+DEFAULT_API = "127.0.0.1:4712"
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every group of settings."""
+
+
+class ApiConfig(Section, frozen=True):
+    """The OpenAI endpoint over TCP. The local socket has the same calls and needs none of this."""
+
+    listen: str = DEFAULT_API
+    """Address HOST:PORT of the OpenAI endpoint; port 0 picks a free one, "" turns it off."""
+    key_file: str = ""
+    """File (mode 0600) with the key that callers must send; required as soon as api.listen is not loopback."""
+
+
+class EngineConfig(Section, frozen=True):
+    """The model this peer serves, and what runs it."""
+
+    kind: Literal["auto", "embedded", "vllm", "url", "none"] = "auto"
+    """What runs the model; "auto" decides by engine.url and engine.model; "none" joins as a client."""
+    model: str = ""
+    """A .gguf file (embedded engine), an owner/name (vLLM), or the name of a shipped model; "" takes a shipped one."""
+    url: str = ""
+    """Base URL of an OpenAI-compatible server to serve from, such as http://127.0.0.1:8000/v1."""
+    key_file: str = ""
+    """File (mode 0600) with the key that the server at engine.url asks for."""
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """CPU threads of the embedded engine; 0 takes one per core, up to 8. More answer sooner, alone."""
+    slots: Annotated[int, Meta(ge=1, le=1024)] = 4
+    """Requests the engine runs at once; more raise throughput and slow down each of them."""
+    context_tokens: Annotated[int, Meta(ge=0, le=1 << 24)] = 0
+    """Prompt and answer together, in tokens; 0 takes the model's own. More needs more memory."""
+    extra_args: tuple[str, ...] = ()
+    """Arguments appended to the command line of vLLM; never taken from a peer or a request."""
+    vllm_command: Annotated[tuple[str, ...], Meta(min_length=1)] = ("vllm",)
+    """How vLLM is called, as a list; a full path serves one in a venv of its own."""
+
+    def chosen_kind(self) -> EngineKind:
+        """The engine that `kind` means: a URL is served from; a .gguf file or a bare name is embedded; owner/name is vLLM's."""
+        if self.kind != "auto":
+            return self.kind
+        if self.url:
+            return "url"
+        return "vllm" if "/" in self.model and not self.model.endswith(".gguf") else "embedded"
+
+
+class RelayConfig(Section, frozen=True):
+    """Relays carry the traffic of peers that cannot be reached directly."""
+
+    serve: bool = True
+    """Relay for others while we are reachable; costs bandwidth, helps the mesh."""
+    use: bool = True
+    """Be reached through relays while nothing better works; off leaves a box behind NAT unreachable."""
+
+
+class RoundConfig(Section, frozen=True):
+    """A committee's round. A phase ends early once everybody has spoken; the times bound the wait for those who do not."""
+
+    committee: Annotated[int, Meta(ge=2, le=MAX_COMMITTEE)] = 7
+    """Members that answer a question; more raise quality, cost and the time to the slowest."""
+    draw_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = 5_000
+    """Milliseconds to gather the committee."""
+    seal_timeout_ms: Annotated[int, Meta(ge=100, le=3_600_000)] = 30_000
+    """Milliseconds to answer and seal; slow models need more."""
+    reveal_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = 5_000
+    """Milliseconds to reveal what was sealed."""
+    judge_timeout_ms: Annotated[int, Meta(ge=100, le=3_600_000)] = 30_000
+    """Milliseconds to compare answers, seal and reveal ballots."""
+
+
+class LimitsConfig(Section, frozen=True):
+    """What one question, one peer and one local program may take. Lower ones protect; higher ones admit more."""
+
+    prompt_bytes: Annotated[int, Meta(ge=1, le=MAX_PROMPT_BYTES)] = MAX_PROMPT_BYTES
+    """Bytes of all messages of one question, as UTF-8; peers refuse more than the most."""
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] = MAX_TOKENS
+    """Tokens that one answer for a peer may have; bounds how long it holds an engine slot."""
+    queue: Annotated[int, Meta(ge=0, le=10_000)] = 16
+    """Requests that wait for an engine slot before peers are told to come back; more wait longer."""
+    connections: Annotated[int, Meta(ge=8, le=10_000)] = 128
+    """Connections to peers at once; each costs memory and heartbeats."""
+    peer_calls: Annotated[int, Meta(ge=1, le=1024)] = 8
+    """Calls of one peer that are served at once."""
+    local_clients: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Connections of local programs at once, socket and endpoint together."""
+    storage_mib: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
+    """Mebibytes on disk for claims and transcripts; older rounds go first."""
+
+
+class LogConfig(Section, frozen=True):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe line that is written."""
+    format: Literal["auto", "pretty", "json"] = "auto"
+    """"pretty" for people, "json" for collectors; "auto" asks whether it is a terminal."""
+
+
+class Config(Section, frozen=True):
+    """All settings of one daemon, checked."""
+
+    data_dir: Path
+    """Folder (mode 0700) of the key, the claims and the transcripts; one daemon at a time."""
+    runtime_dir: Path
+    """Folder (mode 0700) of the local socket and the engine's; its path must be short."""
+    listen: Annotated[tuple[str, ...], Meta(max_length=16)] = (DEFAULT_LISTEN,)
+    """Multiaddrs to listen on for peers; port 0 picks a free one, [] dials out only."""
+    join: Annotated[tuple[str, ...], Meta(max_length=256)] = ()
+    """Multiaddrs, each ending in /p2p/<peer id>, of peers to join the mesh through."""
+    api: ApiConfig = ApiConfig()
+    engine: EngineConfig = EngineConfig()
+    relay: RelayConfig = RelayConfig()
+    round: RoundConfig = RoundConfig()
+    limits: LimitsConfig = LimitsConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def socket_path(self) -> Path:
+        """Where local programs reach the daemon."""
+        return self.runtime_dir / "api.sock"

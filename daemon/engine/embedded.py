@@ -1,0 +1,118 @@
+"""The embedded engine: llama.cpp in a child of our own, on a private Unix socket, serving one GGUF file on the CPU or GPU."""
+
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from random import Random
+
+import daemon
+from daemon.engine.child import ChildCommand
+from daemon.engine.completions import CompletionClient, ServedModel
+from daemon.engine.dialect import LLAMA_CPP
+from daemon.engine.embedded_child import NO_ENGINE, NOT_A_MODEL
+from daemon.engine.gguf import GgufHead, read_head
+from daemon.engine.http_engine import HttpEngine, Serving
+from daemon.engine.interface import EngineError, ModelDescription
+from daemon.engine.lifecycle import LifecycleConfig
+from daemon.engine.private_folder import private_socket, record_path
+from daemon.engine.weights import WeightsHash
+from protocol.wire.ids import is_model_name, sha256
+
+_NAME = "llama.cpp"
+_USAGE_ERROR = 2
+_MAX_CONTEXT = 1 << 20
+DEFAULT_CONTEXT = 4096
+"""Tokens of one slot where the model allows more; the cache of a slot is paid for in memory whether used or not."""
+
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSettings:
+    """What the box's owner may choose. A `name` of "" is taken from the file; a `context_tokens` of 0 from the model."""
+
+    model: Path
+    name: str = ""
+    judge_prompt: str = "instructed"
+    threads: int = 1
+    slots: int = 4
+    context_tokens: int = 0
+
+
+def embedded_engine(settings: EmbeddedSettings, run_folder: Path, rng: Random) -> HttpEngine:
+    """Raises EngineError, before anything is started, for a file that is not a model or for settings that cannot work."""
+    head = read_head(settings.model)
+    name = settings.name or head.name
+    if not is_model_name(name):
+        raise EngineError("a model is named as name or owner/name, of letters, digits and . _ -")
+    if not (1 <= settings.threads <= 1024 and 1 <= settings.slots <= 64 and 0 <= settings.context_tokens <= _MAX_CONTEXT):
+        raise EngineError("the engine's threads, slots or context are out of range")
+    socket = private_socket(run_folder, "embedded")
+    key = secrets.token_urlsafe(32)
+    weights = WeightsHash(settings.model)
+
+    async def describe(client: CompletionClient, served: ServedModel) -> ModelDescription:
+        return await _describe(served, settings, head, weights)
+
+    return HttpEngine(
+        Serving(
+            open_client=lambda: CompletionClient(LLAMA_CPP, "http://engine", socket, key),
+            describe=describe,
+            dialect=LLAMA_CPP,
+            model_name=name,
+            slots=settings.slots,
+            command=_command(settings, name, head, socket, key),
+            lifecycle=LifecycleConfig(hopeless_codes=frozenset({None, NOT_A_MODEL, NO_ENGINE, _USAGE_ERROR})),
+        ),
+        rng,
+    )
+
+
+def _command(settings: EmbeddedSettings, name: str, head: GgufHead, socket: Path, key: str) -> ChildCommand:
+    context = settings.context_tokens or min(head.context_tokens or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    arguments = (
+        f"--model={settings.model.absolute()}",
+        f"--name={name}",
+        f"--socket={socket}",
+        f"--threads={settings.threads}",
+        f"--slots={settings.slots}",
+        f"--context={context}",
+        # One thread per request, as each stays in one until its answer ends, and two for probes.
+        f"--http-threads={settings.slots + 2}",
+    )
+    # The folder that holds our packages, be it the source tree or a wheel's own, is told rather than inherited.
+    packages = Path(daemon.__file__).parent.parent
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return ChildCommand(
+        argv=(sys.executable, "-P", "-m", "daemon.engine.embedded_child", *arguments),
+        environment={**environment, "PYTHONPATH": str(packages)},
+        socket=socket,
+        record=record_path(socket),
+        key=key,
+        name=_NAME,
+    )
+
+
+async def _describe(served: ServedModel, settings: EmbeddedSettings, head: GgufHead, weights: WeightsHash) -> ModelDescription:
+    engine_version = _xllamacpp_version()
+    reported = (served.meta or {}).get("n_ctx")
+    parts = (await weights.hex(), "gguf", head.quantization, _NAME, engine_version)
+    return ModelDescription(
+        name=served.id,
+        config_digest=sha256(*(part.encode() for part in parts)).hex(),
+        context_tokens=reported if isinstance(reported, int) and reported > 0 else settings.context_tokens or head.context_tokens,
+        engine=_NAME,
+        engine_version=engine_version,
+        judge_prompt=settings.judge_prompt,
+        slots=settings.slots,
+    )
+
+
+def _xllamacpp_version() -> str:
+    try:
+        return version("xllamacpp")
+    except PackageNotFoundError:
+        return "unknown"

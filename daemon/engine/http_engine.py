@@ -1,0 +1,206 @@
+"""An engine behind an OpenAI-compatible server: its state, slots, generation and choices. Knows not whose server it is."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+
+import structlog
+import trio
+
+from daemon.engine import dialect as wire
+from daemon.engine.child import ChildCommand
+from daemon.engine.completions import CompletionClient, ServedModel
+from daemon.engine.dialect import CompletionEvent, Dialect, FirstToken, Transcriber
+from daemon.engine.interface import Chunk, EngineError, EngineRefused, EngineState, ModelDescription
+from daemon.engine.lifecycle import LifecycleConfig, Stage
+from daemon.engine.supervisor import Supervisor
+from protocol.job import Job, Role, Turn
+
+_log = structlog.get_logger(__name__)
+_WARM_UP = (Turn(Role.USER, "1"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What one kind of engine needs beyond HTTP. Times in seconds."""
+
+    open_client: Callable[[], CompletionClient]
+    describe: Callable[[CompletionClient, ServedModel], Awaitable[ModelDescription]]
+    """Called after each warm-up; raises EngineError."""
+    dialect: Dialect
+    model_name: str
+    """As listed by the server; "" takes the first one listed."""
+    slots: int
+    command: ChildCommand | None
+    lifecycle: LifecycleConfig
+    health_timeout: float = 2.0
+    warm_up_timeout: float = 120.0
+
+
+class HttpEngine:
+    """The one implementation of `Engine`."""
+
+    def __init__(self, serving: Serving, rng: Random) -> None:
+        self._serving = serving
+        self._rng = rng
+        self._state = EngineState.STARTING
+        self._reason = "the engine is starting"
+        self._changed = trio.Event()
+        self._client: CompletionClient | None = None
+        self._listed: ServedModel | None = None
+        self._model: ModelDescription | None = None
+        self._slots = trio.CapacityLimiter(serving.slots)
+        self._supervisor: Supervisor | None = None
+        self._top = 0
+        self._said_clamped = False
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        return self._reason
+
+    @property
+    def model(self) -> ModelDescription | None:
+        return self._model
+
+    @property
+    def busy(self) -> int:
+        """Requests that the engine is working on now, 0..slots."""
+        return int(self._slots.borrowed_tokens)
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, or None while there is none."""
+        return None if self._supervisor is None else self._supervisor.pid
+
+    @property
+    def last_output(self) -> list[str]:
+        """The last lines that the child wrote, for the owner's report; may hold paths."""
+        return [] if self._supervisor is None else list(self._supervisor.tail)
+
+    @asynccontextmanager
+    async def generate(self, job: Job) -> AsyncGenerator[AsyncIterator[Chunk], None]:
+        """Stream the completion of `job`; the last chunk carries the finish reason and the usage. Raises EngineError."""
+        client, served = self._serving_now()
+        body = wire.completion_request(job, served.id, self._serving.dialect)
+        async with _borrowed(self._slots), client.stream(body) as events, aclosing(_chunks(events)) as chunks:
+            yield chunks
+
+    async def choose(self, turns: Sequence[Turn], choices: Sequence[str]) -> tuple[float, ...]:
+        """Natural-log probability of each one-token choice, normalised over the choices; raises EngineError."""
+        if len(choices) < 2 or len(set(choices)) < len(choices) or not all(choice.strip() == choice != "" for choice in choices):
+            raise EngineError("a choice needs two or more different words")
+        client, served = self._serving_now()
+        async with _borrowed(self._slots):
+            said = await self._first_token(client, served, turns, choices)
+            known = dict(said.logprobs)
+            if known and self._serving.dialect.constrains_raw:
+                for choice in wire.unlisted(said, choices):
+                    alone = await self._first_token(client, served, turns, (choice,))
+                    known |= {choice: alone.logprobs[choice]} if choice in alone.logprobs else {}
+        if not known and not self._said_clamped:
+            self._said_clamped = True
+            _log.warning("the engine gives no log-probabilities: judgements count its letter alone", model=served.id)
+        return wire.normalised(FirstToken(said.text, known), choices)
+
+    async def run(self) -> None:
+        """Start, supervise and restart the engine until cancelled; leaves no process and no socket file behind."""
+        supervisor = Supervisor(self._serving.command, self._probe, self._change, self._serving.lifecycle, self._rng)
+        self._supervisor = supervisor
+        try:
+            async with self._serving.open_client() as client:
+                self._client = client
+                await supervisor.run()
+        finally:
+            self._client = None
+            self._change(EngineState.STOPPED, "the engine was stopped")
+
+    async def wait_ready(self) -> None:
+        """Return once READY; raises EngineError once FAILED."""
+        while self._state is not EngineState.READY:
+            if self._state is EngineState.FAILED:
+                raise EngineError(self._reason)
+            await self._changed.wait()
+
+    async def wait_changed(self) -> None:
+        """Return at the next change of state or reason."""
+        await self._changed.wait()
+
+    def _change(self, state: EngineState, reason: str) -> None:
+        self._state, self._reason = state, reason
+        self._changed.set()
+        self._changed = trio.Event()
+        _log.info("engine", state=str(state), reason=reason)
+
+    def _serving_now(self) -> tuple[CompletionClient, ServedModel]:
+        if self._client is None or self._listed is None or self._state is not EngineState.READY:
+            raise EngineError(f"the engine is {self._state}")
+        return self._client, self._listed
+
+    async def _first_token(
+        self, client: CompletionClient, served: ServedModel, turns: Sequence[Turn], choices: Sequence[str]
+    ) -> FirstToken:
+        while True:
+            top = wire.TOP_LOGPROBS[self._top]
+            body = wire.choice_request(turns, choices, served.id, self._serving.dialect, top)
+            try:
+                async with client.stream(body) as events:
+                    return FirstToken.of([event async for event in events])
+            except EngineRefused:
+                if not top or self._serving.dialect.gives_logprobs:
+                    raise
+                self._top += 1
+
+    async def _probe(self, stage: Stage) -> None:
+        client = self._client
+        assert client is not None  # noqa: S101 - run() opens it before it probes
+        match stage:
+            case Stage.HEALTH:
+                await client.check_health(self._serving.health_timeout)
+            case Stage.MODELS:
+                self._listed = self._pick(await client.served_models(self._serving.health_timeout))
+            case Stage.WARM_UP:
+                await self._warm_up(client)
+
+    def _pick(self, listed: Sequence[ServedModel]) -> ServedModel:
+        wanted = self._serving.model_name
+        for model in listed:
+            if wanted in ("", model.id):
+                return model
+        raise EngineError(f"the server does not list the model {wanted}" if wanted else "the server lists no model")
+
+    async def _warm_up(self, client: CompletionClient) -> None:
+        assert self._listed is not None  # noqa: S101 - the MODELS stage passed
+        body = wire.choice_request(_WARM_UP, ("1", "2"), self._listed.id, self._serving.dialect, top=0)
+        try:
+            with trio.fail_after(self._serving.warm_up_timeout):
+                async with client.stream(body) as events:
+                    async for _ in events:
+                        pass
+                self._model = await self._serving.describe(client, self._listed)
+        except trio.TooSlowError:
+            raise EngineError(f"the first completion took more than {self._serving.warm_up_timeout:g} s") from None
+
+
+@asynccontextmanager
+async def _borrowed(limiter: trio.CapacityLimiter) -> AsyncGenerator[None, None]:
+    """One of the engine's slots; waits for a free one. Not tied to the task, which may hold a second one."""
+    holder = object()
+    await limiter.acquire_on_behalf_of(holder)
+    try:
+        yield
+    finally:
+        limiter.release_on_behalf_of(holder)
+
+
+async def _chunks(events: AsyncIterator[CompletionEvent]) -> AsyncGenerator[Chunk, None]:
+    transcriber = Transcriber()
+    async for event in events:
+        text = transcriber.text_of(event)
+        if text:
+            yield Chunk(text)
+    yield transcriber.last()

@@ -1,0 +1,46 @@
+"""Registers what the parts count for themselves, so that /metrics shows it. Reads; changes nothing."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from daemon.backend import Parts
+from daemon.calls import Calls
+from daemon.engine.interface import EngineState
+from daemon.metrics import Metrics
+from daemon.rounds import Rounds
+
+
+def register_gauges(metrics: Metrics, parts: Parts, calls: Calls, rounds: Rounds) -> None:
+    """Register every reading once. Labels are words of our own, never a peer's."""
+
+    def paths() -> dict[str, float]:
+        return _floats(Counter(str(path.kind) for path in parts.transport.paths().values()))
+
+    def peers() -> dict[str, float]:
+        return _floats(Counter(str(view.standing) for view in parts.membership.peers()))
+
+    def engine() -> dict[str, float]:
+        current = parts.serving.engine
+        return {str(state): float(current is not None and current.state is state) for state in EngineState}
+
+    def outcomes() -> dict[str, float]:
+        return {f"{side}/{method}/{outcome}": float(count) for (side, method, outcome), count in calls.outcomes.items()}
+
+    def breaches() -> dict[str, float]:
+        return _floats(calls.breaches)
+
+    def faults() -> dict[str, float]:
+        return _floats(rounds.faults)
+
+    metrics.read_gauge("swarmd_mesh_connections", "Connected peers by kind of path", "kind", paths)
+    metrics.read_gauge("swarmd_mesh_peers", "Known peers by state", "state", peers)
+    metrics.read_gauge("swarmd_engine_state", "1 for the state the engine is in", "state", engine)
+    metrics.read_gauge("swarmd_serving_busy", "Requests running or waiting", "kind", lambda: {"all": float(parts.serving.busy)})
+    metrics.read_gauge("swarmd_rounds_open", "Rounds not closed yet", "kind", lambda: {"all": float(rounds.open_rounds)})
+    metrics.read_counter("swarmd_rpc_calls", "Calls between peers by side/method/outcome", "call", outcomes)
+    metrics.read_counter("swarmd_rpc_breaches", "Links dropped because a peer broke the contract", "reason", breaches)
+    metrics.read_counter("swarmd_round_faults", "Round messages that broke the protocol", "reason", faults)
+
+
+def _floats(counts: Mapping[str, int]) -> dict[str, float]:
+    return {name: float(count) for name, count in counts.items()}

@@ -1,0 +1,340 @@
+"""Keeps this peer among the others: its heartbeats, the offer of its model while that answers, the directory of everybody."""
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from daemon.bootstrap import Bootstrap
+from daemon.calls import Calls, InboundCall
+from daemon.engine.interface import EngineState, ModelDescription
+from daemon.selector import Candidate
+from daemon.serving import Serving
+from daemon.transport.interface import Transport, TransportError
+from dht import directory, records
+from dht.offers import LIFETIME_MS, MAX_ADDRESSES, Offer, SignedOffer, sign_offer, withdraw
+from dht.presence import TOPIC, sign_presence
+from dht.standing import PeerView
+from protocol.round import messages as round_messages
+from protocol.wire.errors import Code, RemoteError
+from protocol.wire.ids import PeerId, short
+
+log = structlog.get_logger("swarmd.membership")
+
+OFFER_METHOD = "offer"
+
+MAX_WANTED = 64
+"""Peers that we connect to of our own accord; in a larger mesh the rest is dialled when it is needed."""
+
+_DIALS = 4
+_CALL_SECONDS = 10.0
+_ENGINE_CHECK_SECONDS = 0.25
+_DISCOVER_SECONDS = 60.0
+_PUBLISH_CHECK_SECONDS = 1.0
+_PUBLISH_RETRY_SECONDS = 10.0
+
+
+class Membership:
+    """The directory's driver. `wake` is its one timer; gossip, calls and connections are its senses."""
+
+    def __init__(  # noqa: PLR0913 - the senses and voices of one driver, wired once
+        self,
+        key: Ed25519PrivateKey,
+        epoch: int,
+        transport: Transport,
+        calls: Calls,
+        serving: Serving,
+        bootstrap: Bootstrap,
+        unix_ms: Callable[[], int],
+        rng: Random,
+    ) -> None:
+        self._key = key
+        self._epoch = epoch
+        self._me = transport.peer_id
+        self._transport = transport
+        self._calls = calls
+        self._serving = serving
+        self._bootstrap = bootstrap
+        self._unix_ms = unix_ms
+        self._rng = rng
+        self._directory = directory.Directory(self._me, epoch, lambda beat: sign_presence(beat, key), rng)
+        self._version = 0
+        self._own: SignedOffer | None = None
+        self._nursery: trio.Nursery | None = None
+        self._dials = trio.CapacityLimiter(_DIALS)
+        self._timer = trio.CancelScope()
+        self._wake = 0.0
+        self._published: str | None = None
+        self.met: Callable[[PeerId], None] = lambda _: None
+        self.lost: Callable[[PeerId], None] = lambda _: None
+        self.refused: dict[str, int] = {}
+
+    # ---- life
+
+    async def run(
+        self,
+        *,
+        task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED,  # type: ignore[name-defined]  # libp2p's trio-typing hides it
+    ) -> None:
+        """Take part until cancelled."""
+        self._calls.serve(OFFER_METHOD, self._serve_offer)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._transport.listen_to_peers(self._on_connection)
+            await self._transport.subscribe(TOPIC, self._on_gossip)
+            for peer in self._transport.paths():
+                self._on_connection(peer, True)
+            self._offer()
+            nursery.start_soon(self._watch_engine)
+            nursery.start_soon(self._discover)
+            nursery.start_soon(self._keep_published)
+            nursery.start_soon(self._keep_time)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def leave(self) -> None:
+        """Say goodbye: the signed leave, so that nobody has to wait for our silence."""
+        if self._own is None:
+            return
+        goodbye = sign_offer(withdraw(self._own.offer, self._unix_ms()), self._key)
+        for effect in self._directory.handle(directory.OwnOffer(goodbye, self._unix_ms()), trio.current_time()):
+            if isinstance(effect, directory.SendPresence):
+                await self._transport.publish(TOPIC, effect.payload)
+
+    # ---- what others ask of us
+
+    def candidates(self, model: str) -> list[Candidate]:
+        """Who could serve `model` ("" for any) now, ourselves included."""
+        found = []
+        own = self._own_model()
+        if own is not None and model in ("", own.name):
+            found.append(Candidate(self._me, own.name, own.slots, self._serving.busy, "local"))
+        paths = self._transport.paths()
+        for candidate in self._directory.candidates(model, trio.current_time()):
+            offer = candidate.signed.offer
+            path = paths.get(PeerId(offer.peer))
+            kind = "unknown" if path is None else str(path.kind)
+            rtt = None if path is None else path.rtt
+            found.append(Candidate(PeerId(offer.peer), offer.model, offer.slots, candidate.busy, kind, rtt))
+        return found
+
+    def committee(self) -> list[round_messages.Candidate]:
+        """Everybody who could sit in a round now, ourselves included."""
+        seats = []
+        own = self._own_model()
+        if own is not None:
+            seats.append(round_messages.Candidate(self._me, own.name, bytes.fromhex(own.config_digest)))
+        for candidate in self._directory.candidates("", trio.current_time()):
+            offer = candidate.signed.offer
+            seats.append(round_messages.Candidate(offer.peer, offer.model, bytes.fromhex(offer.config_digest)))
+        return seats
+
+    def peers(self) -> tuple[PeerView, ...]:
+        """Everybody we know of, but ourselves."""
+        return self._directory.peers(trio.current_time())
+
+    def models(self) -> list[dict[str, Any]]:
+        """The JSON of GET /swarmd/v1/models."""
+        rows: dict[str, dict[str, Any]] = {}
+        digests = {PeerId(seat.peer_id): seat.config_digest.hex() for seat in self.committee()}
+        for candidate in self.candidates(""):
+            row = rows.setdefault(
+                candidate.model, {"name": candidate.model, "peers": [], "config_digests": [], "local": False, "slots_free": 0}
+            )
+            row["peers"].append(candidate.peer)
+            row["local"] = row["local"] or candidate.path == "local"
+            row["slots_free"] += max(0, candidate.slots - candidate.busy)
+            if (digest := digests.get(candidate.peer)) and digest not in row["config_digests"]:
+                row["config_digests"].append(digest)
+        return sorted(rows.values(), key=lambda row: str(row["name"]))
+
+    def bootstrap(self) -> list[dict[str, Any]]:
+        """The bootstraps as `status` shows them."""
+        return self._bootstrap.view()
+
+    def problems(self) -> list[str]:
+        """What is wrong with our place in the mesh, a sentence each."""
+        problem = self._bootstrap.problem()
+        return [] if problem is None else [problem]
+
+    def call_failed(self, peer: PeerId) -> None:
+        """A call to `peer` failed: it is not asked again until it is heard of anew."""
+        self._handle(directory.CallFailed(peer))
+
+    def call_succeeded(self, peer: PeerId) -> None:
+        self._handle(directory.CallSucceeded(peer))
+
+    # ---- senses
+
+    def _on_connection(self, peer: PeerId, connected: bool) -> None:
+        if connected:
+            self._handle(directory.Connected(peer))
+            self.met(peer)
+            if self._nursery is not None and self._directory.offer_of(peer) is None:
+                self._nursery.start_soon(self._fetch, peer)
+        else:
+            self._handle(directory.Disconnected(peer))
+            self.lost(peer)
+
+    def _on_gossip(self, author: PeerId, payload: bytes) -> bool:
+        effects = self._directory.handle(directory.PresenceHeard(author, payload, self._unix_ms()), trio.current_time())
+        self._perform(effects)
+        return not any(isinstance(effect, directory.Refused) for effect in effects)
+
+    async def _serve_offer(self, call: InboundCall) -> bytes:
+        if self._own is None:
+            raise RemoteError(Code.NOT_FOUND, "no offer yet", retry_after=1.0)
+        return self._own.raw
+
+    async def _watch_engine(self) -> None:
+        """Offer the model while it answers, and stop offering it at once when it does not."""
+        while True:
+            await trio.sleep(_ENGINE_CHECK_SECONDS)
+            own = self._own_model()
+            if (own.config_digest if own is not None else None) != self._published:
+                self._offer()
+            self._handle(directory.Busy(self._serving.busy))
+
+    async def _discover(self) -> None:
+        """Ask the DHT for peers that gossip has not brought to us."""
+        while True:
+            if self._transport.paths():
+                try:
+                    providers = await self._transport.find_providers(records.ANY_KEY)
+                except TransportError as error:
+                    log.debug("the DHT could not be asked", reason=str(error))
+                    providers = {}
+                for peer, addresses in providers.items():
+                    if peer != self._me and self._directory.offer_of(peer) is None:
+                        await self._reach(peer, addresses)
+                await trio.sleep(_DISCOVER_SECONDS * self._rng.uniform(0.8, 1.2))
+            else:
+                await trio.sleep(1.0)
+
+    async def _keep_time(self) -> None:
+        while True:
+            with trio.CancelScope() as self._timer:
+                await trio.sleep_until(self._wake)
+                self._wake = trio.current_time() + 1.0  # unless the directory asks for another time
+                self._handle(directory.Tick(self._unix_ms()))
+
+    # ---- voices
+
+    def _handle(self, event: directory.Event) -> None:
+        self._perform(self._directory.handle(event, trio.current_time()))
+
+    def _perform(self, effects: "list[directory.Effect]") -> None:
+        nursery = self._nursery
+        for effect in effects:
+            match effect:
+                case directory.SendPresence(payload) if nursery is not None:
+                    nursery.start_soon(self._transport.publish, TOPIC, payload)
+                case directory.FetchOffer(peer) if nursery is not None:
+                    nursery.start_soon(self._fetch, peer)
+                case directory.RenewOffer():
+                    self._offer()
+                case directory.WakeAt(time):
+                    self._wake = time
+                    self._timer.cancel()
+                case directory.PeerJoined(peer):
+                    self._joined(peer)
+                case directory.PeerSuspect(peer, reason):
+                    log.info("peer is suspect", peer=short(peer), reason=reason)
+                case directory.PeerGone(peer, reason):
+                    log.info("peer is gone", peer=short(peer), reason=reason)
+                case directory.Refused(peer, error):
+                    self.refused[str(error.code)] = self.refused.get(str(error.code), 0) + 1
+                    log.debug("presence refused", peer=short(peer), reason=str(error))
+
+    def _joined(self, peer: PeerId) -> None:
+        log.info("peer joined", peer=short(peer))
+        known = self._directory.offer_of(peer)
+        if known is None or self._nursery is None:
+            return
+        self._bootstrap.met(peer, known.offer.addresses)
+        if len(self._transport.paths()) < MAX_WANTED:
+            self._nursery.start_soon(self._reach, peer, known.offer.addresses)
+
+    async def _reach(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        # The peer with the smaller id waits a moment, so that two that learn of each other do not both dial.
+        if self._me < peer:
+            await trio.sleep(0.5)
+        if peer in self._transport.paths():
+            return
+        async with self._dials:
+            try:
+                await self._transport.connect(peer, addresses)
+            except TransportError as error:
+                log.debug("a peer could not be reached", peer=short(peer), reason=str(error))
+
+    async def _fetch(self, peer: PeerId) -> None:
+        raw: bytes | None
+        try:
+            raw = await self._calls.unary(peer, OFFER_METHOD, b"", timeout=_CALL_SECONDS)
+        except RemoteError:
+            try:
+                raw = await self._transport.get_record(records.offer_key(peer))
+            except TransportError:
+                raw = None
+        if raw:
+            self._handle(directory.OfferHeard(raw, self._unix_ms()))
+
+    # ---- our own offer
+
+    def _own_model(self) -> ModelDescription | None:
+        engine = self._serving.engine
+        return engine.model if engine is not None and engine.state is EngineState.READY else None
+
+    def _offer(self) -> None:
+        """Sign what we serve at this moment and make it known."""
+        model = self._own_model()
+        self._version += 1
+        now = self._unix_ms()
+        offer = Offer(
+            peer=self._me,
+            epoch=self._epoch,
+            version=self._version,
+            model=model.name if model else "",
+            config_digest=model.config_digest if model else "",
+            engine=model.engine if model else "",
+            engine_version=model.engine_version if model else "",
+            judge_prompt=model.judge_prompt if model else "",
+            context_tokens=model.context_tokens if model else 0,
+            slots=model.slots if model else 0,
+            addresses=self._transport.addresses()[:MAX_ADDRESSES],
+            issued=now,
+            expires=now + LIFETIME_MS,
+        )
+        self._own = sign_offer(offer, self._key)
+        self._published = model.config_digest if model else None
+        self._handle(directory.OwnOffer(self._own, now))
+
+    async def _keep_published(self) -> None:
+        """Bring every new offer into the DHT, as soon as there is anybody to hold it."""
+        in_dht: SignedOffer | None = None
+        while True:
+            await trio.sleep(_PUBLISH_CHECK_SECONDS)
+            signed = self._own
+            if signed is None or signed is in_dht or not self._transport.paths():
+                continue
+            try:
+                await self._publish(signed)
+                in_dht = signed
+            except TransportError as error:
+                log.debug("the offer is not in the DHT yet", reason=str(error))
+                await trio.sleep(_PUBLISH_RETRY_SECONDS * self._rng.uniform(0.5, 1.0))
+
+    async def _publish(self, signed: SignedOffer) -> None:
+        await self._transport.put_record(records.offer_key(self._me), signed.raw)
+        if signed.offer.model:
+            await self._transport.provide(records.ANY_KEY)
+            await self._transport.provide(records.model_key(signed.offer.model))
+
+    def counters(self) -> dict[str, int]:
+        """Counts for `status`: calls that broke the contract and presence that was refused."""
+        return {f"presence_{reason}": count for reason, count in self.refused.items()} | {
+            f"rpc_{reason}": count for reason, count in self._calls.breaches.items()
+        }

@@ -1,0 +1,200 @@
+"""The one composition root: builds every part from the configuration, starts them in order, and waits. Holds no logic."""
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from random import SystemRandom
+from typing import Any
+
+import structlog
+import trio
+
+from crdt_store.storage import ClaimStorage
+from crdt_store.store import ClaimStore
+from daemon.api.app import build_app
+from daemon.api.listeners import UnixListener, may_connect, open_tcp
+from daemon.api.server import HttpLimits, HttpServer, Listener
+from daemon.asking import Asking, Served
+from daemon.backend import Life, NodeBackend, Parts
+from daemon.bootstrap import Bootstrap
+from daemon.calls import Calls
+from daemon.committee import Committee
+from daemon.config import Loaded, masked
+from daemon.engine.factory import build_engine
+from daemon.engine.interface import Engine
+from daemon.gauges import register_gauges
+from daemon.identity import Identity, open_identity
+from daemon.logs import set_up_logs
+from daemon.membership import Membership
+from daemon.metrics import Metrics
+from daemon.paths import prepare_runtime_dir
+from daemon.reputation import Reputation, statement_of
+from daemon.round_archive import RoundArchive
+from daemon.rounds import Rounds
+from daemon.serving import Serving
+from daemon.settings import engine_spec, read_key, transport_options
+from daemon.transport.host import Libp2pTransport
+from dht import records
+from protocol.wire.errors import LocalError
+
+log = structlog.get_logger("swarmd.node")
+
+DRAIN_SECONDS = 20.0
+"""How long running answers may go on after the first Ctrl-C; systemd's default patience is 90 s."""
+
+Ready = Callable[[Sequence[str], str], None]
+"""(addresses to give to others, URL of the OpenAI endpoint or ""), called once when the daemon can answer."""
+
+
+def run(loaded: Loaded, ready: Ready) -> int:
+    """Run a daemon until it is told to stop; returns the exit code. Raises what keeps it from starting, in one sentence."""
+    set_up_logs(loaded.config.log)
+    prepare_runtime_dir(loaded.config.runtime_dir)
+    with open_identity(loaded.config.data_dir, time.time) as identity:
+        return trio.run(Node(loaded, identity, ready).run)
+
+
+def _unix_ms() -> int:
+    return int(time.time() * 1000)
+
+
+class Node:
+    """All parts of one daemon, wired."""
+
+    def __init__(self, loaded: Loaded, identity: Identity, ready: Ready) -> None:
+        config = loaded.config
+        rng = SystemRandom()
+        self._config = config
+        self._ready = ready
+        self._stop = trio.Event()
+        self._metrics = Metrics()
+        self._engine: Engine | None = build_engine(engine_spec(config), config.runtime_dir, rng)
+        self._store = ClaimStore(ClaimStorage(config.data_dir / "claims.sqlite"), identity.key, _unix_ms())
+        self._transport = Libp2pTransport(
+            identity.key,
+            transport_options(config),
+            lambda key, value: records.validate(key, value, _unix_ms()),
+            records.choose,
+        )
+        self._calls = Calls(self._transport)
+        self._serving = Serving(self._engine, config.limits.queue, self._metrics)
+        self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
+        self._bootstrap = Bootstrap(self._transport, config.join, config.data_dir / "peers.json", rng, _unix_ms)
+        self._membership = Membership(
+            identity.key, identity.epoch, self._transport, self._calls, self._serving, self._bootstrap, _unix_ms, rng
+        )
+        self._rounds = Rounds(identity.key, self._calls, self._serving, os.urandom, _unix_ms)
+        archive = RoundArchive(config.data_dir / "rounds")
+        committee = Committee(
+            self._rounds, archive, self._membership.committee, self._reputation.record, config.round, _unix_ms, self._metrics
+        )
+        asking = Asking(self._serving, self._calls, self._membership.candidates, self._observed, rng)
+        self._membership.met = self._reputation.begin
+        self._membership.lost = self._rounds.peer_gone
+        self._life = Life(identity.epoch, 0.0, str(config.socket_path), settings=masked(loaded), begin_drain=self._stop.set)
+        parts = Parts(
+            self._transport, self._membership, self._serving, asking, committee, archive, self._reputation, self._metrics
+        )
+        self._backend = NodeBackend(self._life, parts)
+        register_gauges(self._metrics, parts, self._calls, self._rounds)
+        self._socket = UnixListener(config.socket_path)
+
+    async def run(self) -> int:
+        """Start in order: the local API first, so that it is up whatever the mesh does."""
+        self._life.started = trio.current_time()
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._watch_signals, nursery.cancel_scope)
+                http = await self._open_api(nursery)
+                for part in (self._transport, self._calls, self._rounds, self._reputation, self._membership):
+                    await nursery.start(part.run)
+                nursery.start_soon(_forever, self._bootstrap.run)
+                if self._engine is not None:
+                    nursery.start_soon(_forever, self._engine.run)
+                    nursery.start_soon(self._announce, self._engine.wait_ready)
+                else:
+                    nursery.start_soon(self._announce, trio.lowlevel.checkpoint)
+                await self._stop.wait()
+                await self._drain(http)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._socket.remove()
+            self._store.close()
+        return 0
+
+    async def _announce(self, answers: Callable[[], Awaitable[None]]) -> None:
+        await answers()
+        self._ready(self._transport.addresses(), self._life.api_url)
+
+    async def _open_api(self, nursery: trio.Nursery) -> HttpServer:
+        config = self._config
+        key = read_key(config.api.key_file)
+        app = build_app(self._backend, self._metrics.registry, key, time.time, lambda: uuid.uuid4().hex)
+        http = HttpServer(app, HttpLimits(clients=config.limits.local_clients), self._count)
+        unix = await self._socket.open()
+
+        async def on_unix(stream: trio.SocketStream) -> None:
+            if may_connect(stream):
+                await http.serve(stream, Listener("unix"))
+            else:
+                await stream.aclose()
+
+        nursery.start_soon(trio.serve_listeners, on_unix, [unix])
+        if config.api.listen:
+            host, _, port = config.api.listen.rpartition(":")
+            tcp, bound = await open_tcp(host.strip("[]"), int(port), key is not None)
+
+            async def on_tcp(stream: trio.SocketStream) -> None:
+                await http.serve(stream, Listener("tcp", bound))
+
+            nursery.start_soon(trio.serve_listeners, on_tcp, [tcp])
+            self._life.api_url = f"http://{host}:{bound}/v1"
+        return http
+
+    def _count(self, scope: Any, status: int) -> None:
+        endpoint = scope.get("endpoint")
+        route = getattr(endpoint, "__name__", "none")
+        self._metrics.http_requests.labels(route, str(status)).inc()
+
+    def _observed(self, served: Served) -> None:
+        if served.ok:
+            self._membership.call_succeeded(served.peer)
+        else:
+            self._membership.call_failed(served.peer)
+        self._reputation.record([statement_of(served)])
+
+    async def _watch_signals(
+        self,
+        everything: trio.CancelScope,
+        *,
+        task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED,  # type: ignore[name-defined]  # libp2p's trio-typing hides it
+    ) -> None:
+        """The first signal drains, the second stops at once."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                if self._stop.is_set():
+                    log.warning("stopping at once", signal=signal.Signals(number).name)
+                    everything.cancel()
+                    return
+                log.info("stopping after running answers; a second signal stops at once", signal=signal.Signals(number).name)
+                self._stop.set()
+
+    async def _drain(self, http: HttpServer) -> None:
+        """Say goodbye, take nothing new, and wait for what runs."""
+        self._life.draining = True
+        with trio.move_on_after(2):
+            await self._membership.leave()
+        self._rounds.stop("the peer is stopping")
+        with trio.move_on_after(DRAIN_SECONDS):
+            while self._life.running or self._serving.busy:  # noqa: ASYNC110 - two counters of two owners, seldom waited for
+                await trio.sleep(0.05)
+        http.drain()
+
+
+async def _forever(run: Callable[[], Awaitable[None]]) -> None:
+    """A background task that returns is an error: nothing would do its work any more."""
+    await run()
+    raise LocalError(f"{getattr(run, '__qualname__', run)} ended by itself")

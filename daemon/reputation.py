@@ -1,0 +1,187 @@
+"""Drives the claim store: our observations become signed claims, gossip announces them, sync pulls what we lack."""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import structlog
+import trio
+
+from crdt_store import sync, sync_messages
+from crdt_store.claims import Kind, SignedClaim
+from crdt_store.own_log import OwnLogFrozen, Statement
+from crdt_store.store import ClaimStore, StorageError
+from daemon.asking import Served
+from daemon.calls import Calls, InboundCall
+from daemon.transport.interface import Transport
+from protocol.wire.codec import decode, encode
+from protocol.wire.errors import RemoteError
+from protocol.wire.ids import PeerId, short
+from protocol.wire.limits import MAX_GOSSIP_BYTES
+
+log = structlog.get_logger("swarmd.reputation")
+
+_CALL_SECONDS = 20.0
+_ANNOUNCE_SECONDS = 0.2
+"""Claims of one round are announced together: gossip is for news, not for each line of it."""
+
+MAX_LISTED = 1000
+"""Claims in one listing for people; the newest ones."""
+
+
+class Reputation:
+    """Our claims and everybody else's. `connected` lists peers that sync may ask."""
+
+    def __init__(
+        self,
+        store: ClaimStore,
+        calls: Calls,
+        transport: Transport,
+        unix_ms: Callable[[], int],
+        rng: Random,
+    ) -> None:
+        self._store = store
+        self._calls = calls
+        self._transport = transport
+        self._unix_ms = unix_ms
+        self._rng = rng
+        self._sync = sync.Sync(store)
+        self._nursery: trio.Nursery | None = None
+        self._news = trio.Event()
+        self.faults: dict[str, int] = {}
+
+    async def run(
+        self,
+        *,
+        task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED,  # type: ignore[name-defined]  # libp2p's trio-typing hides it
+    ) -> None:
+        """Serve and pull until cancelled."""
+        self._calls.serve(sync_messages.HEADS_METHOD, self._serve_heads)
+        self._calls.serve(sync_messages.RANGE_METHOD, self._serve_range)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await self._transport.subscribe(sync_messages.TOPIC, self._on_gossip)
+            nursery.start_soon(self._announce_news)
+            task_status.started()
+            while True:
+                await trio.sleep(sync.SYNC_EVERY * self._rng.uniform(0.8, 1.2))
+                connected = sorted(self._transport.paths())
+                if connected:
+                    self.begin(self._rng.choice(connected))
+
+    def begin(self, peer: PeerId) -> None:
+        """Compare with `peer` now, as after meeting it."""
+        self._handle(sync.Begin(peer))
+
+    def record(self, statements: Sequence[Statement]) -> None:
+        """Turn observations into claims of our own, durable before they are announced; a full disk costs them, not the daemon."""
+        try:
+            for statement in statements:
+                self._store.record(statement, self._unix_ms())
+        except (StorageError, OwnLogFrozen) as error:
+            log.error("a claim could not be written", reason=str(error))
+        self._news.set()
+
+    def view(self, peer: str | None) -> dict[str, Any]:
+        """The JSON of GET /swarmd/v1/reputation: all claims, or those about one subject."""
+        replica = self._store.replica
+        claims = [entry for entry in replica.claims() if peer is None or entry.claim.subject == peer]
+        claims.sort(key=lambda entry: (entry.claim.time, entry.claim.issuer, entry.claim.epoch, entry.claim.seq))
+        return {
+            "replica_hash": replica.digest().hex(),
+            "claims": len(replica),
+            "issuers": len(replica.issuers()),
+            "forks": [{"issuer": fork.issuer, "epoch": fork.epoch} for fork in replica.forks()],
+            "claims_list": [_claim_view(entry) for entry in claims[-MAX_LISTED:]],
+            "storage_error": self._store.storage_error,
+        }
+
+    async def _serve_heads(self, call: InboundCall) -> bytes:
+        request = decode(sync_messages.HeadsRequest, call.body, sync_messages.MAX_HEADS_BYTES)
+        return encode(sync_messages.serve_heads(self._store.replica, request))
+
+    async def _serve_range(self, call: InboundCall) -> bytes:
+        request = decode(sync_messages.RangeRequest, call.body, sync_messages.MAX_HEADS_BYTES)
+        for chunk in sync_messages.serve_range(self._store.replica, request):
+            await call.send(encode(chunk))
+        return b""
+
+    def _on_gossip(self, author: PeerId, payload: bytes) -> bool:
+        try:
+            announcement = decode(sync_messages.Announcement, payload, MAX_GOSSIP_BYTES)
+        except RemoteError:
+            return False
+        if author != self._store.me:
+            self._handle(sync.Announced(author, announcement))
+        return True
+
+    def _handle(self, event: sync.Event) -> None:
+        if self._nursery is None:
+            return
+        for effect in self._sync.handle(event, trio.current_time()):
+            match effect:
+                case sync.AskHeads(peer, heads_request):
+                    self._nursery.start_soon(self._ask_heads, peer, heads_request)
+                case sync.AskRange(peer, range_request):
+                    self._nursery.start_soon(self._ask_range, peer, range_request)
+                case sync.Fault(peer, error):
+                    self.faults[str(error.code)] = self.faults.get(str(error.code), 0) + 1
+                    log.debug("a peer broke the claim protocol", peer=short(peer), reason=error.message)
+                case sync.Finished(peer, inserted):
+                    if inserted:
+                        log.debug("claims pulled", peer=short(peer), inserted=inserted, total=len(self._store.replica))
+
+    async def _ask_heads(self, peer: PeerId, request: sync_messages.HeadsRequest) -> None:
+        try:
+            body = await self._calls.unary(peer, sync_messages.HEADS_METHOD, encode(request), timeout=_CALL_SECONDS)
+            reply = decode(sync_messages.HeadsReply, body)
+        except RemoteError as error:
+            log.debug("heads could not be had", peer=short(peer), reason=str(error))
+            self._handle(sync.CallFailed(peer))
+            return
+        self._handle(sync.HeadsArrived(peer, reply))
+
+    async def _ask_range(self, peer: PeerId, request: sync_messages.RangeRequest) -> None:
+        try:
+            async with self._calls.stream(peer, sync_messages.RANGE_METHOD, encode(request), timeout=_CALL_SECONDS) as chunks:
+                async for chunk in chunks:
+                    self._handle(sync.ChunkArrived(peer, decode(sync_messages.RangeChunk, chunk)))
+        except RemoteError as error:
+            log.debug("claims could not be had", peer=short(peer), reason=str(error))
+            self._handle(sync.CallFailed(peer))
+            return
+        self._handle(sync.RangeEnded(peer))
+
+    async def _announce_news(self) -> None:
+        while True:
+            await self._news.wait()
+            await trio.sleep(_ANNOUNCE_SECONDS)
+            self._news = trio.Event()
+            proofs = tuple(fork.proof for fork in self._store.replica.forks())
+            await self._transport.publish(
+                sync_messages.TOPIC, encode(sync_messages.announce(self._store.replica, self._store.me, proofs))
+            )
+
+
+def statement_of(served: Served) -> Statement:
+    """What a call that we made to a peer lets us say of it."""
+    if served.ok:
+        return Statement(served.peer, Kind.CALL_SERVED, value=round((served.first_token_s or 0.0) * 1000))
+    return Statement(served.peer, Kind.CALL_FAILED)
+
+
+def _claim_view(entry: SignedClaim) -> dict[str, Any]:
+    claim = entry.claim
+    kind = Kind(claim.kind).name.lower() if claim.kind in Kind.__members__.values() else str(claim.kind)
+    return {
+        "issuer": claim.issuer,
+        "epoch": claim.epoch,
+        "seq": claim.seq,
+        "kind": kind,
+        "subject": claim.subject,
+        "skill": claim.skill,
+        "value": claim.value,
+        "evidence": claim.evidence.hex(),
+        "time": claim.time / 1000,
+        "hash": entry.hash.hex(),
+    }

@@ -1,0 +1,92 @@
+"""A replayed round as the control API shows it, with the sentences that explain its winner. Pure; reads nothing."""
+
+from typing import Any
+
+from daemon.round_archive import Note
+from protocol.round.fold import Result
+from protocol.round.transcript import MemberRow, Replayed
+from protocol.wire.ids import short
+
+
+def round_view(note: Note, replayed: Replayed, size: int) -> dict[str, Any]:
+    """The JSON of GET /swarmd/v1/rounds/{id}. `size` is the transcript's length in bytes."""
+    result = replayed.result
+    return {
+        "round_id": note.round_id,
+        "strategy": replayed.header.strategy,
+        "question": note.question,
+        "state": "verdict" if result is not None else "no_result",
+        "reason": replayed.reason,
+        "requester": replayed.requester,
+        "created": note.created,
+        "members": [_member(row) for row in replayed.members],
+        "classes": _classes(result, replayed.answers) if result is not None else [],
+        "winner": replayed.winner,
+        "winner_peer": replayed.members[result.winner_seat].peer_id if result is not None else None,
+        "confidence_milli": result.confidence_milli if result is not None else 0,
+        "verdict_hash": replayed.verdict_hash.hex() if replayed.verdict_hash is not None else None,
+        "attested_by": list(replayed.attested_by),
+        "timings_ms": dict(note.timings_ms),
+        "messages": replayed.messages,
+        "bytes": size,
+        "why": _why(replayed, result),
+    }
+
+
+def _member(row: MemberRow) -> dict[str, Any]:
+    return {
+        "peer_id": row.peer_id,
+        "model": row.model,
+        "seat": row.seat,
+        "sealed": row.sealed,
+        "revealed": row.revealed,
+        "judged": row.judged,
+        "dropped": row.dropped,
+        "class": row.class_index,
+    }
+
+
+def _classes(result: Result, answers: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "class": index,
+            "answer": answers[index],
+            "votes": len(row.seats),
+            "vote_weight": row.vote_micro / 1_000_000,
+            "pair_wins_milli": row.wins_milli,
+            "score": row.score_micro / 1_000_000,
+            "rank": row.rank,
+        }
+        for index, row in enumerate(result.classes)
+    ]
+    return sorted(rows, key=lambda row: row["rank"])
+
+
+def _why(replayed: Replayed, result: Result | None) -> list[str]:
+    header = replayed.header
+    seats = len(replayed.members)
+    drawn = f"{seats} of {len(header.candidates)} candidates were drawn, seeded by the header and the members' nonces"
+    if result is None:
+        return [drawn, f"no result: {replayed.reason}"]
+    sentences = [drawn]
+    revealed = sum(1 for row in replayed.members if row.revealed)
+    sentences.append(f"{revealed} of {seats} members revealed an answer, in {len(result.classes)} classes of equal answers")
+    winner = result.classes[result.winner]
+    if result.basis == "unanimous":
+        sentences.append("all answers are equal, so there was nothing to judge")
+    elif result.basis == "judged":
+        judges = len(result.judges)
+        sentences.append(
+            f"{judges} judges compared {len(result.pairs)} pairs; the winner has {len(winner.seats)} votes "
+            f"and was preferred with {winner.wins_milli / 10:.1f}% over the classes it met"
+        )
+    else:
+        sentences.append(f"votes alone decided: the winner has {len(winner.seats)}")
+    others = sorted((row for index, row in enumerate(result.classes) if index != result.winner), key=lambda row: row.rank)
+    if others:
+        lead = (winner.score_micro - others[0].score_micro) / 1_000_000
+        sentences.append(f"it leads the next class by {lead:.2f} nats: confidence {result.confidence_milli / 10:.1f}%")
+    names = [short(row.peer_id) for row in replayed.members]
+    sentences += [f"{names[seat]} sealed an answer and did not reveal it: last place" for seat in result.aborted]
+    sentences += [f"{names[seat]} signed two different statements and was dropped" for seat in result.dropped]
+    return sentences

@@ -1,0 +1,278 @@
+"""One RPC link on one stream: reads, writes, keeps its deadlines. Decides nothing; the machine in protocol/rpc.py does.
+
+Only the writer task touches the stream's sending side, so a caller that is cancelled never leaves half a frame behind.
+"""
+
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from math import inf
+
+import structlog
+import trio
+
+from daemon.transport.interface import Stream, TransportError
+from protocol.rpc import RpcMachine
+from protocol.rpc_events import (
+    CallEnded,
+    CallFailed,
+    CreditAvailable,
+    Effect,
+    IncomingCall,
+    IncomingEnd,
+    IncomingItem,
+    LinkBroken,
+    NewCall,
+)
+from protocol.wire.errors import Code, LocalError, RemoteError
+from protocol.wire.ids import short
+
+MAX_QUEUED_BYTES = 1 << 20
+"""Unsent bytes of a link at which new calls and items wait: one full frame, and what the transport itself queues again."""
+
+CLOSE_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class _Bell:
+    """Wakes one waiting task; a ring while nobody waits is kept."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event = trio.Event()
+
+
+class Inbox:
+    """What came for one call and nobody took yet, and how the call ended. Bounded by the credit that the machine grants."""
+
+    __slots__ = ("_items", "_waiting", "outcome")
+
+    def __init__(self) -> None:
+        self._items: deque[bytes] = deque()
+        self._waiting: trio.Event | None = None
+        self.outcome: bytes | RemoteError | None = None
+
+    def put(self, item: bytes) -> None:
+        self._items.append(item)
+        self._wake()
+
+    def finish(self, outcome: bytes | RemoteError) -> None:
+        """The final body, or why there is none; a failure also overrules an opener's finished items."""
+        if self.outcome is None or isinstance(outcome, RemoteError):
+            self.outcome = outcome
+            self._wake()
+
+    @property
+    def final(self) -> bytes:
+        """The final body; b"" where the call did not end well."""
+        return self.outcome if isinstance(self.outcome, bytes) else b""
+
+    async def next(self) -> bytes | None:
+        """The next item; None once the call ended well; raises RemoteError once it failed and every item before was taken."""
+        while not self._items:
+            if isinstance(self.outcome, RemoteError):
+                raise self.outcome
+            if self.outcome is not None:
+                return None
+            self._waiting = trio.Event()
+            await self._waiting.wait()
+        return self._items.popleft()
+
+    def _wake(self) -> None:
+        if self._waiting is not None:
+            self._waiting.set()
+            self._waiting = None
+
+
+Answer = Callable[["Link", IncomingCall, Inbox], Awaitable[None]]
+"""Answers one inbound call; whatever it raises but cancellation is a bug of ours."""
+
+
+class Link:
+    """The driver of one `RpcMachine`. `breaches` counts how peers broke the contract, by reason."""
+
+    def __init__(self, stream: Stream, machine: RpcMachine, breaches: "Counter[str]", answer: Answer | None = None) -> None:
+        self.peer = stream.peer
+        self.closed = False
+        self._stream = stream
+        self._machine = machine
+        self._breaches = breaches
+        self._answer = answer
+        self._inboxes: dict[int, Inbox] = {}
+        self._answering: dict[int, trio.CancelScope] = {}
+        self._reason = "the link was lost"
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._room = trio.lowlevel.ParkingLot()
+        self._to_write = _Bell()
+        self._rearm = _Bell()
+        self._armed = inf
+
+    async def run(self) -> None:
+        """Carry the link until it ends, from whichever side; then every open call has failed with GONE."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._keep_deadlines)
+                    await self._read()
+        finally:
+            self.close(self._reason)
+            with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS, shield=True), suppress(TransportError):
+                await self._stream.reset()
+
+    def close(self, reason: str) -> None:
+        """End the link; its calls fail with `reason`."""
+        if not self.closed:
+            self.closed = True
+            self._reason = reason
+            self._apply(self._machine.lost(reason))
+            self._room.unpark_all()
+            self._scope.cancel()
+
+    # Calls of ours.
+
+    async def start(self, new: NewCall) -> tuple[int, Inbox]:
+        """Open a call, waiting while the link is full; raises RemoteError(gone | overloaded | deadline)."""
+        await self._wait_for_room(None)
+        call = self._machine.start(new, trio.current_time())
+        inbox = self._inboxes[call] = Inbox()
+        self._to_write.ring()
+        self._check_timer()
+        return call, inbox
+
+    def cancel(self, call: int) -> None:
+        """Tell the peer that nobody waits any more; nothing happens where the call is over."""
+        if inbox := self._inboxes.pop(call, None):
+            if inbox.outcome is None:
+                inbox.finish(RemoteError(Code.CANCELLED, "the call was left"))
+            self._machine.cancel(call)
+            self._to_write.ring()
+
+    def consumed(self, call: int, item: bytes) -> None:
+        """`item` was taken by the application."""
+        self._machine.consumed(call, len(item))
+        if self._machine.wants_to_write:
+            self._to_write.ring()
+
+    # Both sides.
+
+    async def send(self, call: int, inbox: Inbox, item: bytes) -> None:
+        """Queue one item, waiting for the peer's credit and for room; raises RemoteError once the call is over."""
+        if not isinstance(item, bytes):
+            raise LocalError(f"an item is bytes, not {type(item).__name__}")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._wait_for_room(inbox)
+        while not self._machine.send_item(call, item):
+            await self._room.park()
+            await self._wait_for_room(inbox)
+        self._to_write.ring()
+
+    async def end(self, call: int, inbox: Inbox, body: bytes) -> None:
+        """Send the final body (acceptor) or finish our items (opener)."""
+        if not isinstance(body, bytes):
+            raise LocalError(f"a final body is bytes, not {type(body).__name__}")
+        await self._wait_for_room(inbox)
+        self._machine.end(call, body)
+        self._to_write.ring()
+
+    async def _wait_for_room(self, inbox: Inbox | None) -> None:
+        while True:
+            if inbox is not None and isinstance(inbox.outcome, RemoteError):
+                raise inbox.outcome
+            if self.closed:
+                raise RemoteError(Code.GONE, self._reason)
+            if self._machine.queued <= MAX_QUEUED_BYTES:
+                return
+            await self._room.park()
+
+    # Calls of the peer.
+
+    def fault(self, call: int, error: RemoteError) -> None:
+        """Answer a call with an error; nothing happens where the call is over."""
+        self._machine.fault(call, error)
+        self._to_write.ring()
+
+    async def _answer_one(self, answer: Answer, incoming: IncomingCall, inbox: Inbox) -> None:
+        try:
+            with self._answering[incoming.call]:
+                await answer(self, incoming, inbox)
+        finally:
+            self._answering.pop(incoming.call, None)
+            self._inboxes.pop(incoming.call, None)
+
+    # The three tasks.
+
+    async def _read(self) -> None:
+        try:
+            while received := await self._stream.receive_some():
+                self._apply(self._machine.receive(received, trio.current_time()))
+            self.close("the peer closed the link")
+        except TransportError as error:
+            self.close(str(error))
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                while batch := self._machine.take():
+                    await self._stream.send_all(batch)
+                    self._room.unpark_all()
+                await self._to_write.wait()
+        except TransportError as error:
+            self.close(str(error))
+
+    async def _keep_deadlines(self) -> None:
+        while True:
+            self._armed = self._machine.wake_at
+            with trio.move_on_at(self._armed):
+                await self._rearm.wait()
+            self._apply(self._machine.tick(trio.current_time()))
+
+    def _check_timer(self) -> None:
+        if self._machine.wake_at < self._armed:
+            self._rearm.ring()
+
+    def _apply(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case IncomingItem(call, body):
+                    if inbox := self._inboxes.get(call):
+                        inbox.put(body)
+                case CallEnded(call, body) | IncomingEnd(call, body):
+                    if inbox := self._inboxes.get(call):
+                        inbox.finish(body)
+                case CallFailed(call, error):
+                    self._fail(call, error)
+                case CreditAvailable():
+                    self._room.unpark_all()
+                case IncomingCall():
+                    self._begin_answer(effect)
+                case LinkBroken(breach, detail):
+                    self._breaches[breach.value] += 1
+                    log.warning("link dropped", peer=short(self.peer), breach=breach.value, detail=detail)
+                    self.close("the link was closed: the peer broke the contract")
+        if self._machine.wants_to_write:
+            self._to_write.ring()
+
+    def _fail(self, call: int, error: RemoteError) -> None:
+        if inbox := self._inboxes.pop(call, None):
+            inbox.finish(error)
+        if scope := self._answering.get(call):
+            scope.cancel()
+        self._room.unpark_all()
+
+    def _begin_answer(self, incoming: IncomingCall) -> None:
+        if self._nursery is None or self._answer is None:
+            raise LocalError("an opener's link takes no calls")
+        inbox = self._inboxes[incoming.call] = Inbox()
+        self._answering[incoming.call] = trio.CancelScope()
+        self._nursery.start_soon(self._answer_one, self._answer, incoming, inbox)
+        self._check_timer()

@@ -1,0 +1,323 @@
+"""Stock Pubsub and GossipSub 1.1 made safe against strangers: every inbound frame is judged before the library sees any of it.
+
+The library keeps the mesh, its message cache and its queues. Judging, rates, blame and the order of delivery are ours; what a
+payload means is for the handlers.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import trio
+from libp2p.custom_types import TProtocol
+from libp2p.io.exceptions import IncompleteReadError, IOException, MessageTooLarge
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.network.stream.exceptions import StreamError
+from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
+from libp2p.tools.timed_cache.last_seen_cache import LastSeenCache
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+
+from daemon.transport.gossip_guard import Budgets, Graylist, SeenMessages
+from protocol.wire.envelope import verify
+from protocol.wire.errors import RemoteError
+from protocol.wire.ids import PeerId, public_key_of
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = TProtocol("/meshsub/1.1.0")
+MAX_TOPICS_PER_PEER = 16
+MAX_TOPIC_CHARS = 128
+MAX_CONTROLS_PER_RPC = 16
+MAX_IDS_PER_RPC = 5000
+_MESSAGES_PER_TURN = 16
+
+
+@dataclass(frozen=True)
+class GossipOptions:
+    """Limits of gossip; seconds, bytes and counts. Degrees and rates: research (hardened gossipsub, Ethereum's 8/6/12)."""
+
+    degree: int = 8
+    degree_low: int = 6
+    degree_high: int = 12
+    heartbeat: float = 1.0
+    history: int = 6
+    history_gossip: int = 3
+    seen_lifetime: float = 120.0
+    seen_capacity: int = 65_536
+    max_payload: int = 64 << 10
+    max_rpc: int = 256 << 10
+    author_rate: float = 10.0
+    author_burst: float = 20.0
+    verify_rate: float = 50.0
+    verify_burst: float = 100.0
+    fault_limit: float = 8.0
+    graylist_duration: float = 600.0
+
+
+Judge = Callable[[PeerId, str, bytes], bool | None]
+"""(author, topic, payload) -> whether it may travel on; None drops it at nobody's cost."""
+
+
+class Router(GossipSub):
+    """GossipSub whose own messages go to every subscriber it knows, and which dials nobody on a stranger's word."""
+
+    def __init__(self, options: GossipOptions) -> None:
+        super().__init__(
+            protocols=[PROTOCOL],
+            degree=options.degree,
+            degree_low=options.degree_low,
+            degree_high=options.degree_high,
+            gossip_window=options.history_gossip,
+            gossip_history=options.history,
+            heartbeat_interval=1,
+            adaptive_gossip_enabled=False,
+            spam_protection_enabled=False,
+            eclipse_protection_enabled=False,
+        )
+        self.interval = options.heartbeat
+        # The stock scorer rewards invalid messages (its signs are reversed) and forgets on disconnect: the Graylist decides.
+        self.scorer = None
+
+    async def publish(self, msg_forwarder: ID, pubsub_msg: rpc_pb2.Message) -> None:
+        """Forward a judged message to the mesh; our own go to all subscribers, so that a forming mesh loses none."""
+        pubsub = self.pubsub
+        assert pubsub is not None  # noqa: S101 - attached by Pubsub's constructor
+        self.mcache.put(pubsub_msg)
+        topic, origin = pubsub_msg.topicIDs[0], ID(pubsub_msg.from_id)
+        subscribers: set[ID] = pubsub.peer_topics.get(topic, set())
+        targets = subscribers if msg_forwarder == pubsub.my_id else self.mesh.get(topic, set())
+        packet = rpc_pb2.RPC(publish=[pubsub_msg])
+        for peer in list(targets):
+            if peer not in (msg_forwarder, origin) and not pubsub.is_peer_blacklisted(peer):
+                self.send_rpc(peer, packet)
+
+    async def send_recent_messages(self, peer_id: ID, topic: str) -> None:
+        """Replay the last seconds to a new subscriber, through its queue: two writers on one stream would mix their frames."""
+        for message_id in self.mcache.window(topic):
+            message = self.mcache.get(message_id)
+            if message is not None and message.from_id != peer_id.to_bytes():
+                self.send_rpc(peer_id, rpc_pb2.RPC(publish=[message]))
+
+    async def flush_pending_messages(self, peer_id: ID) -> None:
+        """Nothing: `send_recent_messages` covers what the library would have held back."""
+
+    async def emit_control_message(self, control_msg: rpc_pb2.ControlMessage, to_peer: ID) -> None:
+        """Queue control alone, without the signed address record that the library adds to each."""
+        self.send_rpc(to_peer, rpc_pb2.RPC(control=control_msg), priority=True)
+
+    async def _emit_control_msgs(self, peers_to_graft: Any, peers_to_prune: Any, peers_to_gossip: Any) -> None:
+        # The stock loop never empties its lists between peers, so each peer is grafted into the topics of those before it.
+        for peer in {*peers_to_graft, *peers_to_prune, *peers_to_gossip}:
+            control = rpc_pb2.ControlMessage()
+            control.graft.extend(rpc_pb2.ControlGraft(topicID=topic) for topic in peers_to_graft.get(peer, ()))
+            control.prune.extend(
+                rpc_pb2.ControlPrune(topicID=topic, backoff=self.prune_back_off) for topic in peers_to_prune.get(peer, ())
+            )
+            gossip = peers_to_gossip.get(peer, {})
+            control.ihave.extend(rpc_pb2.ControlIHave(topicID=topic, messageIDs=ids) for topic, ids in gossip.items())
+            await self.emit_control_message(control, peer)
+
+    async def _do_px(self, px_peers: Any) -> None:
+        """Nothing: peer exchange would dial addresses that a stranger chose."""
+
+    async def heartbeat(self) -> None:
+        """Keep the mesh at its degree and gossip ids. A fault in it is counted, not fatal: the next beat repairs."""
+        while True:
+            try:
+                grafts, prunes = self.mesh_heartbeat()
+                self.fanout_heartbeat()
+                await self._emit_control_msgs(grafts, prunes, self.gossip_heartbeat())
+                self.mcache.shift()
+                self._periodic_security_cleanup()
+            except Exception:  # the library's own bookkeeping races must not end gossip
+                log.warning("a gossip heartbeat failed", exc_info=True)
+            await trio.sleep(self.interval)
+
+
+class GuardedPubsub(Pubsub):
+    """Pubsub that reads, judges and forwards in one task per peer, and blames the peer that handed a bad message over.
+
+    An invalid message costs its forwarder, not its author: anyone can replay a message that was valid once, and an honest
+    forwarder judges before it forwards, so on the first hop the forwarder is the author.
+    """
+
+    def __init__(self, host: Any, router: Router, options: GossipOptions, judge: Judge) -> None:
+        super().__init__(
+            host,
+            router,
+            sweep_interval=3600,
+            strict_signing=True,
+            max_subscriptions_per_rpc=2 * MAX_TOPICS_PER_PEER,
+            max_subscriptions_per_peer=MAX_TOPICS_PER_PEER,
+            max_inbound_rpc_size=options.max_rpc,
+        )
+        self.seen_messages.stop()  # a thread per node; `seen` replaces it
+        self.seen_messages = cast("LastSeenCache", _SeenView(options))
+        self.options = options
+        self.judge = judge
+        self.counters: Counter[str] = Counter()
+        self.graylist = Graylist(options.fault_limit, options.graylist_duration)
+        self._authors = Budgets(options.author_rate, options.author_burst)
+        self._forwarders = Budgets(options.verify_rate, options.verify_burst)
+        # Nanoseconds, so that a restarted peer never repeats the sequence numbers of its last run.
+        self.counter = time.time_ns()
+
+    # -- inbound -----------------------------------------------------------------------------------------------------
+
+    async def stream_handler(self, stream: Any) -> None:
+        """Serve one inbound stream until it ends; nothing that a peer sends can raise out of here."""
+        peer: ID = stream.muxed_conn.peer_id
+        try:
+            while True:
+                await self._receive(peer, await read_varint_prefixed_bytes_limited(stream, self.options.max_rpc))
+        except MessageTooLarge:
+            self.blame(peer, "oversized", 2.0)
+        except (StreamError, IncompleteReadError, IOException, RawConnError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except Exception as error:  # noqa: BLE001 - DecodeError and whatever else garbage provokes in the library
+            log.debug("gossip from %s: %r", peer, error)
+            self.blame(peer, "malformed", 2.0)
+        with trio.move_on_after(1):
+            try:
+                await stream.reset()
+            except Exception as error:  # noqa: BLE001 - it is gone either way
+                log.debug("reset: %r", error)
+        if not self._peer_is_connected(peer):
+            self._handle_dead_peer(peer)
+
+    async def _receive(self, peer: ID, raw: bytes) -> None:
+        if self.graylist.holds(peer, trio.current_time()):
+            self.counters["ignored"] += 1
+            return
+        rpc = rpc_pb2.RPC()
+        rpc.ParseFromString(raw)
+        for number, message in enumerate(rpc.publish):
+            await self.push_msg(peer, message)
+            if number % _MESSAGES_PER_TURN == _MESSAGES_PER_TURN - 1:
+                await trio.lowlevel.checkpoint()
+        if len(rpc.subscriptions) > self.max_subscriptions_per_rpc:
+            self.blame(peer, "over_limit")
+        else:
+            for subscription in rpc.subscriptions:
+                if 0 < len(subscription.topicid) <= MAX_TOPIC_CHARS:
+                    self.handle_subscription(peer, subscription)
+        if rpc.HasField("control"):
+            control = self._bounded(peer, rpc.control)
+            await self.router.handle_rpc(rpc_pb2.RPC(control=control), peer)
+
+    def _bounded(self, peer: ID, control: rpc_pb2.ControlMessage) -> rpc_pb2.ControlMessage:
+        """Only the parts about our own topics, within limits: the library keeps state per topic name it is given."""
+        kept = rpc_pb2.ControlMessage()
+        ours = self.topic_ids
+        kept.graft.extend(_first(item for item in control.graft if item.topicID in ours))
+        kept.prune.extend(_first(item for item in control.prune if item.topicID in ours))
+        for prune in kept.prune:
+            del prune.peers[:]
+            prune.backoff = min(prune.backoff, 3600)
+        kept.ihave.extend(_first(item for item in control.ihave if item.topicID in ours))
+        kept.iwant.extend(_first(iter(control.iwant)))
+        if sum(len(item.messageIDs) for part in (control.ihave, control.iwant) for item in part) > MAX_IDS_PER_RPC:
+            self.blame(peer, "over_limit")
+            del kept.ihave[:]
+            del kept.iwant[:]
+        return kept
+
+    async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
+        """Judge one message and, if it may travel, forward it. Ours are forwarded unjudged and not delivered to ourselves."""
+        now = trio.current_time()
+        if msg_forwarder != self.my_id and not self._accept(msg_forwarder, msg, now):
+            return
+        self.seen_messages.add(self.get_message_id(msg))
+        await self.router.publish(msg_forwarder, msg)
+
+    def _accept(self, forwarder: ID, msg: rpc_pb2.Message, now: float) -> bool:
+        topic = msg.topicIDs[0] if len(msg.topicIDs) == 1 else ""
+        message_id = self.get_message_id(msg)
+        if topic not in self.topic_ids or msg.from_id == self.my_id.to_bytes():
+            self.counters["ignored"] += 1
+            return False
+        if self.seen_messages.has(message_id):
+            self.counters["duplicate"] += 1
+            return False
+        if len(msg.data) > self.options.max_payload:
+            self.blame(forwarder, "oversized")
+            return False
+        if not self._forwarders.take(forwarder, now):
+            self.counters["over_rate"] += 1
+            return False
+        author = _signed_by(msg)
+        if author is None:
+            self.blame(forwarder, "bad_signature")
+            return False
+        self.seen_messages.add(message_id)
+        if self.graylist.holds(ID(msg.from_id), now) or not self._authors.take((msg.from_id, topic), now):
+            self.counters["over_rate"] += 1
+            return False
+        verdict = self.judge(author, topic, msg.data)
+        if verdict is False:
+            self.blame(forwarder, "invalid")
+        elif verdict:
+            self.counters["accepted"] += 1
+        return verdict is True
+
+    def blame(self, peer: ID, fault: str, weight: float = 1.0) -> None:
+        """Count a fault; a peer with too many leaves the mesh and is ignored for a while, connected or not."""
+        self.counters[fault] += 1
+        if self.graylist.blame(peer, trio.current_time(), weight):
+            self.counters["graylisted"] += 1
+            log.info("gossip of %s is ignored for %.0f s: too many faults, last %s", peer, self.options.graylist_duration, fault)
+            for members in self.router.mesh.values():
+                members.discard(peer)
+            self._forget_all_subscriptions(peer)
+
+    def is_peer_blacklisted(self, peer_id: ID) -> bool:
+        """Whether `peer_id` is graylisted now."""
+        return self.graylist.holds(peer_id, trio.current_time())
+
+    # -- outbound ----------------------------------------------------------------------------------------------------
+
+    async def handle_sending_messages(self, peer_id: ID, stream: Any, queue: Any) -> None:
+        """Send what is queued for a peer, in RPCs that the other side's limit allows."""
+        queue.max_message_size = self.options.max_rpc
+        await super().handle_sending_messages(peer_id, stream, queue)
+
+    def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
+        """Nothing: the judge has already seen the payload, and the library's queue of 32 would drop it."""
+
+
+class _SeenView:
+    """`SeenMessages` behind the two methods that the library calls."""
+
+    def __init__(self, options: GossipOptions) -> None:
+        self._seen = SeenMessages(options.seen_lifetime, options.seen_capacity)
+
+    def has(self, key: bytes) -> bool:
+        return self._seen.has(key, trio.current_time())
+
+    def add(self, key: bytes) -> bool:
+        fresh = not self.has(key)
+        self._seen.add(key, trio.current_time())
+        return fresh
+
+
+def _signed_by(msg: rpc_pb2.Message) -> PeerId | None:
+    """The author of a message whose signature holds, by the project's one Ed25519 verdict; None for any other."""
+    try:
+        author = PeerId(ID(msg.from_id).to_base58())
+        public_key = public_key_of(author)
+    except (RemoteError, ValueError):
+        return None
+    unsigned = rpc_pb2.Message(data=msg.data, topicIDs=msg.topicIDs, from_id=msg.from_id, seqno=msg.seqno)
+    signed = PUBSUB_SIGNING_PREFIX.encode() + unsigned.SerializeToString()
+    return author if verify(public_key, msg.signature, signed) else None
+
+
+def _first(items: Iterator[Any]) -> list[Any]:
+    return [item for item, _ in zip(items, range(MAX_CONTROLS_PER_RPC), strict=False)]

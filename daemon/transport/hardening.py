@@ -1,0 +1,195 @@
+"""Builds a py-libp2p host that one bad peer cannot end: Noise and Yamux only, contained handlers, bounded streams.
+
+What it closes was measured on the stock 0.8.1 host, and tests/transport/test_hardening.py shows each on stock and on this one.
+"""
+
+import logging
+from collections import Counter
+from typing import Any
+
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from libp2p.abc import IMuxedConn, INetStream, ISecureConn
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import KeyPair
+from libp2p.custom_types import StreamHandlerFn, TMuxerClass, TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.host.basic_host import AddrsFactory, BasicHost
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectError
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.transport.exceptions import MuxerUpgradeFailure
+from libp2p.transport.upgrader import TransportUpgrader
+
+from daemon.transport.interface import TransportError
+from daemon.transport.muxer import InboundSlots, MuxedConnection, MuxedStream, MuxerSettings, ReceiveMemory
+from daemon.transport.noise_session import NOISE, NoiseSecurity
+from daemon.transport.options import TransportCounters, TransportOptions
+from daemon.transport.swarm import HardenedSwarm
+from daemon.transport.yamux import YamuxConfig
+from protocol.wire.errors import RemoteError
+
+log = logging.getLogger(__name__)
+
+MAX_PROTOCOL_CHARS = 256
+
+
+class NoiseYamuxUpgrader(TransportUpgrader):
+    """Offers Noise and Yamux and nothing else; the stock muxer negotiation ignores any Yamux but its own."""
+
+    def __init__(self, security: NoiseSecurity, settings: MuxerSettings) -> None:
+        muxers: dict[TProtocol, TMuxerClass] = {TProtocol(YAMUX): MuxedConnection}
+        super().__init__({NOISE: security}, muxers)
+        self._settings = settings
+
+    async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        try:
+            await self.muxer_multistream.select_transport(conn)
+        except (MultiselectError, MultiselectClientError) as error:
+            raise MuxerUpgradeFailure("the peer does not speak Yamux") from error
+        return MuxedConnection(conn, peer_id, self._settings)
+
+
+class HardenedHost(BasicHost):
+    """A host whose stream handlers may fail: what leaves one is counted and costs that stream alone."""
+
+    def __init__(self, swarm: HardenedSwarm, slots: InboundSlots, addresses: AddrsFactory) -> None:
+        self.swarm = swarm
+        self.slots = slots
+        self.counters = swarm.counters
+        self._served: Counter[tuple[ID, str]] = Counter()
+        self._tasks: trio.Nursery | None = None
+        super().__init__(swarm, addrs_factory=addresses)
+        for protocol, handler in list(self.multiselect.handlers.items()):
+            if protocol is not None and handler is not None:
+                self.set_stream_handler(protocol, handler)
+
+    def set_stream_handler(self, protocol_id: TProtocol, stream_handler: StreamHandlerFn) -> None:
+        async def bounded(stream: INetStream) -> None:
+            peer = stream.muxed_conn.peer_id
+            served = (peer, str(protocol_id))
+            if self._served[served] >= self.swarm.options.max_inbound_streams_per_protocol:
+                self.counters.streams_refused["protocol"] += 1
+                await stream.reset()
+                return
+            self._served[served] += 1
+            try:
+                await stream_handler(stream)
+            finally:
+                self._served[served] -= 1
+                if not self._served[served]:
+                    del self._served[served]
+
+        super().set_stream_handler(protocol_id, bounded)
+
+    async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
+        try:
+            await super()._swarm_stream_handler(net_stream)
+        except Exception as error:  # noqa: BLE001 - what a stranger can cause must not leave the stream
+            protocol = str(net_stream.get_protocol() or "negotiation")[:MAX_PROTOCOL_CHARS]
+            self.counters.handler_faults[protocol] += 1
+            self.counters.streams_reset += 1
+            level = logging.DEBUG if _is_peers_fault(error) else logging.WARNING
+            log.log(level, "the handler of %s failed for %s: %r", protocol, net_stream.muxed_conn.peer_id, error)
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await net_stream.reset()
+        finally:
+            muxed = getattr(net_stream, "muxed_stream", None)
+            if isinstance(muxed, MuxedStream):
+                muxed.handled()
+
+    async def run_tasks(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Host the library's background work, which it would start as system tasks: an error in one ends the process."""
+        async with trio.open_nursery() as nursery:
+            self._tasks = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._tasks = None
+
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+        known = peer_id == self.get_id() or peer_id in self._identify_inflight or peer_id in self._identified_peers
+        if self._tasks is None or known or not self._should_identify_peer(peer_id):
+            return
+        self._identify_inflight.add(peer_id)
+        self._tasks.start_soon(self._identify_contained, peer_id, reason)
+
+    async def _identify_contained(self, peer_id: ID, reason: str) -> None:
+        try:
+            with trio.move_on_after(self.swarm.options.stream_open_timeout * 2):
+                await self._identify_peer(peer_id, reason=reason)
+        except Exception as error:  # noqa: BLE001 - the peer's answer decides what is raised here
+            self.counters.handler_faults["identify"] += 1
+            log.debug("identify of %s failed: %r", peer_id, error)
+        finally:
+            self._identify_inflight.discard(peer_id)
+
+
+def build_host(
+    key: Ed25519PrivateKey, options: TransportOptions, counters: TransportCounters, addresses: AddrsFactory
+) -> HardenedHost:
+    """A host that is ready to `run`; nothing listens yet."""
+    key_pair = _key_pair(key)
+    peer_id = ID.from_pubkey(key_pair.public_key)
+    peerstore = PeerStore()
+    peerstore.add_key_pair(peer_id, key_pair)
+    def refused(_peer: ID) -> None:
+        counters.streams_refused["peer"] += 1
+
+    slots = InboundSlots(options.max_inbound_streams_per_peer)
+    settings = MuxerSettings(
+        yamux=YamuxConfig(options.max_inbound_streams_per_peer, options.max_outbound_streams, options.max_stream_window),
+        memory=ReceiveMemory(options.receive_memory, options.receive_memory // options.max_connections),
+        send_queue=options.send_queue,
+        keepalive_interval=options.keepalive_interval,
+        keepalive_timeout=options.keepalive_timeout,
+        slots=slots,
+        on_stream_refused=refused,
+    )
+
+    def noise_failed(kind: str) -> None:
+        log.debug("a Noise handshake failed: %s", kind)
+
+    upgrader = NoiseYamuxUpgrader(NoiseSecurity(key_pair, noise_failed), settings)
+    return HardenedHost(HardenedSwarm(peer_id, peerstore, upgrader, options, counters), slots, addresses)
+
+
+def quiet_library_logs() -> None:
+    """Keep py-libp2p off stderr: its loggers and its records on the root logger go to ours at debug level. Idempotent."""
+    library = logging.getLogger("libp2p")
+    if not any(isinstance(handler, _ToDebug) for handler in library.handlers):
+        library.addHandler(_ToDebug())
+    library.propagate = False
+    # Its hot paths format a record per frame at debug level, so that level stays off at the source.
+    library.setLevel(logging.WARNING)
+    root = logging.getLogger()
+    if not root.handlers and logging.lastResort is not None:
+        # logging.warning(), which the library calls, would otherwise install a handler of its own on the root logger.
+        root.addHandler(logging.lastResort)
+    if _not_from_library not in root.filters:
+        root.addFilter(_not_from_library)
+
+
+class _ToDebug(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        log.debug("%s: %s", record.name, record.getMessage().splitlines()[:1])
+
+
+def _not_from_library(record: logging.LogRecord) -> bool:
+    if "/libp2p/" not in record.pathname.replace("\\", "/"):
+        return True
+    if record.levelno > logging.DEBUG:
+        log.debug("libp2p: %s", record.getMessage().splitlines()[:1])
+    return False
+
+
+def _is_peers_fault(error: Exception) -> bool:
+    return isinstance(error, (BaseLibp2pError, RemoteError, TransportError, trio.TooSlowError, EOFError))
+
+
+def _key_pair(key: Ed25519PrivateKey) -> KeyPair:
+    return create_new_key_pair(key.private_bytes_raw())
+
+

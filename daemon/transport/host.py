@@ -1,0 +1,263 @@
+"""The libp2p implementation of `Transport`: one hardened host, its services, their life and bookkeeping. Decides no policy."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from random import Random, SystemRandom
+from typing import Any
+
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from libp2p.abc import INetConn, INetStream
+from libp2p.connection_types import ConnectionType
+from libp2p.custom_types import TProtocol
+from libp2p.network.exceptions import SwarmException
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+
+from daemon.transport.addresses import check_listen_address, dialable, expand, with_peer
+from daemon.transport.gossip import Gossip
+from daemon.transport.hardening import build_host, quiet_library_logs
+from daemon.transport.interface import (
+    GossipHandler,
+    Path,
+    PathKind,
+    PeerListener,
+    RecordChooser,
+    RecordValidator,
+    Stream,
+    StreamHandler,
+    TransportError,
+)
+from daemon.transport.kademlia import Kademlia
+from daemon.transport.muxer import MuxedConnection, MuxedStream
+from daemon.transport.options import TransportCounters, TransportOptions, parse_address
+from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream
+from daemon.transport.swarm import DialError, WrongPeerError
+from protocol.wire.envelope import public_bytes
+from protocol.wire.ids import PeerId, is_peer_id, peer_id_of, short
+
+ADDRESS_TTL = 24 * 3600
+"""Seconds that an address given to `connect` stays known."""
+
+CLOSE_SECONDS = 2.0
+
+
+class Libp2pTransport:
+    """The mesh over TCP, Noise and Yamux. Build it, register handlers, then `run` it (or enter `running()`)."""
+
+    def __init__(
+        self,
+        key: Ed25519PrivateKey,
+        options: TransportOptions | None = None,
+        validator: RecordValidator | None = None,
+        chooser: RecordChooser | None = None,
+        rng: Random | None = None,
+    ) -> None:
+        """Raises ValueError where an option is malformed. `validator` and `chooser` rule DHT records (default: refuse)."""
+        self._options = options or TransportOptions()
+        self._options.validate()
+        self._peer_id = peer_id_of(public_bytes(key))
+        self.counters = TransportCounters()
+        self._host = build_host(key, self._options, self.counters, self._advertised)
+        self._swarm = self._host.swarm
+        self._swarm.watchers.append(self._watch)
+        self._listeners: list[PeerListener] = []
+        self._gossip = Gossip(self._host)
+        self._kademlia = Kademlia(
+            self._host, validator or _refuse_record, chooser or _first_record, self.addresses, rng or SystemRandom()
+        )
+
+    # ---- life
+
+    async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve until cancelled; started once every listen address answers. Raises TransportError where one cannot."""
+        quiet_library_logs()
+        listen = [parse_address(text) for text in self._options.listen]
+        for address in listen:
+            check_listen_address(address)
+        async with self._host.run([]), trio.open_nursery() as nursery:
+            await nursery.start(self._host.run_tasks)
+            await nursery.start(self._gossip.run)
+            await nursery.start(self._kademlia.run)
+            for address in listen:
+                if not await self._swarm.listen(address):
+                    raise TransportError(f"cannot listen on {address}")
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                await self._close_all()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Libp2pTransport"]:
+        """`run` in the background of an `async with` block."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.run)
+            yield self
+            nursery.cancel_scope.cancel()
+
+    async def _close_all(self) -> None:
+        with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
+            # The library's own clean-up runs cancelled here, and would leave the listening sockets open.
+            async with trio.open_nursery() as nursery:
+                for listener in self._swarm.listeners.values():
+                    nursery.start_soon(listener.close)
+                for conn in self._swarm.get_connections():
+                    nursery.start_soon(conn.close)
+
+    # ---- who and where
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    def addresses(self) -> tuple[str, ...]:
+        """Multiaddrs to give to others, each ending in /p2p/<our id>; announced ones first, relayed ones last."""
+        return tuple(with_peer(address, self._peer_id) for address in self._advertised([]))
+
+    def _advertised(self, _candidates: list[Multiaddr]) -> list[Multiaddr]:
+        announced = [parse_address(text) for text in self._options.announce]
+        return list(dict.fromkeys([*announced, *expand(self._bound())]))
+
+    def _bound(self) -> list[Multiaddr]:
+        if not hasattr(self, "_swarm"):
+            return []
+        return [address for listener in self._swarm.listeners.values() for address in listener.get_addrs()]
+
+    def paths(self) -> Mapping[PeerId, Path]:
+        """The best live path of every connected peer."""
+        best: dict[PeerId, Path] = {}
+        for peer, connections in self._swarm.connections.items():
+            live = [conn for conn in connections if not conn.is_closed]
+            if live:
+                best[PeerId(str(peer))] = _path(max(live, key=self._swarm.preference))
+        return best
+
+    def inbound_streams(self) -> Mapping[PeerId, int]:
+        """Streams that each peer holds open here; of every protocol, the library's included."""
+        return {PeerId(str(peer)): count for peer, count in self._host.slots.held.items()}
+
+    def listen_to_peers(self, listener: PeerListener) -> None:
+        """Call `listener` when a peer's first path opens and when its last one is gone."""
+        self._listeners.append(listener)
+
+    def _watch(self, conn: INetConn, opened: bool) -> None:
+        peer = conn.muxed_conn.peer_id
+        remaining = len(self._swarm.connections.get(peer, ()))
+        if remaining == (1 if opened else 0):
+            for listener in self._listeners:
+                listener(PeerId(str(peer)), opened)
+
+    # ---- connections and streams
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str] = ()) -> None:
+        """Reach `peer` at the given and the known addresses; at once if connected; raises TransportError. Bound by 10 s."""
+        if peer == self._peer_id:
+            raise TransportError("a peer cannot connect to itself")
+        target = _library_id(peer)
+        given = dialable(peer, addresses)
+        if given:
+            self._host.peerstore.add_addrs(target, given, ADDRESS_TTL)
+        try:
+            with trio.fail_after(self._options.connect_timeout + 1):
+                await self._swarm.dial_peer(target)
+        except trio.TooSlowError:
+            raise TransportError(f"{short(peer)} could not be reached in {self._options.connect_timeout:g} s") from None
+        except WrongPeerError as error:
+            raise TransportError(f"{short(peer)} could not be reached: {error}") from None
+        except DialError as error:
+            raise TransportError(f"{short(peer)} could not be reached: {error}") from None
+        except SwarmException as error:
+            raise TransportError(f"{short(peer)} could not be reached: {error}") from None
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close every path to `peer`; no error where there is none."""
+        async with trio.open_nursery() as nursery:
+            for conn in self._swarm.get_connections(_library_id(peer)):
+                nursery.start_soon(conn.close)
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
+        """A new stream to `peer`, connecting first where needed; tries its paths in turn; raises TransportError."""
+        target = _library_id(peer)
+        if not self._live(target):
+            await self.connect(peer)
+        failure: TransportError | None = None
+        for conn in sorted(self._live(target), key=self._swarm.preference, reverse=True):
+            muxed = conn.muxed_conn
+            if not isinstance(muxed, MuxedConnection):
+                continue
+            try:
+                with trio.fail_after(self._options.stream_open_timeout):
+                    return await open_stream(peer, muxed, protocol)
+            except UnsupportedError:
+                raise
+            except TransportError as error:
+                failure = error
+            except trio.TooSlowError:
+                failure = TransportError(f"{short(peer)} gave no answer on {protocol} in {self._options.stream_open_timeout:g} s")
+        raise failure or TransportError(f"{short(peer)} is not connected")
+
+    def _live(self, peer: ID) -> list[INetConn]:
+        return [conn for conn in self._swarm.connections.get(peer, []) if not conn.is_closed]
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        """Serve inbound streams of `protocol`; the stream is released once `handler` returns, and reset where it raises."""
+
+        async def serve(stream: INetStream) -> None:
+            muxed = stream.muxed_stream  # type: ignore[attr-defined]
+            assert isinstance(muxed, MuxedStream)  # noqa: S101 - for the type checker
+            await handler(Libp2pStream(PeerId(str(stream.muxed_conn.peer_id)), muxed))
+            muxed.release()
+
+        self._host.set_stream_handler(TProtocol(protocol), serve)
+
+    # ---- gossip and records
+
+    async def subscribe(self, topic: str, handler: GossipHandler) -> None:
+        await self._gossip.subscribe(topic, handler)
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Gossip `payload` (at most 64 KiB) to every subscriber; no error where nobody listens."""
+        await self._gossip.publish(topic, payload)
+
+    async def put_record(self, key: str, value: bytes) -> None:
+        await self._kademlia.put_record(key, value)
+
+    async def get_record(self, key: str) -> bytes | None:
+        return await self._kademlia.get_record(key)
+
+    async def provide(self, key: str) -> None:
+        await self._kademlia.provide(key)
+
+    async def find_providers(self, key: str) -> Mapping[PeerId, tuple[str, ...]]:
+        return await self._kademlia.find_providers(key)
+
+
+def _refuse_record(_key: str, _value: bytes) -> bool:
+    return False
+
+
+def _first_record(_key: str, _values: Sequence[bytes]) -> int:
+    return 0
+
+
+def _library_id(peer: PeerId) -> ID:
+    if not is_peer_id(peer):
+        raise TransportError(f"{peer[:80]!r} is not a peer id")
+    return ID.from_base58(peer)
+
+
+def _path(conn: INetConn) -> Path:
+    muxed = conn.muxed_conn
+    own = muxed if isinstance(muxed, MuxedConnection) else None
+    addresses = conn.get_transport_addresses()
+    relayed = conn.get_connection_type() == ConnectionType.RELAYED
+    kind = own.path_kind if own is not None and own.path_kind is not None else PathKind.RELAYED if relayed else PathKind.DIRECT
+    return Path(
+        kind=kind,
+        transport="tcp",
+        address=str(addresses[0]) if addresses else "",
+        rtt=own.rtt if own is not None else None,
+        since=own.since if own is not None else 0.0,
+        inbound=not muxed.is_initiator,
+    )

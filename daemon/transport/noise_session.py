@@ -1,0 +1,150 @@
+"""Noise as libp2p speaks it: py-libp2p's handshake, then our own transport phase. Seals and opens; knows no meaning.
+
+The stock session reads a length and a body per message and loses its place when a write is cancelled; this one decrypts all that
+one receive brought, seals a whole batch at once, and is driven by one reader and one writer task only.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from libp2p.abc import IRawConnection, ISecureConn
+from libp2p.connection_types import ConnectionType
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
+from libp2p.io.exceptions import IOException
+from libp2p.peer.id import ID
+from libp2p.security.base_session import BaseSession
+from libp2p.security.exceptions import HandshakeFailure
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+from libp2p.security.noise.transport import PROTOCOL_ID, Transport
+from libp2p.security.secure_session import SecureSession
+from multiaddr import Multiaddr
+
+NOISE = PROTOCOL_ID
+
+MAX_MESSAGE = 65535
+TAG_BYTES = 16
+MAX_PLAINTEXT = MAX_MESSAGE - TAG_BYTES
+LENGTH_BYTES = 2
+RECEIVE_BYTES = 256 << 10
+
+
+class CipherFault(IOException):
+    """A message did not authenticate: the connection, and nothing else, is lost."""
+
+
+class Sealer:
+    """One direction of ChaCha20-Poly1305 under Noise's counting nonce (Noise specification, section 5.1)."""
+
+    def __init__(self, key: bytes, nonce: int) -> None:
+        self._cipher = ChaCha20Poly1305(key)
+        self._nonce = nonce
+
+    def seal(self, plaintext: bytes) -> bytes:
+        """`plaintext` as length-prefixed Noise messages of at most 65535 bytes."""
+        parts: list[bytes] = []
+        view = memoryview(plaintext)
+        for start in range(0, len(view), MAX_PLAINTEXT):
+            message = self._cipher.encrypt(self._next(), view[start : start + MAX_PLAINTEXT], b"")
+            parts += (len(message).to_bytes(LENGTH_BYTES, "big"), message)
+        return b"".join(parts)
+
+    def open(self, buffer: bytearray, plaintext: bytearray) -> None:
+        """Move every whole message of `buffer` to `plaintext`; raises CipherFault."""
+        start, end = 0, len(buffer)
+        with memoryview(buffer) as view:
+            while end - start >= LENGTH_BYTES:
+                after = start + LENGTH_BYTES + ((buffer[start] << 8) | buffer[start + 1])
+                if after > end:
+                    break
+                try:
+                    plaintext += self._cipher.decrypt(self._next(), view[start + LENGTH_BYTES : after], b"")
+                except (InvalidTag, ValueError):
+                    raise CipherFault("a message that does not authenticate") from None
+                start = after
+        del buffer[:start]
+
+    def _next(self) -> bytes:
+        nonce = self._nonce
+        self._nonce += 1
+        return b"\0\0\0\0" + nonce.to_bytes(8, "little")
+
+
+class NoiseSession(BaseSession):
+    """The transport phase of one connection. `read` and `write` may each be used by one task at a time."""
+
+    def __init__(self, handshaken: SecureSession, raw: IRawConnection) -> None:
+        super().__init__(
+            local_peer=handshaken.local_peer,
+            local_private_key=handshaken.local_private_key,
+            remote_peer=handshaken.remote_peer,
+            remote_permanent_pubkey=handshaken.remote_permanent_pubkey,
+            is_initiator=handshaken.is_initiator,
+        )
+        self.raw = raw
+        protocol = handshaken.conn.noise_state.noise_protocol  # type: ignore[attr-defined]
+        sending, receiving = protocol.cipher_state_encrypt, protocol.cipher_state_decrypt
+        self._sealer = Sealer(bytes(sending.k), sending.n)
+        self._opener = Sealer(bytes(receiving.k), receiving.n)
+        self._received = bytearray()
+        self._plaintext = bytearray()
+
+    async def read(self, n: int | None = None) -> bytes:
+        """At most `n` bytes (None: all that is there), at least one; b"" once the peer has closed."""
+        while not self._plaintext:
+            received = await self.raw.read(RECEIVE_BYTES)
+            if not received:
+                return b""
+            self._received += received
+            self._opener.open(self._received, self._plaintext)
+        if n is None or n >= len(self._plaintext):
+            taken = bytes(self._plaintext)
+            self._plaintext.clear()
+        else:
+            taken = bytes(self._plaintext[:n])
+            del self._plaintext[:n]
+        return taken
+
+    async def write(self, data: bytes) -> None:
+        """Seal and send `data`; a cancelled call leaves the connection unusable, so only the muxer's writer task calls it."""
+        await self.raw.write(self._sealer.seal(data))
+
+    async def close(self) -> None:
+        await self.raw.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self.raw.get_remote_address()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return list(self.raw.get_transport_addresses())
+
+    def get_connection_type(self) -> ConnectionType:
+        return self.raw.get_connection_type()
+
+
+class NoiseSecurity(Transport):
+    """The only security transport that we offer; stock hosts also take plaintext and secio."""
+
+    def __init__(self, key_pair: KeyPair, on_failure: Callable[[str], None]) -> None:
+        super().__init__(key_pair, noise_privkey=create_x25519_key_pair().private_key)
+        self._on_failure = on_failure
+
+    async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
+        try:
+            return NoiseSession(cast("SecureSession", await super().secure_inbound(conn)), conn)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
+        try:
+            return NoiseSession(cast("SecureSession", await super().secure_outbound(conn, peer_id)), conn)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> HandshakeFailure:
+        self._on_failure(type(error).__name__)
+        if isinstance(error, PeerIDMismatchesPubkey):
+            return error
+        return HandshakeFailure(f"the Noise handshake failed: {type(error).__name__}")

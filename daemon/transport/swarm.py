@@ -1,0 +1,366 @@
+"""py-libp2p's swarm with its unsafe parts replaced: who may connect, how peers are dialed, which path is used. Serves nothing.
+
+A subclass, so that nothing of the library is patched in place and a stock host in the same process stays stock.
+"""
+
+import ipaddress
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+from libp2p.abc import IMuxedConn, INetConn, IPeerStore
+from libp2p.connection_types import ConnectionType
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.network.auto_connector import AutoConnector
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
+from libp2p.transport.tcp.tcp import TCP
+from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
+
+from daemon.transport.muxer import MuxedConnection
+from daemon.transport.options import TransportCounters, TransportOptions
+
+log = logging.getLogger(__name__)
+
+RelayDialer = Callable[[ID, Multiaddr], Awaitable[INetConn]]
+"""Dials a peer over a /p2p-circuit address and returns the registered connection."""
+
+ConnectionWatcher = Callable[[INetConn, bool], None]
+"""(connection, opened): called once when a connection is registered and once when it is gone."""
+
+
+class DialError(SwarmException):
+    """No address of a peer could be reached; `failures` pairs each with its reason."""
+
+    def __init__(self, failures: list[tuple[str, str]]) -> None:
+        self.failures = failures
+        super().__init__("; ".join(f"{address}: {reason}" for address, reason in failures) or "no address is known")
+
+
+class WrongPeerError(SwarmException):
+    """Somebody else answers at an address."""
+
+
+class _NoAutoConnector(AutoConnector):
+    """The stock one dials strangers out of the peerstore whenever connections are few; whom we dial, the daemon decides."""
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def maybe_connect(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@dataclass(slots=True)
+class _Dial:
+    """A dial under way, whose outcome those who asked meanwhile share; no error and no connection means it was cancelled."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    error: SwarmException | None = None
+
+
+class HardenedSwarm(Swarm):
+    """Admission on accept, concurrent dials without a negative cache, and inbound slots that end with their connection."""
+
+    def __init__(
+        self,
+        peer_id: ID,
+        peerstore: IPeerStore,
+        upgrader: TransportUpgrader,
+        options: TransportOptions,
+        counters: TransportCounters,
+    ) -> None:
+        super().__init__(peer_id, peerstore, upgrader, transports=[TCP()], connection_config=_connection_config(options))
+        self.options = options
+        self.counters = counters
+        self.relay_dialer: RelayDialer | None = None
+        self.watchers: list[ConnectionWatcher] = []
+        self.auto_connector = _NoAutoConnector(self)
+        self._inbound = 0
+        self._inbound_per_ip: Counter[str] = Counter()
+        self._handshakes = trio.CapacityLimiter(options.max_pending_handshakes)
+        self._dials: dict[ID, _Dial] = {}
+        self._announced: set[SwarmConn] = set()
+
+    # ---- accepting
+
+    async def _handle_inbound_connection(self, read_write_closer: ReadWriteCloser, maddr: Multiaddr) -> None:
+        ip = _remote_ip(read_write_closer)
+        reason = self._refusal(ip)
+        if reason:
+            self.counters.refused[reason] += 1
+            log.debug("refused a connection from %s: %s", ip, reason)
+            await _close_quietly(read_write_closer)
+            return
+        self._inbound += 1
+        self._inbound_per_ip[ip] += 1
+        try:
+            muxed = await self._upgrade(read_write_closer, maddr)
+            if isinstance(muxed, MuxedConnection):
+                await muxed.event_closed.wait()
+        finally:
+            self._inbound -= 1
+            self._inbound_per_ip[ip] -= 1
+            if not self._inbound_per_ip[ip]:
+                del self._inbound_per_ip[ip]
+
+    async def _upgrade(self, stream: ReadWriteCloser, maddr: Multiaddr) -> IMuxedConn | None:
+        raw = RawConnection(stream, False)
+        try:
+            with trio.fail_after(self.options.upgrade_timeout):
+                async with self._handshakes:
+                    return await self.upgrade_inbound_raw_conn(raw, maddr)
+        except Exception as error:  # noqa: BLE001 - a stranger's bytes decide what is raised here
+            kind = type(error.__cause__ or error).__name__
+            self.counters.handshakes_failed[kind] += 1
+            log.debug("a handshake from %s failed: %s", _remote_ip(stream), kind)
+            await _close_quietly(stream)
+            return None
+
+    def _refusal(self, ip: str) -> str | None:
+        options = self.options
+        if self._inbound >= options.max_connections - options.reserved_outbound:
+            return "total"
+        exempt = options.loopback_exempt and ip and ipaddress.ip_address(ip).is_loopback
+        if not exempt and self._inbound_per_ip[ip] >= options.max_connections_per_ip:
+            return "ip"
+        return None
+
+    # ---- registering
+
+    async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
+        """Start a connection and list it; raises SwarmException where a limit forbids it or it died at once."""
+        peer = muxed_conn.peer_id
+        if peer == self.self_id:
+            await muxed_conn.close()
+            raise SwarmException("that is this peer itself")
+        for known in self.connections.get(peer, ()):
+            if known.muxed_conn is muxed_conn:
+                return known  # type: ignore[return-value]
+        if self.get_total_connections() >= self.options.max_connections:
+            self.counters.refused["total"] += 1
+            await muxed_conn.close()
+            raise SwarmException("the connection limit is reached")
+        conn = SwarmConn(muxed_conn, self, direction=direction)
+        try:
+            conn.set_transport_info(muxed_conn.get_transport_addresses(), muxed_conn.get_connection_type())
+            self.manager.run_task(muxed_conn.start)
+            await muxed_conn.event_started.wait()
+            self.manager.run_task(conn.start)
+            await conn.event_started.wait()
+            if conn.is_closed or muxed_conn.is_closed:
+                raise SwarmException("the connection closed at once")
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await conn.close()
+            raise
+        self._register(peer, conn, direction)
+        await self._make_room(peer, conn)
+        await self.notify_connected(conn)
+        return conn
+
+    def _register(self, peer: ID, conn: SwarmConn, direction: str) -> None:
+        self.connections.setdefault(peer, []).append(conn)
+        if direction == "inbound":
+            self.counters.accepted += 1
+        else:
+            self.counters.dialed += 1
+        self._announced.add(conn)
+        log.debug("connected to %s (%s) at %s", peer, direction, _address_of(conn))
+        for watcher in self.watchers:
+            watcher(conn, True)
+
+    async def _make_room(self, peer: ID, newest: SwarmConn) -> None:
+        held = self.connections.get(peer, [])
+        if len(held) > self.options.max_connections_per_peer:
+            worst = min((conn for conn in held if conn is not newest), key=self.preference)
+            self.counters.refused["peer"] += 1
+            await worst.close()
+
+    def remove_conn(self, swarm_conn: SwarmConn) -> None:
+        super().remove_conn(swarm_conn)
+        if swarm_conn not in self._announced:
+            return
+        self._announced.discard(swarm_conn)
+        muxed = swarm_conn.muxed_conn
+        cause = muxed.cause if isinstance(muxed, MuxedConnection) else ""
+        detail = muxed.detail if isinstance(muxed, MuxedConnection) else ""
+        self.counters.connections_closed[cause or "local"] += 1
+        log.debug("disconnected from %s: %s (%s)", muxed.peer_id, cause, detail)
+        for watcher in self.watchers:
+            watcher(swarm_conn, False)
+
+    async def notify_disconnected(self, conn: INetConn) -> None:
+        # The stock method also starts the library's own reconnect policy; ours lives in the daemon.
+        await self._notify("disconnected", conn)
+
+    def preference(self, conn: INetConn) -> tuple[bool, bool, bool, float]:
+        """Sort key, best last: alive, direct, dialed by the smaller peer id (so both sides agree), newest."""
+        muxed = conn.muxed_conn
+        own = muxed if isinstance(muxed, MuxedConnection) else None
+        dialer_is_smaller = muxed.is_initiator == (self.self_id.to_bytes() < muxed.peer_id.to_bytes())
+        return (
+            not (own is not None and own.is_suspect),
+            conn.get_connection_type() != ConnectionType.RELAYED,
+            dialer_is_smaller,
+            own.since if own is not None else 0.0,
+        )
+
+    def _best_connection(self, connections: list[INetConn]) -> INetConn:
+        return max(connections, key=self.preference)
+
+    # ---- dialing
+
+    async def dial_peer(self, peer_id: ID) -> list[INetConn]:
+        """Live connections to a peer, made where there are none; raises DialError or WrongPeerError. Joins a dial under way."""
+        while True:
+            live = [conn for conn in self.connections.get(peer_id, []) if not conn.is_closed]
+            if live:
+                return live
+            under_way = self._dials.get(peer_id)
+            if under_way is None:
+                break
+            await under_way.done.wait()
+            if under_way.error is not None:
+                raise under_way.error
+        dial = self._dials[peer_id] = _Dial()
+        try:
+            return [await self._dial_any(peer_id)]
+        except SwarmException as error:
+            dial.error = error
+            self.counters.dials_failed += 1
+            raise
+        finally:
+            dial.done.set()
+            del self._dials[peer_id]
+
+    async def _dial_any(self, peer_id: ID) -> INetConn:
+        addresses = self._dial_order(peer_id)
+        failures: list[tuple[str, str]] = []
+        won: list[INetConn] = []
+        wrong: list[WrongPeerError] = []
+
+        async def attempt(address: Multiaddr, failed: trio.Event, scope: trio.CancelScope) -> None:
+            try:
+                won.append(await self._dial_one(address, peer_id))
+                scope.cancel()
+            except WrongPeerError as error:
+                wrong.append(error)
+                failures.append((str(address), str(error)))
+            except Exception as error:  # noqa: BLE001 - any failure of one address leaves the others
+                failures.append((str(address), _why(error)))
+            failed.set()
+
+        with trio.move_on_after(self.options.connect_timeout) as bound:
+            async with trio.open_nursery() as nursery:
+                for address in addresses:
+                    failed = trio.Event()
+                    nursery.start_soon(attempt, address, failed, nursery.cancel_scope)
+                    with trio.move_on_after(self.options.dial_stagger):
+                        await failed.wait()
+        if won:
+            return won[0]
+        if bound.cancelled_caught:
+            tried = {address for address, _ in failures}
+            failures += [(str(a), f"no answer in {self.options.connect_timeout:g} s") for a in addresses if str(a) not in tried]
+        if wrong and len(wrong) == len(failures):
+            raise wrong[0]
+        raise DialError(failures)
+
+    async def _dial_one(self, address: Multiaddr, peer_id: ID) -> INetConn:
+        if _is_relayed(address):
+            if self.relay_dialer is None:
+                raise SwarmException("relayed addresses need the relay service")
+            return await self.relay_dialer(peer_id, address)
+        try:
+            return await self._dial_addr_single_attempt(address, peer_id)
+        except SwarmException as error:
+            found = _other_peer(error)
+            if found is not None:
+                raise WrongPeerError(found) from error
+            raise
+
+    def _dial_order(self, peer_id: ID) -> list[Multiaddr]:
+        try:
+            known = self.peerstore.addrs(peer_id)
+        except PeerStoreError:
+            return []
+        dialable = self.transport_manager.transport_for_dialing
+        usable = [address for address in dict.fromkeys(known) if _is_relayed(address) or dialable(address) is not None]
+        return sorted(usable, key=_is_relayed)[: self.options.max_dial_addresses]
+
+
+def _connection_config(options: TransportOptions) -> ConnectionConfig:
+    return ConnectionConfig(
+        max_connections=options.max_connections,
+        min_connections=0,
+        low_watermark=0,
+        high_watermark=options.max_connections,
+        max_connections_per_peer=options.max_connections_per_peer,
+        inbound_upgrade_timeout=options.upgrade_timeout,
+        outbound_upgrade_timeout=options.upgrade_timeout,
+        outbound_stream_protocol_negotiation_timeout=max(1.0, options.stream_open_timeout),
+        inbound_stream_protocol_negotiation_timeout=max(1.0, options.stream_open_timeout),
+        auto_connect_interval=3600.0,
+    )
+
+
+def _is_relayed(address: Multiaddr) -> bool:
+    return any(protocol.name == "p2p-circuit" for protocol in address.protocols())
+
+
+def _remote_ip(stream: ReadWriteCloser) -> str:
+    remote = stream.get_remote_address()
+    if remote is not None:
+        return remote[0]
+    # The library reads no IPv6 peer name, which has four parts.
+    try:
+        return str(stream.stream.socket.getpeername()[0]).split("%")[0]  # type: ignore[attr-defined]
+    except (AttributeError, OSError):
+        return ""
+
+
+def _address_of(conn: SwarmConn) -> str:
+    addresses = conn.get_transport_addresses()
+    return str(addresses[0]) if addresses else ""
+
+
+async def _close_quietly(stream: ReadWriteCloser) -> None:
+    with trio.CancelScope(shield=True), trio.move_on_after(1):
+        try:
+            await stream.close()
+        except Exception as error:  # noqa: BLE001 - it is being thrown away
+            log.debug("a close failed: %s", type(error).__name__)
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__
+    return found
+
+
+def _other_peer(error: BaseException) -> str | None:
+    for cause in _causes(error):
+        text = str(cause)
+        if "remote_peer_id_from_pubkey=" in text:
+            return f"another peer answers there: {text.rsplit('=', 1)[1]}"
+    return None
+
+
+def _why(error: Exception) -> str:
+    deepest: BaseException = _causes(error)[-1]
+    while isinstance(deepest, BaseExceptionGroup):
+        deepest = deepest.exceptions[0]
+    if isinstance(deepest, OSError) and deepest.strerror:
+        return deepest.strerror.lower()
+    return str(deepest)[:200] or type(deepest).__name__

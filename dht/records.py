@@ -1,0 +1,60 @@
+"""What may stand in the DHT under which key. Pure: the caller binds the time; the transport asks before it stores or returns."""
+
+from collections.abc import Sequence
+
+from dht.offers import SignedOffer, open_any_offer, open_offer, rank
+from protocol.wire.errors import LocalError, RemoteError, malformed
+from protocol.wire.ids import PeerId, is_model_name, is_peer_id
+
+OFFER_PREFIX = "/swarmd/offer/"
+MODEL_PREFIX = "/swarmd/model/"
+ANY_KEY = "/swarmd/any"
+"""Provided by every peer that serves anything."""
+
+
+def offer_key(peer: PeerId) -> str:
+    """The record key of one peer's offer: the only kind of record that this mesh stores."""
+    return OFFER_PREFIX + peer
+
+
+def model_key(model: str) -> str:
+    """The provider key of a model's name."""
+    if not is_model_name(model):
+        raise LocalError(f"{model!r} is no model name")
+    return MODEL_PREFIX + model
+
+
+def open_record(key: str, value: bytes, wall_ms: int) -> SignedOffer:
+    """The offer that stands under `key`; raises RemoteError for another key, another peer's offer, or an offer not valid now."""
+    peer = key.removeprefix(OFFER_PREFIX)
+    if not key.startswith(OFFER_PREFIX) or not is_peer_id(peer):
+        raise malformed("no record may stand under this key")
+    signed = open_offer(value, wall_ms)
+    if signed.offer.peer != peer:
+        raise malformed("a record holds another peer's offer")
+    return signed
+
+
+def validate(key: str, value: bytes, wall_ms: int) -> bool:
+    """Whether `value` may stand under `key` at `wall_ms` (unix milliseconds)."""
+    try:
+        open_record(key, value, wall_ms)
+    except RemoteError:
+        return False
+    return True
+
+
+def choose(key: str, values: Sequence[bytes]) -> int:
+    """The index of the value that wins under `key`: never an older one than another in `values`, never an invalid one.
+
+    Time plays no part, so that peers whose clocks differ choose alike. 0 where no value is valid.
+    """
+    best: tuple[tuple[int, int, bytes], int] | None = None
+    for index, value in enumerate(values):
+        try:
+            signed = open_any_offer(value)
+        except RemoteError:
+            continue
+        if offer_key(PeerId(signed.offer.peer)) == key and (best is None or rank(signed) > best[0]):
+            best = (rank(signed), index)
+    return 0 if best is None else best[1]

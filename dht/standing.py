@@ -1,0 +1,127 @@
+"""One peer as a directory knows it: what its offers, heartbeats and calls add up to. Knows no other peer and sends nothing."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dht.offers import SignedOffer, rank
+from protocol.wire.ids import Hash, PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Seconds, unless said otherwise.
+
+    With heartbeats every `beat` +-20%, two of one peer are at most 12 s apart. `suspect_after` forgives one lost heartbeat and a
+    second of gossip; `gone_after` forgives two and leaves 15 s below the minute in which the mesh must forget a dead peer.
+    Shorter beats find the dead sooner and cost all peers' bandwidth: 1,000 peers are 100 heartbeats/s, a fiftieth of a core.
+    `full_every`: each so many heartbeats carry the whole offer. `owed_max`: the heartbeats that a peer must send after repeated
+    failed calls; the first failure asks for one, each further one for twice as many.
+    `fetch_after` and `fetch_most` bound how often one peer is asked for its offer, `fetches` how many are asked per sweep.
+    `remember`: a gone peer's counters are kept this long, twice the clock slack, so that no replay brings it back.
+    `peers` is how many identities are known at most; a full directory forgets gone ones and refuses newcomers.
+    """
+
+    beat: float = 10.0
+    jitter: float = 0.2
+    suspect_after: float = 25.0
+    gone_after: float = 45.0
+    sweep: float = 1.0
+    full_every: int = 6
+    owed_max: int = 8
+    fetch_after: float = 5.0
+    fetch_most: float = 60.0
+    fetches: int = 16
+    remember: float = 600.0
+    peers: int = 4_096
+
+
+class Standing(StrEnum):
+    """What is thought of a peer now. Only ALIVE is routed."""
+
+    UNKNOWN = "unknown"
+    """Others spoke of it; itself was not heard."""
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    GONE = "gone"
+
+
+@dataclass(slots=True)
+class KnownPeer:
+    """Everything held of one peer; `handle` of the directory is the only writer."""
+
+    epoch: int = -1
+    beat: int = -1
+    offer: SignedOffer | None = None
+    offer_until: float = 0.0
+    offer_hash: Hash | None = None
+    """What its latest heartbeat named; None before the first one."""
+    busy: int = 0
+    heard_at: float = float("-inf")
+    left: bool = False
+    connected: bool = False
+    failures: int = 0
+    owed: int = 0
+    """Heartbeats that it has to send before it is routed again."""
+    fetch_at: float = float("-inf")
+    fetches: int = 0
+    told: Standing = Standing.UNKNOWN
+
+    def standing(self, config: Config, now: float) -> Standing:
+        """What is thought of it at `now`."""
+        if self.left:
+            return Standing.GONE
+        if self.heard_at == float("-inf"):
+            return Standing.UNKNOWN
+        silent = now - self.heard_at
+        if silent > config.gone_after:
+            return Standing.GONE
+        return Standing.SUSPECT if self.owed or silent > config.suspect_after else Standing.ALIVE
+
+    def adopt(self, signed: SignedOffer, now: float, wall: int) -> None:
+        """Take an offer unless it is an older one: what is held never goes back. `wall` is unix milliseconds."""
+        if signed.offer.epoch < self.epoch or (self.offer is not None and rank(signed) <= rank(self.offer)):
+            return
+        if signed.offer.epoch > self.epoch:
+            self.restarted(signed.offer.epoch)
+        self.offer = signed
+        self.offer_until = now + (signed.offer.expires - wall) / 1000
+        self.left = signed.offer.withdrawn
+        self.fetches = 0
+
+    def restarted(self, epoch: int) -> None:
+        """A higher epoch is a new process: nothing that the old one said stands."""
+        self.epoch, self.beat, self.offer, self.offer_hash, self.busy = epoch, -1, None, None, 0
+        self.left = False
+        self.fetches, self.fetch_at = 0, float("-inf")
+
+    def lacks_offer(self) -> bool:
+        """Whether it has an offer that we do not hold."""
+        return self.offer is None if self.offer_hash is None else self.offer is None or self.offer.hash != self.offer_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A peer that a job can go to now."""
+
+    peer: PeerId
+    signed: SignedOffer
+    busy: int
+    connected: bool
+
+    @property
+    def free(self) -> int:
+        """Slots that its latest heartbeat left free."""
+        return max(0, self.signed.offer.slots - self.busy)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """What people see of a peer; `silent` is seconds since we heard of itself."""
+
+    peer: PeerId
+    standing: Standing
+    signed: SignedOffer | None
+    epoch: int
+    busy: int
+    silent: float
+    connected: bool

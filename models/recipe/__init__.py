@@ -1,0 +1,1 @@
+"""The recipe of the seven shipped tiny models: data, training, conversion, measurement. Nothing in the daemon imports it."""

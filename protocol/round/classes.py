@@ -1,0 +1,68 @@
+"""Which answers say the same: the one conservative normaliser, and classes of equal answers. Decides no winner."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from protocol.wire.ids import Hash, sha256
+
+_BLANK = re.compile(r"[ \t\r\n\f\v]+")
+_NUMBER = re.compile(r"([+-]?)([0-9]+)(?:\.([0-9]*))?")
+
+@dataclass(frozen=True, slots=True)
+class AnswerClass:
+    """Equal answers. `text` is that of the lowest seat; `weight_micro` the sum of its voters' weights (millionths of a vote)."""
+
+    key: str
+    text: str
+    seats: tuple[int, ...]
+    weight_micro: int
+
+
+def normalise(answer: str) -> str:
+    """The key under which answers are equal: NFKC, trimmed, blanks collapsed; a lone decimal number without idle signs and zeros.
+
+    Case is kept: in code, chemistry and identifiers it carries meaning.
+
+    Unicode 3.2 (RFC 3454's frozen table) is used because it is the same in every Python: two peers must never disagree.
+    """
+    text = _BLANK.sub(" ", unicodedata.ucd_3_2_0.normalize("NFKC", answer)).strip(" ")
+    number = _NUMBER.fullmatch(text)
+    if number is None:
+        return text
+    sign, whole, fraction = number.group(1), number.group(2).lstrip("0") or "0", (number.group(3) or "").rstrip("0")
+    digits = f"{whole}.{fraction}" if fraction else whole
+    return f"-{digits}" if sign == "-" and digits != "0" else digits
+
+
+def tie_break(round_id: Hash, key: str) -> Hash:
+    """Orders classes that nothing else orders: lower first. No author can aim at it without changing its answer."""
+    return sha256(b"swarmd/1/round/tie", round_id, key.encode())
+
+
+def classes_of(round_id: Hash, answers: Mapping[int, str], weights_micro: Mapping[int, int]) -> tuple[AnswerClass, ...]:
+    """Classes of the answers by seat, the heaviest first; ties by `tie_break`."""
+    members: dict[str, list[int]] = {}
+    for seat in sorted(answers):
+        members.setdefault(normalise(answers[seat]), []).append(seat)
+    found = [
+        AnswerClass(key, answers[seats[0]], tuple(seats), sum(weights_micro[seat] for seat in seats))
+        for key, seats in members.items()
+    ]
+    return tuple(sorted(found, key=lambda c: (-c.weight_micro, tie_break(round_id, c.key))))
+
+
+def voices(weights_milli: Mapping[int, int], configurations: Mapping[int, bytes], one_voice: bool) -> dict[int, int]:
+    """What each seat counts for, in millionths: its weight, shared by the present seats of its configuration if `one_voice`."""
+    present: dict[bytes, int] = {}
+    for seat in weights_milli:
+        present[configurations[seat]] = present.get(configurations[seat], 0) + 1
+    return {seat: weight * 1000 // (present[configurations[seat]] if one_voice else 1) for seat, weight in weights_milli.items()}
+
+
+def settled(classes: Sequence[AnswerClass], early_exit_margin: int) -> bool:
+    """Whether votes already decide: one class, or a lead of `early_exit_margin` votes (of weight 1) where that is not 0."""
+    if len(classes) < 2:
+        return True
+    return early_exit_margin > 0 and classes[0].weight_micro - classes[1].weight_micro >= early_exit_margin * 1_000_000

@@ -1,0 +1,32 @@
+"""The logistic function in whole numbers: the same bits on every machine, where `math.exp` may differ in the last one."""
+
+from functools import cache
+
+_ONE = 10**18
+
+
+@cache
+def exp_fixed(milli: int) -> int:
+    """e**(milli/1000) in units of 10**-18, for 0 <= milli <= 50,000, cut downwards term by term."""
+    term = total = _ONE
+    order = 1
+    while term:
+        term = term * milli // (1000 * order)
+        total += term
+        order += 1
+    return total
+
+
+@cache
+def probability_milli(log_odds_milli: int) -> int:
+    """Thousandths of probability for log-odds in milli-nats, rounded to nearest; p(-x) is exactly 1000 - p(x)."""
+    if log_odds_milli < 0:
+        return 1000 - probability_milli(-log_odds_milli)
+    grown = exp_fixed(log_odds_milli)
+    return (2000 * grown + grown + _ONE) // (2 * (grown + _ONE))
+
+
+def softmax_first_milli(gaps_milli: tuple[int, ...]) -> int:
+    """Thousandths of probability of the best of several scores; `gaps_milli` are its leads (>= 0, milli-nats) over the others."""
+    others = sum(_ONE * _ONE // exp_fixed(min(gap, 50_000)) for gap in gaps_milli)
+    return 1000 * _ONE // (_ONE + others)

@@ -1,0 +1,233 @@
+"""Calls a running daemon over its local socket: HTTP/1.1, JSON and server-sent events. Knows nothing of the mesh."""
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from swarmd import places
+
+CONTROL = "/swarmd/v1"
+MAX_REPLY_BYTES = 64 << 20
+"""A whole reply held in memory; the largest known one, all claims of a mesh, is far below it."""
+MAX_LINE_BYTES = 4 << 20
+"""One line of an event stream; the longest is a round's final record."""
+SILENCE_S = 600.0
+"""How long a question without a time limit may go without a single event."""
+
+
+class ClientError(Exception):
+    """A call on the daemon failed. The message is one sentence for people."""
+
+
+class NoDaemon(ClientError):
+    """No daemon listens on the socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"no swarmd daemon answers on {path}; start one with: swarmd start")
+        self.path = path
+
+
+class ApiError(ClientError):
+    """The daemon answered with an error: its stable `code`, its sentence, and the HTTP status (200: it came within a stream)."""
+
+    def __init__(self, code: str, message: str, status: int) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+
+
+class Event(NamedTuple):
+    """One event of an `ask`: "token", "progress" or "result", with its fields."""
+
+    name: str
+    fields: dict[str, Any]
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(self._path)
+        except BaseException:
+            self.sock.close()
+            raise
+
+
+class Client:
+    """The daemon on one socket. Every call opens its own connection, so a client may be shared by threads.
+
+    `timeout` bounds, in seconds, the wait for each piece of a reply.
+    """
+
+    def __init__(self, socket_path: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
+        self.socket_path = os.fspath(socket_path) if socket_path is not None else str(places.socket_path())
+        self.timeout = timeout
+
+    def status(self) -> dict[str, Any]:
+        """The daemon's state ("ready", "degraded", ...) with the reasons, its addresses, engine and mesh."""
+        return self._call("GET", "/status")
+
+    def peers(self) -> list[dict[str, Any]]:
+        """The peers it knows, each with state, path and model."""
+        return _rows(self._call("GET", "/peers"), "peers")
+
+    def models(self) -> list[dict[str, Any]]:
+        """The models that can be asked for, with who serves them."""
+        return _rows(self._call("GET", "/models"), "models")
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The rounds it took part in, newest first."""
+        return _rows(self._call("GET", "/rounds"), "rounds")
+
+    def round(self, round_id: str) -> dict[str, Any]:
+        """One round: members, answer classes, votes, ranking and the reasons for the outcome."""
+        return self._call("GET", f"/rounds/{_part(round_id)}")
+
+    def verify(self, round_id: str) -> dict[str, Any]:
+        """Replay a round's transcript; "ok" says whether it gave the same verdict to the bit."""
+        return self._call("POST", f"/rounds/{_part(round_id)}/verify")
+
+    def reputation(self, peer: str | None = None) -> dict[str, Any]:
+        """The claims the daemon holds, or those about one peer."""
+        return self._call("GET", "/reputation" if peer is None else f"/reputation/{_part(peer)}")
+
+    def config(self) -> dict[str, Any]:
+        """The configuration the daemon runs with; secrets are masked."""
+        return self._call("GET", "/config")
+
+    def version(self) -> dict[str, Any]:
+        """The daemon's version."""
+        return self._call("GET", "/version")
+
+    def stop(self) -> dict[str, Any]:
+        """Ask the daemon to drain and end; returns before it has ended."""
+        return self._call("POST", "/stop")
+
+    def ask(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        strategy: str = "route",
+        timeout_s: float | None = None,
+        **options: str | float | None,
+    ) -> Iterator[Event]:
+        """Ask the mesh; yields events as they come, the last one being "result". Closing the iterator cancels the question.
+
+        `prompt` is a text or a list of chat messages. `strategy` is "route" (one peer), "majority" or "rank" (a committee).
+        `options` are committee, peer, model, max_tokens and temperature. Raises ApiError where the daemon refuses or fails.
+        """
+        body: dict[str, Any] = {"strategy": strategy, "timeout_s": timeout_s}
+        body["prompt" if isinstance(prompt, str) else "messages"] = prompt if isinstance(prompt, str) else list(prompt)
+        body.update(options)
+        body = {name: value for name, value in body.items() if value is not None}
+        # The daemon enforces timeout_s itself and says so; ours only catches a daemon that hangs.
+        connection, response = self._open("POST", "/ask", body, SILENCE_S if timeout_s is None else timeout_s + 10.0)
+        return _events(connection, response)
+
+    def _call(self, method: str, path: str) -> dict[str, Any]:
+        connection, response = self._open(method, path, None, self.timeout)
+        try:
+            return _decode(response.read(MAX_REPLY_BYTES + 1))
+        except (OSError, http.client.HTTPException) as error:
+            raise ClientError(f"the daemon's reply broke off: {error}") from error
+        finally:
+            connection.close()
+
+    def _open(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout: float
+    ) -> tuple[_UnixConnection, http.client.HTTPResponse]:
+        connection = _UnixConnection(self.socket_path, timeout)
+        try:
+            payload = None if body is None else json.dumps(body).encode()
+            connection.request(method, CONTROL + path, payload, {} if body is None else {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise _api_error(response.status, response.read(MAX_REPLY_BYTES))
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise _explained(error, self.socket_path, timeout) from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection, response
+
+
+def _explained(error: OSError | http.client.HTTPException, path: str, timeout: float) -> ClientError:
+    match error:
+        case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
+            return NoDaemon(path)
+        case PermissionError():
+            return ClientError(f"{path} belongs to another user")
+        case TimeoutError():
+            return ClientError(f"the daemon on {path} did not answer within {timeout:g} s")
+        case _:
+            return ClientError(f"talking to the daemon on {path} failed: {error}")
+
+
+def _events(connection: _UnixConnection, response: http.client.HTTPResponse) -> Iterator[Event]:
+    name, pieces = "", list[str]()
+    try:
+        while line := response.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise ClientError(f"the daemon sent an event of more than {MAX_LINE_BYTES} bytes")
+            field, _, value = line.decode("utf-8", "replace").rstrip("\r\n").partition(":")
+            value = value.removeprefix(" ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                pieces.append(value)
+            elif not field and not value and pieces:
+                fields = _decode("\n".join(pieces).encode())
+                if name == "error":
+                    raise ApiError(str(fields.get("code", "internal")), str(fields.get("message", "the question failed")), 200)
+                yield Event(name, fields)
+                if name == "result":
+                    return
+                name, pieces = "", []
+        raise ClientError("the daemon closed the stream before the result")
+    except TimeoutError:
+        raise ClientError("the daemon sent nothing for too long") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise ClientError(f"the stream from the daemon broke off: {error}") from error
+    finally:
+        response.close()
+        connection.close()
+
+
+def _api_error(status: int, raw: bytes) -> ApiError:
+    try:
+        error = json.loads(raw)["error"]
+        return ApiError(str(error.get("code") or error.get("type") or "error"), str(error["message"]), status)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return ApiError("error", f"the daemon answered with HTTP status {status}", status)
+
+
+def _decode(raw: bytes) -> dict[str, Any]:
+    if len(raw) > MAX_REPLY_BYTES:
+        raise ClientError(f"the daemon's reply has more than {MAX_REPLY_BYTES} bytes")
+    try:
+        decoded = json.loads(raw)
+    except ValueError:
+        raise ClientError("the daemon's reply is not JSON") from None
+    if not isinstance(decoded, dict):
+        raise ClientError("the daemon's reply is not a JSON object")
+    return decoded
+
+
+def _rows(reply: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    rows = reply.get(name, [])
+    return rows if isinstance(rows, list) else []
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="")

@@ -1,0 +1,378 @@
+"""What each verb prints and exits with."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from daemon.cli import COMMANDS
+
+Call = Callable[..., Any]
+
+PEER = "12D3KooWGRUfXzAkT8ZQJq9kSpzTnPzh5cQd1xh1jhm1HWQZDXpz"
+EVIL = "\x1b]0;owned\x07\x1b[31mred\x1b[0m \u202egnp.exe\nnext"
+STATUS = {
+    "version": "0.1.0",
+    "peer_id": PEER,
+    "epoch": 7,
+    "state": "ready",
+    "reasons": [],
+    "addresses": ["/ip4/127.0.0.1/tcp/4711/p2p/" + PEER],
+    "uptime_s": 90.0,
+    "engine": {"state": "ready", "reason": "", "model": "tiny", "engine": "xllamacpp", "version": "1", "slots": 4, "busy": 1},
+    "mesh": {"peers": 3, "connected": 2, "bootstrap": []},
+    "relay": {"reservations": []},
+    "api": {"socket": "/s", "url": "http://127.0.0.1:4712/v1"},
+    "counters": {},
+}
+ROUND = {
+    "round_id": "r1",
+    "strategy": "rank",
+    "question": "2+2?",
+    "state": "verdict",
+    "reason": "",
+    "requester": PEER,
+    "created": 1.0,
+    "members": [{"peer_id": PEER, "model": "tiny", "seat": 0, "sealed": True, "revealed": True, "judged": False, "class": 0}],
+    "classes": [
+        {"class": 1, "answer": "5", "votes": 1, "vote_weight": 1000, "pair_wins_milli": 250, "score": -3, "rank": 2},
+        {"class": 0, "answer": "4", "votes": 4, "vote_weight": 4000, "pair_wins_milli": 1750, "score": 9, "rank": 1},
+    ],
+    "winner": 0,
+    "confidence_milli": 930,
+    "verdict_hash": "ab" * 32,
+    "attested_by": [PEER],
+    "timings_ms": {},
+    "messages": 1,
+    "bytes": 1,
+    "why": ["four of five agreed"],
+}
+READS = [
+    (("status",), "GET", "/status", STATUS),
+    (("peers",), "GET", "/peers", {"peers": []}),
+    (("models",), "GET", "/models", {"models": []}),
+    (("rounds",), "GET", "/rounds", {"rounds": []}),
+    (("why", "r1"), "GET", "/rounds/r1", ROUND),
+    (("verify", "r1"), "POST", "/rounds/r1/verify", {"round_id": "r1", "ok": True, "verdict_hash": "ab", "replayed_hash": "ab"}),
+    (("reputation",), "GET", "/reputation", {"replica_hash": "ab", "claims": 0, "issuers": 0, "forks": [], "claims_list": []}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "method", "path", "reply"), READS, ids=[read[0][0] for read in READS])
+def test_every_read_verb_prints_the_replys_json(
+    ask_daemon: Call, server: Any, arguments: Any, method: str, path: str, reply: Any
+) -> None:
+    server.answers[method, "/swarmd/v1" + path] = reply
+    result = ask_daemon(*arguments, "--json")
+    assert (result.code, json.loads(result.out), result.err) == (0, reply, "")
+
+
+@pytest.mark.parametrize("arguments", [*(read[0] for read in READS), ("stop",), ("ask", "hi")])
+def test_without_a_daemon_every_call_exits_3_and_says_how_to_start_it(swarmd: Call, home: Any, arguments: Any) -> None:
+    result = swarmd("--socket", home / "absent", *arguments)
+    assert (result.code, result.out) == (3, "")
+    assert result.err == f"swarmd: no swarmd daemon answers on {home}/absent; start one with: swarmd start\n"
+
+
+@pytest.mark.parametrize("arguments", [read[0] for read in READS])
+def test_what_the_daemon_does_not_know_exits_1(ask_daemon: Call, arguments: Any) -> None:
+    assert ask_daemon(*arguments) == (1, "", "swarmd: there is no such thing\n")
+
+
+def test_status_for_people(ask_daemon: Call, server: Any) -> None:
+    server.answers["GET", "/swarmd/v1/status"] = STATUS
+    result = ask_daemon("status")
+    assert result.code == 0
+    for fact in ("ready", PEER, "2m", "tiny", "1 of 4 slots busy", "2 connected, 3 known", "http://127.0.0.1:4712/v1"):
+        assert fact in result.out
+
+
+def test_a_dead_bootstrap_is_degraded_with_its_reason_and_exits_4(ask_daemon: Call, server: Any) -> None:
+    dead = {"address": "/ip4/192.0.2.1/tcp/1", "connected": False, "error": "the dial timed out"}
+    reasons = ["no bootstrap peer answers"]
+    server.answers["GET", "/swarmd/v1/status"] = {
+        **STATUS, "state": "degraded", "reasons": reasons, "mesh": {"peers": 0, "connected": 0, "bootstrap": [dead]},
+    }  # fmt: skip
+    result = ask_daemon("status")
+    assert result.code == 4
+    assert "not ready: no bootstrap peer answers" in result.out
+    assert "/ip4/192.0.2.1/tcp/1: the dial timed out" in result.out
+    assert ask_daemon("status", "--json").code == 4
+    assert ask_daemon("status", "-q") == (4, "", "")
+
+
+def test_status_of_a_client_without_a_model(ask_daemon: Call, server: Any) -> None:
+    server.answers["GET", "/swarmd/v1/status"] = {**STATUS, "engine": None}
+    assert "none (client)" in ask_daemon("status").out
+
+
+def test_peers_for_people(ask_daemon: Call, server: Any) -> None:
+    path = {"kind": "relayed", "transport": "tcp", "address": "/x", "rtt_ms": 12.34, "age_s": 3}
+    peers = [
+        {
+            "peer_id": PEER,
+            "model": "tiny",
+            "state": "alive",
+            "path": path,
+            "last_heard_s": 3.2,
+            "epoch": 1,
+            "slots": 4,
+            "busy": 2,
+        },
+        {
+            "peer_id": "other",
+            "model": None,
+            "state": "gone",
+            "path": None,
+            "last_heard_s": 7200,
+            "epoch": 1,
+            "slots": None,
+            "busy": None,
+        },
+    ]
+    server.answers["GET", "/swarmd/v1/peers"] = {"peers": peers}
+    lines = ask_daemon("peers").out.splitlines()
+    assert lines[0].split() == ["PEER", "STATE", "MODEL", "BUSY", "REACHED", "RTT", "HEARD"]
+    assert lines[1].split() == [PEER, "alive", "tiny", "2/4", "relayed", "tcp", "12.3", "ms", "3s"]
+    assert lines[2].split() == ["other", "gone", "-", "-", "-", "-", "2h"]
+
+
+def test_what_a_stranger_wrote_cannot_steer_the_terminal(ask_daemon: Call, server: Any) -> None:
+    long = {"peer_id": "p", "model": "x" * 5000, "state": EVIL + "[bold]", "path": None}
+    server.answers["GET", "/swarmd/v1/peers"] = {"peers": [long]}
+    printed = ask_daemon("peers").out
+    assert not set("\x1b\x07\u202e") & set(printed)
+    assert "owned" not in printed
+    assert "[bold]" in printed
+    assert printed.count("x") < 300
+    assert not set("\x1b\x07\u202e") & set(ask_daemon("peers", "--json").out)
+
+
+def test_models_for_people(ask_daemon: Call, server: Any) -> None:
+    model = {"name": "tiny", "peers": ["a", "b"], "config_digests": ["d"], "local": True, "slots_free": 3}
+    server.answers["GET", "/swarmd/v1/models"] = {"models": [model]}
+    assert ask_daemon("models").out.splitlines()[1].split() == ["tiny", "2", "3", "yes", "1"]
+
+
+def test_rounds_and_why_for_people(ask_daemon: Call, server: Any) -> None:
+    summary = {**ROUND, "winner": "4", "members": 5}
+    server.answers["GET", "/swarmd/v1/rounds"] = {"rounds": [summary, {**summary, "state": "no_result", "reason": "no quorum"}]}
+    listed = ask_daemon("rounds").out
+    assert "2+2?" in listed
+    assert "no quorum" in listed
+    server.answers["GET", "/swarmd/v1/rounds/r1"] = ROUND
+    explained = ask_daemon("why", "r1")
+    assert explained.code == 0
+    ranking = explained.out.splitlines()
+    assert ranking[2].split() == ["1", "4", "4", "4000", "1.750", "9"]
+    assert ranking[3].split() == ["2", "5", "1", "1000", "0.250", "-3"]
+    assert "because four of five agreed" in explained.out
+    assert "verdict " + "ab" * 32 + ", confidence 0.930, attested by 1" in explained.out
+
+
+def test_verify_exits_1_where_the_replay_differs(ask_daemon: Call, server: Any) -> None:
+    reply = {
+        "round_id": "r1",
+        "ok": False,
+        "verdict_hash": "ab",
+        "replayed_hash": "cd",
+        "reason": "a ballot's signature is wrong",
+    }
+    server.answers["POST", "/swarmd/v1/rounds/r1/verify"] = reply
+    result = ask_daemon("verify", "r1")
+    assert result.code == 1
+    assert "DIFFERENT: a ballot's signature is wrong" in result.out
+
+
+def test_reputation_of_one_peer(ask_daemon: Call, server: Any) -> None:
+    claim = {
+        "issuer": "i",
+        "epoch": 1,
+        "seq": 4,
+        "kind": "outcome",
+        "subject": PEER,
+        "skill": "sum",
+        "value": 1,
+        "evidence": "e",
+        "time": 1,
+        "hash": "h",
+    }
+    server.answers["GET", f"/swarmd/v1/reputation/{PEER}"] = {
+        "replica_hash": "ab",
+        "claims": 1,
+        "issuers": 1,
+        "forks": [],
+        "claims_list": [claim],
+    }
+    assert ask_daemon("reputation", PEER).out.splitlines()[-1].split() == ["i", "4", "outcome", PEER, "sum", "1", "e"]
+
+
+RESULT = {
+    "answer": "4",
+    "peer_id": PEER,
+    "model": "tiny",
+    "strategy": "route",
+    "round": None,
+    "round_id": None,
+    "elapsed_s": 0.52,
+}
+
+
+def test_ask_streams_the_answer_to_stdout_and_the_rest_to_stderr(ask_daemon: Call, server: Any) -> None:
+    server.answers["POST", "/swarmd/v1/ask"] = [
+        ("token", {"text": "The "}),
+        ("token", {"text": "sum\n\tis \x1b[2J4"}),
+        ("result", RESULT),
+    ]
+    result = ask_daemon("ask", "2+2?")
+    assert (result.code, result.out) == (0, "The sum\n\tis [2J4\n")
+    assert result.err == f"answered by {PEER} (tiny) in 0.5 s\n"
+
+
+def test_ask_shows_the_round(ask_daemon: Call, server: Any) -> None:
+    progress = {"phase": "seal", "members": [], "sealed": 1, "revealed": 0, "judged": 0, "of": 5}
+    events = [
+        ("progress", progress),
+        ("progress", progress),
+        ("progress", {**progress, "sealed": 2}),
+        ("result", {**RESULT, "round": ROUND}),
+    ]
+    server.answers["POST", "/swarmd/v1/ask"] = events
+    result = ask_daemon("ask", "2+2?", "--strategy", "rank", "--committee", "5", "--timeout", "9", "--max-tokens", "8")
+    assert (result.code, result.out) == (0, "4\n")
+    assert result.err.count("seal: sealed 1/5, revealed 0/5, judged 0/5\n") == 1
+    assert "seal: sealed 2/5" in result.err
+    assert "because four of five agreed" in result.err
+    assert server.seen[-1][2] == {"prompt": "2+2?", "strategy": "rank", "committee": 5, "timeout_s": 9.0, "max_tokens": 8}
+
+
+def test_ask_as_json_prints_the_result_alone(ask_daemon: Call, server: Any) -> None:
+    server.answers["POST", "/swarmd/v1/ask"] = [("token", {"text": "4"}), ("result", RESULT)]
+    result = ask_daemon("ask", "2+2?", "--json")
+    assert (result.code, json.loads(result.out)) == (0, RESULT)
+
+
+def test_ask_reads_standard_input(ask_daemon: Call, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.answers["POST", "/swarmd/v1/ask"] = [("result", RESULT)]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("zwölf?\n".encode())))
+    assert ask_daemon("ask", "-").code == 0
+    assert server.seen[-1][2]["prompt"] == "zwölf?\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert ask_daemon("ask", "-") == (1, "", "swarmd: standard input is not UTF-8\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x" * (9 << 20))))
+    assert ask_daemon("ask", "-") == (1, "", "swarmd: standard input has more than 8 MiB\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [
+        (413, "prompt_too_long", 5),
+        (429, "overloaded", 5),
+        (403, "refused", 5),
+        (503, "overloaded", 5),
+        (502, "gone", 1),
+        (400, "invalid_value", 1),
+    ],
+)
+def test_refusals_exit_5_and_failures_1(ask_daemon: Call, server: Any, status: int, code: str, exit_code: int) -> None:
+    server.answers["POST", "/swarmd/v1/ask"] = (status, {"error": {"message": "no, because", "code": code}})
+    assert ask_daemon("ask", "hi") == (exit_code, "", "swarmd: no, because\n")
+
+
+def test_a_stream_that_fails_after_the_first_token_exits_1(ask_daemon: Call, server: Any) -> None:
+    server.answers["POST", "/swarmd/v1/ask"] = [("token", {"text": "4"}), ("error", {"code": "gone", "message": "the peer left"})]
+    result = ask_daemon("ask", "hi")
+    assert (result.code, result.out, result.err) == (1, "4", "swarmd: the peer left\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ask",), ("ask", ""), ("ask", "  "), ("ask", "x", "--committee", "5"),
+        ("ask", "x", "--committee", "1", "--strategy", "rank"),
+        ("ask", "x", "--strategy", "vote"), ("ask", "x", "--peer", "p", "--strategy", "rank"), ("ask", "x", "--timeout", "0"),
+        ("verify",), ("why",), ("nothing",), ("status", "--nothing"), ("completion", "tcsh"),
+        ("start", "--no-model", "--model", "x"),
+        ("start", "--no-model", "--engine-url", "http://x"), ("--socket", "x/other.sock", "start"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_exits_2(swarmd: Call, arguments: Any) -> None:
+    result = swarmd(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "Error: " in result.err
+
+
+def test_stop_waits_until_the_daemon_is_gone(swarmd: Call, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    polls = []
+
+    def end(delay: float) -> None:
+        polls.append(delay)
+        if len(polls) == 3:
+            os.unlink(str(server.server_address))
+
+    monkeypatch.setattr("time.sleep", end)
+    server.answers = {("POST", "/swarmd/v1/stop"): {"stopping": True}, ("GET", "/swarmd/v1/status"): {"state": "draining"}}
+    assert swarmd("stop", "--socket", str(server.server_address)) == (0, "", "stopped\n")
+    assert len(polls) == 3
+
+
+def test_stop_that_takes_too_long_says_so(ask_daemon: Call, server: Any) -> None:
+    server.answers = {("POST", "/swarmd/v1/stop"): {"stopping": True}, ("GET", "/swarmd/v1/status"): {"state": "draining"}}
+    assert ask_daemon("stop", "--timeout", "0") == (1, "", "swarmd: the daemon is still finishing what it was doing after 0 s\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_there_and_explains_itself(swarmd: Call, name: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(COMMANDS[name][0].partition(":")[0]) is None:
+        pytest.fail(f"{COMMANDS[name][0]} is missing")
+    result = swarmd(name, "--help")
+    assert result.code == 0
+    assert f"Usage: swarmd {name}" in result.out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(swarmd: Call, shell: str) -> None:
+    result = swarmd("completion", shell)
+    assert result.code == 0
+    assert "_SWARMD_COMPLETE" in result.out
+
+
+def test_version(swarmd: Call) -> None:
+    assert swarmd("version").out.startswith("swarmd 0.1.0 (Python 3.")
+    assert json.loads(swarmd("version", "--json").out)["libp2p"] == "0.8.1"
+
+
+def test_config_show_and_validate(swarmd: Call, home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWARMD_ENGINE_THREADS", "3")
+    shown = swarmd("config", "show", "--origin", "--data-dir", "x")
+    assert shown.code == 0
+    lines = {line.split()[0]: line for line in shown.out.splitlines()}
+    assert lines["engine.threads"].endswith("3  (environment SWARMD_ENGINE_THREADS)")
+    assert lines["data_dir"].endswith(f"{home}/x  (command line)")
+    assert lines["relay.serve"].endswith("true  (default)")
+    assert json.loads(swarmd("config", "show", "--json").out)["engine.threads"] == 3
+    assert json.loads(swarmd("config", "show", "--origin", "--json").out)["settings"]["engine.slots"] == {
+        "value": 4,
+        "origin": "default",
+    }
+    assert swarmd("config", "validate") == (0, "", "the configuration is valid\n")
+    monkeypatch.setenv("SWARMD_LISTEN", "nowhere")
+    refused = swarmd("config", "validate")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == "swarmd: listen (environment SWARMD_LISTEN): 'nowhere' is not a multiaddr: unknown protocol: nowhere\n"
+
+
+def test_the_socket_follows_from_the_data_folder(swarmd: Call, home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home))
+    mine, usual = swarmd("status", "--data-dir", "mine").err, swarmd("status").err
+    assert f"answers on {home}/swarmd/api.sock;" in usual
+    assert f"answers on {home}/swarmd/" in mine
+    assert mine != usual
+    assert swarmd("--data-dir", home / "mine", "status").err == mine

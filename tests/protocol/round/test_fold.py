@@ -1,0 +1,171 @@
+"""The fold: the same bits in any order, finite under any ballots, and the arithmetic of its tables by hand."""
+
+import math
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.round.classes import AnswerClass, classes_of, voices
+from protocol.round.fold import Contributions, Voice, fold, preferences, verdict_hash
+from protocol.round.logistic import probability_milli, softmax_first_milli
+from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, WEIGHT_CLAMP_MILLI, FoldParameters, Judgement, quorum
+from protocol.wire.ids import Hash
+
+ROUND = Hash(b"r" * 32)
+
+
+def contributions(answers: str, ballots: dict[int, list[Judgement]], **changes: object) -> Contributions:
+    """One letter per seat is its answer; classes are numbered by their order of weight."""
+    fold_parameters = changes.pop("fold", FoldParameters())
+    table = {seat: Voice(1000, 1000, bytes([seat])) for seat in range(len(answers))} | changes.pop("voices", {})  # type: ignore[operator]
+    weights = voices(
+        {seat: table[seat].answer_weight_milli for seat in table},
+        {seat: table[seat].config_digest for seat in table},
+        fold_parameters.one_voice,  # type: ignore[attr-defined]
+    )
+    classes = classes_of(ROUND, dict(enumerate(answers)), weights)
+    return Contributions(ROUND, "rank", fold_parameters, table, classes, ballots, **changes)  # type: ignore[arg-type]
+
+
+def test_the_logistic_function_is_right_to_the_last_milli() -> None:
+    for milli in range(-8000, 8001, 7):
+        assert probability_milli(milli) == round(1000 / (1 + math.exp(-milli / 1000)))
+        assert probability_milli(milli) + probability_milli(-milli) == 1000
+
+
+@pytest.mark.parametrize(("gaps", "expected"), [((), 1000), ((0,), 500), ((0, 0, 0), 250), ((1000,), 731), ((10**9,), 1000)])
+def test_confidence_is_a_softmax(gaps: tuple[int, ...], expected: int) -> None:
+    assert softmax_first_milli(gaps) == expected
+
+
+def test_votes_alone_decide_a_majority() -> None:
+    result = fold(contributions("aabbb", {}))
+    assert [(row.seats, row.vote_micro, row.score_micro, row.rank) for row in result.classes] == [
+        ((2, 3, 4), 3_000_000, 3_000_000, 1),
+        ((0, 1), 2_000_000, 2_000_000, 2),
+    ]
+    assert (result.basis, result.winner, result.winner_seat, result.confidence_milli) == ("votes", 0, 2, 731)
+
+
+def test_sure_judges_overrule_a_close_vote() -> None:
+    """Five judges, each wholly sure of class 1: 5 votes' weight times one half either way against a lead of one vote."""
+    ballots = {seat: [Judgement(0, 1, -LOG_ODDS_CLAMP_MILLI)] for seat in range(5)}
+    result = fold(contributions("aabbb", ballots))
+    assert [(row.score_micro, row.wins_milli) for row in result.classes] == [(500_000, 0), (4_500_000, 1000)]
+    assert (result.basis, result.winner, result.confidence_milli) == ("judged", 1, 982)
+
+
+def test_asking_both_ways_cancels_a_taste_for_the_first_place() -> None:
+    assert preferences([Judgement(0, 1, 3000), Judgement(1, 0, 3000)]) == {(0, 1): 0}
+    assert preferences([Judgement(1, 0, 3000), Judgement(0, 1, -1000)]) == {(0, 1): -2000}
+    result = fold(contributions("ab", {0: [Judgement(0, 1, 3000), Judgement(1, 0, 3000)], 1: [Judgement(0, 1, 2), Judgement(1, 0, -2)]}))
+    assert [(row.swapped, row.consistent) for row in result.judges] == [(1, 0), (1, 1)]
+
+
+def test_a_judge_of_negative_weight_counts_by_its_opposite() -> None:
+    liar = {2: Voice(1000, -1000, b"\2")}
+    for odds, winner in ((4000, 1), (-4000, 0)):
+        given_ = contributions("aabb", {2: [Judgement(0, 1, odds)]}, voices=liar)
+        assert fold(given_).winner == winner
+
+
+def test_one_configuration_votes_and_judges_with_one_voice() -> None:
+    same = {seat: Voice(1000, 1000, b"same") for seat in range(4)}
+    ballots = {seat: [Judgement(0, 1, 8000 if seat < 4 else -8000)] for seat in range(6)}
+    result = fold(contributions("aaaabb", ballots, voices=same))
+    assert [(row.seats, row.vote_micro) for row in result.classes] == [((4, 5), 2_000_000), ((0, 1, 2, 3), 1_000_000)]
+    assert result.pairs[0].wins_milli == 333, "one voice for class 0, two against it"
+
+
+def test_evidence_may_be_log_odds_on_the_same_range() -> None:
+    given_ = contributions("ab", {0: [Judgement(0, 1, 4000)]}, fold=FoldParameters(evidence="log_odds"))
+    assert fold(given_).pairs[0].wins_milli == 750
+
+
+def test_the_class_of_a_dropped_seat_cannot_win() -> None:
+    ballots = {seat: [Judgement(0, 1, -8000)] for seat in range(3)}
+    kept = fold(contributions("aab", ballots))
+    assert kept.winner_seat == 2
+    dropped = fold(contributions("aab", ballots, dropped=(2,)))
+    assert (dropped.winner, dropped.winner_seat, dropped.dropped) == (0, 0, (2,))
+    assert [row.rank for row in dropped.classes] == [1, 2]
+
+
+def test_ties_are_broken_by_the_round_and_not_by_the_order() -> None:
+    winners = set()
+    for number in range(20):
+        round_id = Hash(bytes([number]) * 32)
+        classes = classes_of(round_id, {0: "a", 1: "b"}, {0: 1_000_000, 1: 1_000_000})
+        table = {seat: Voice(1000, 1000, bytes([seat])) for seat in range(2)}
+        result = fold(Contributions(round_id, "rank", FoldParameters(), table, classes, {}))
+        assert result.confidence_milli == 500
+        winners.add(classes[result.winner].key)
+    assert winners == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("count", "milli", "expected"),
+    [(1, 666, 1), (2, 666, 2), (3, 666, 2), (4, 666, 3), (5, 666, 4), (6, 666, 4), (7, 666, 5), (9, 666, 6), (50, 666, 34), (7, 1000, 7), (0, 666, 1)],
+)
+def test_quorum_is_two_thirds_rounded_up(count: int, milli: int, expected: int) -> None:
+    assert quorum(count, milli) == expected
+
+
+def test_quorum_is_exactly_two_thirds_for_every_committee() -> None:
+    assert [quorum(count, 666) for count in range(1, 51)] == [-(-2 * count // 3) for count in range(1, 51)]
+
+
+odds = st.integers(-LOG_ODDS_CLAMP_MILLI, LOG_ODDS_CLAMP_MILLI)
+weights = st.integers(-WEIGHT_CLAMP_MILLI, WEIGHT_CLAMP_MILLI)
+
+
+@st.composite
+def any_round(draw: st.DrawFn) -> Contributions:
+    """Cycles, ties, one vote, weights of zero or less, judges of few pairs: whatever the wire lets through."""
+    answers = draw(st.text("abcd", min_size=1, max_size=9))
+    table = {seat: Voice(draw(weights), draw(weights), bytes([draw(st.integers(0, 3))])) for seat in range(len(answers))}
+    classes = len(set(answers))
+    index = st.integers(0, classes - 1)
+    judged = st.lists(st.tuples(index, index, odds).filter(lambda j: j[0] != j[1]), max_size=6, unique_by=lambda j: j[:2])
+    ballots = {
+        seat: [Judgement(*judgement) for judgement in draw(judged)] if classes > 1 else []
+        for seat in draw(st.sets(st.integers(0, len(answers) - 1)))
+    }
+    parameters = FoldParameters(
+        vote_gain_milli=draw(st.integers(0, 100_000)),
+        judge_gain_milli=draw(st.integers(0, 100_000)),
+        evidence=draw(st.sampled_from(["probability", "log_odds"])),
+        one_voice=draw(st.booleans()),
+    )
+    dropped = draw(st.sets(st.integers(0, len(answers) - 1), max_size=len(answers) - 1))
+    return contributions(answers, ballots, fold=parameters, voices=table, dropped=tuple(dropped))
+
+
+@given(any_round(), st.integers())
+def test_any_ballots_fold_to_a_finite_result_in_any_order(given_: Contributions, seed: int) -> None:
+    result = fold(given_)
+    assert 0 <= result.confidence_milli <= 1000
+    assert result.winner_seat not in given_.dropped
+    assert result.classes[result.winner].rank == 1
+    assert all(0 <= pair.wins_milli <= 1000 for pair in result.pairs)
+    shuffle = Random(seed)
+    ballots = [(seat, shuffle.sample(judged, len(judged))) for seat, judged in given_.ballots.items()]
+    shuffle.shuffle(ballots)
+    table = shuffle.sample(list(given_.voices.items()), len(given_.voices))
+    again = Contributions(
+        given_.round, given_.strategy, given_.fold, dict(table), given_.classes, dict(ballots), dropped=given_.dropped[::-1]
+    )
+    assert verdict_hash(fold(again)) == verdict_hash(result)
+
+
+def test_five_in_a_hundred_of_the_weight_rigging_other_pairs_moves_the_winner_nowhere() -> None:
+    """R4 of the threat table: judges of 5% of the weight say the opposite on pairs that do not hold the target."""
+    classes = [AnswerClass(str(i), str(i), (i,), 1_000_000) for i in range(4)]
+    table = {seat: Voice(1000, 1000, bytes([seat])) for seat in range(40)}
+    honest = [Judgement(a, b, 1500) for a in range(4) for b in range(a + 1, 4)]
+    rigged = [Judgement(a, b, 1500 if a == 0 else -8000) for a in range(4) for b in range(a + 1, 4)]
+    ballots = {seat: rigged if seat < 2 else honest for seat in range(40)}
+    result = fold(Contributions(ROUND, "rank", FoldParameters(), table, tuple(classes), ballots))
+    assert [row.rank for row in result.classes] == [1, 2, 3, 4]

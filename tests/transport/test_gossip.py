@@ -1,0 +1,277 @@
+"""Gossip over real hosts on loopback: everyone hears, garbage kills nobody, and bad payloads cost who sent them."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import trio
+import trio.lowlevel
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf.message import DecodeError
+from libp2p import new_host
+from libp2p.custom_types import TProtocol
+from libp2p.network.stream.exceptions import StreamError
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.tools.anyio_service import background_trio_service
+from libp2p.utils import encode_varint_prefixed
+from multiaddr import Multiaddr
+
+from daemon.transport.gossip import Gossip, GossipOptions
+from daemon.transport.gossip_guard import Budgets, Graylist, SeenMessages
+from daemon.transport.hardening import build_host
+from daemon.transport.interface import TransportError
+from daemon.transport.options import TransportCounters, TransportOptions
+
+TOPIC = "/swarmd/presence/1"
+MESHSUB = TProtocol("/meshsub/1.1.0")
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+
+
+@contextlib.asynccontextmanager
+async def bare_host():
+    """A hardened host on loopback without services."""
+    host = build_host(Ed25519PrivateKey.generate(), TransportOptions(), TransportCounters(), list)
+    async with host.run([]), trio.open_nursery() as nursery:
+        await nursery.start(host.run_tasks)
+        await host.swarm.listen(Multiaddr("/ip4/127.0.0.1/tcp/0"))
+        yield host
+        for conn in host.swarm.get_connections():
+            await conn.close()
+        nursery.cancel_scope.cancel()
+
+
+class Node:
+    def __init__(self, host, gossip):
+        self.host = host
+        self.gossip = gossip
+        self.heard = []
+        self.valid = True
+
+    @property
+    def id(self):
+        return self.host.get_id().to_base58()
+
+    def hear(self, author, payload):
+        self.heard.append((author, payload))
+        return self.valid
+
+    async def join(self, topic=TOPIC):
+        await self.gossip.subscribe(topic, self.hear)
+
+    async def dial(self, other):
+        await self.host.connect(PeerInfo(other.host.get_id(), other.host.get_addrs()))
+
+
+@contextlib.asynccontextmanager
+async def nodes(count, options=None):
+    async with contextlib.AsyncExitStack() as stack:
+        hosts = [await stack.enter_async_context(bare_host()) for _ in range(count)]
+        mesh = [Node(host, Gossip(host, options)) for host in hosts]
+        async with trio.open_nursery() as nursery:
+            for node in mesh:
+                await nursery.start(node.gossip.run)
+            yield mesh
+            nursery.cancel_scope.cancel()
+
+
+async def until(condition, seconds=5.0):
+    with trio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 - many parts of other code, none of which can signal
+            await trio.sleep(0.01)
+
+
+async def raw_stream(node, target):
+    return await node.host.new_stream(target.host.get_id(), [MESHSUB])
+
+
+async def test_a_message_published_right_after_subscribing_reaches_all_of_seven():
+    async with nodes(7) as mesh:
+        for node in mesh:
+            await node.join()
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for node in mesh[1:]:
+                nursery.start_soon(node.dial, mesh[0])
+        joined = trio.current_time()
+        for number, node in enumerate(mesh):
+            await node.gossip.publish(TOPIC, b"hello %d" % number)
+        await until(lambda: all(len({p for _, p in node.heard}) == 6 for node in mesh))
+        print(f"connected in {joined - started:.2f} s, all heard all {trio.current_time() - joined:.2f} s later")
+        authors = {author for author, _ in mesh[0].heard}
+        assert authors == {node.id for node in mesh[1:]}
+        assert all(len(node.heard) == 6 for node in mesh), "each message is judged once"
+
+
+async def test_an_invalid_payload_is_not_passed_on_and_ends_in_the_graylist():
+    async with nodes(3, GossipOptions(fault_limit=3, author_rate=1000, author_burst=1000)) as (author, judge, third):
+        for node in (author, judge, third):
+            await node.join()
+        await author.dial(judge)
+        await judge.dial(third)
+        await until(lambda: judge.gossip.subscribers(TOPIC) == {author.id, third.id} and author.gossip.subscribers(TOPIC))
+        judge.valid = False
+        for number in range(10):
+            await author.gossip.publish(TOPIC, b"bad %d" % number)
+        await until(lambda: judge.gossip.counters["graylisted"] == 1)
+        judge.valid = True
+        await author.gossip.publish(TOPIC, b"good, too late")
+        await judge.gossip.publish(TOPIC, b"to the third")
+        await until(lambda: third.heard)
+        assert [payload for _, payload in third.heard] == [b"to the third"]
+        assert judge.gossip.counters["invalid"] == 4
+        assert judge.gossip.subscribers(TOPIC) == {third.id}
+
+
+async def test_a_handler_that_raises_drops_the_message_and_blames_nobody():
+    async with nodes(2) as (one, two):
+        def explode(author, payload):
+            raise RuntimeError("our own bug")
+
+        await one.join()
+        await two.gossip.subscribe(TOPIC, explode)
+        await one.dial(two)
+        await until(lambda: one.gossip.subscribers(TOPIC))
+        await one.gossip.publish(TOPIC, b"x")
+        await until(lambda: two.gossip.counters["handler_failed"] == 1)
+        assert two.gossip.counters["invalid"] == 0
+
+
+async def test_a_payload_over_the_limit_is_refused_by_the_sender_and_by_the_receiver():
+    async with nodes(2) as (one, two):
+        await one.join()
+        await two.join()
+        await one.dial(two)
+        await until(lambda: one.gossip.subscribers(TOPIC))
+        with pytest.raises(TransportError, match="over the limit of 65536"):
+            await one.gossip.publish(TOPIC, bytes((64 << 10) + 1))
+        await one.gossip.publish(TOPIC, bytes(64 << 10))
+        await until(lambda: two.heard)
+        await one.gossip._pubsub.publish(TOPIC, bytes((64 << 10) + 1))
+        await until(lambda: two.gossip.counters["oversized"] == 1)
+        assert len(two.heard) == 1
+
+
+def frame(**parts):
+    return encode_varint_prefixed(rpc_pb2.RPC(**parts).SerializeToString())
+
+
+def message(**parts):
+    return rpc_pb2.Message(data=b"x", from_id=b"me", seqno=b"1", **parts)
+
+
+GARBAGE = {
+    "not protobuf": encode_varint_prefixed(b"\xff" * 40),
+    "endless varint": b"\xff" * 64,
+    "claims 100 MiB": b"\x80\x80\x80\x32" + b"x" * 100,
+    "unsigned message": frame(publish=[message(topicIDs=[TOPIC])]),
+    "two topics": frame(publish=[message(topicIDs=[TOPIC, "b"])]),
+    "bad ids": frame(control=rpc_pb2.ControlMessage(ihave=[rpc_pb2.ControlIHave(topicID=TOPIC, messageIDs=[b"abc", b""])])),
+    "bad record": frame(senderRecord=b"\x00" * 9),
+    "10000 topics": frame(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=str(n)) for n in range(10_000)]),
+    "unknown grafts": frame(control=rpc_pb2.ControlMessage(graft=[rpc_pb2.ControlGraft(topicID=str(n)) for n in range(5000)])),
+}
+
+
+async def test_garbage_neither_kills_nor_deafens():
+    async with nodes(2, GossipOptions(fault_limit=1)) as (one, two), contextlib.AsyncExitStack() as stack:
+        await one.join()
+        await two.join()
+        await one.dial(two)
+        await until(lambda: one.gossip.subscribers(TOPIC))
+        for name, frame in GARBAGE.items():
+            stranger = await stack.enter_async_context(bare_host())
+            await stranger.connect(PeerInfo(two.host.get_id(), two.host.get_addrs()))
+            for _ in range(3):
+                stream = await stranger.new_stream(two.host.get_id(), [MESHSUB])
+                with contextlib.suppress(StreamError):
+                    await stream.write(frame)
+                    await stream.close()
+            two.heard.clear()
+            await one.gossip.publish(TOPIC, name.encode())
+            await until(lambda: two.heard)
+            assert two.heard == [(one.id, name.encode())], name
+        assert len(two.gossip._pubsub.peer_topics) <= 17
+        assert len(two.gossip._router.back_off) <= 1
+        assert two.gossip.counters["graylisted"] >= 3
+
+
+class OneFrame:
+    """A stream that delivers one frame and ends."""
+
+    metric_send_channel = None
+
+    def __init__(self, peer, frame):
+        self.muxed_conn = SimpleNamespace(peer_id=peer)
+        self.frame = frame
+        self.was_reset = False
+
+    async def read(self, size=None):
+        part, self.frame = self.frame[:size], self.frame[size:]
+        return part
+
+    async def reset(self):
+        self.was_reset = True
+
+
+async def test_the_stock_handler_lets_the_same_frame_out_and_so_ends_its_host():
+    """Why ours exists: without this, the guard could rot unnoticed while its test still passed."""
+    host, stranger = new_host(), new_host()
+    stock = Pubsub(host, GossipSub([MESHSUB], 8, 6, 12, heartbeat_interval=1))
+    async with background_trio_service(stock):
+        with pytest.raises(DecodeError):
+            await stock.stream_handler(OneFrame(stranger.get_id(), GARBAGE["not protobuf"]))
+    stock.seen_messages.stop()
+    stream = OneFrame(stranger.get_id(), GARBAGE["not protobuf"])
+    gossip = Gossip(new_host())
+    await gossip._pubsub.stream_handler(stream)
+    assert stream.was_reset
+    assert gossip.counters["malformed"] == 1
+
+
+async def test_an_author_over_its_rate_is_dropped_without_blame():
+    async with nodes(2, GossipOptions(author_rate=1, author_burst=5)) as (one, two):
+        await one.join()
+        await two.join()
+        await one.dial(two)
+        await until(lambda: one.gossip.subscribers(TOPIC))
+        for number in range(30):
+            await one.gossip.publish(TOPIC, b"%d" % number)
+            await trio.lowlevel.checkpoint()
+        await until(lambda: two.gossip.counters["over_rate"] + two.gossip.counters["accepted"] == 30)
+        assert 5 <= len(two.heard) <= 8
+        assert two.gossip.counters["graylisted"] == 0
+
+
+def test_seen_messages_forget_by_time_and_by_number():
+    seen = SeenMessages(lifetime=10, capacity=3)
+    for number in range(4):
+        seen.add(b"%d" % number, now=number)
+    assert not seen.has(b"0", 4)
+    assert seen.has(b"1", 4)
+    seen.add(b"1", 10)
+    assert not seen.has(b"1", 11), "repeating a message must not keep it alive"
+    seen.add(b"9", 50)
+    assert len(seen) == 1
+
+
+def test_budgets_refill_with_time_and_forget_the_least_used():
+    budgets = Budgets(rate=1, burst=2, capacity=2)
+    assert [budgets.take("a", 0) for _ in range(3)] == [True, True, False]
+    assert budgets.take("a", 1)
+    assert not budgets.take("a", 1.5)
+    budgets.take("b", 2)
+    budgets.take("c", 2)
+    assert budgets.take("a", 2, cost=2), "forgotten, so full again"
+
+
+def test_the_graylist_ends_and_faults_fade():
+    graylist = Graylist(limit=2, duration=100)
+    assert [graylist.blame("p", 0) for _ in range(4)] == [False, False, True, False]
+    assert graylist.holds("p", 99)
+    assert not graylist.holds("p", 100)
+    assert not graylist.holds("q", 0)
+    assert [graylist.blame("q", now) for now in range(0, 1000, 60)] == [False] * 17

@@ -1,0 +1,263 @@
+"""Relaying over real hosts on loopback: reservations, service over the relay, limits, and the upgrade to a direct path."""
+
+import contextlib
+from random import Random
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from libp2p.connection_types import ConnectionType
+from libp2p.custom_types import TProtocol
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.peer.peerstore import PeerStoreError
+from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
+from multiaddr import Multiaddr
+
+from daemon.transport.hardening import build_host
+from daemon.transport.interface import PathKind, TransportError
+from daemon.transport.options import TransportCounters, TransportOptions
+from daemon.transport.relay import RelayOptions, RelayService
+from daemon.transport.relay_hop import HOP, STOP, receive, send
+from daemon.transport.relay_punch import DCUTR
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+
+ECHO = TProtocol("/test/echo")
+LISTEN = "/ip4/127.0.0.1/tcp/0"
+MIB = 1 << 20
+
+
+class Node:
+    """A hardened host with a relay service. `withhold` keeps its direct addresses from others; it may also not listen at all."""
+
+    def __init__(self, relays=(), options=None, listens=True, withhold=False):
+        self.listens = listens
+        announce = (lambda _: []) if withhold else list
+        self.host = build_host(Ed25519PrivateKey.generate(), TransportOptions(), TransportCounters(), announce)
+        self.relay = RelayService(self.host, relays, Random(1), options or RelayOptions(punch=False))  # noqa: S311
+        self.host.set_stream_handler(ECHO, self.echo)
+
+    @staticmethod
+    async def echo(stream):
+        with contextlib.suppress(StreamEOF):
+            while True:
+                await stream.write(await stream.read(65536))
+        await stream.close()
+
+    @property
+    def id(self):
+        return self.host.get_id()
+
+    @property
+    def port(self):
+        (listener,) = self.host.swarm.listeners.values()
+        return int(listener.get_addrs()[0].value_for_protocol("tcp"))
+
+    @property
+    def address(self):
+        return f"/ip4/127.0.0.1/tcp/{self.port}/p2p/{self.id}"
+
+    def kinds(self, peer):
+        return [conn.get_connection_type() for conn in self.host.swarm.get_connections(peer.id)]
+
+    async def reach(self, peer, address=None):
+        self.host.peerstore.add_addrs(peer.id, [Multiaddr(address or peer.relay.addresses()[0])], 600)
+        (conn,) = await self.host.swarm.dial_peer(peer.id)
+        return conn
+
+    async def ask(self, peer, payload):
+        stream = await self.host.new_stream(peer.id, [ECHO])
+        received = bytearray()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.write, payload)
+            while len(received) < len(payload):
+                received += await stream.read(65536)
+        await stream.close()
+        return bytes(received)
+
+
+@contextlib.asynccontextmanager
+async def running(*nodes):
+    async with contextlib.AsyncExitStack() as stack:
+        for node in nodes:
+            await stack.enter_async_context(node.host.run([]))
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                await nursery.start(node.host.run_tasks)
+                if node.listens:
+                    await node.host.swarm.listen(Multiaddr(LISTEN))
+                await nursery.start(node.relay.run)
+            yield
+            with trio.CancelScope(shield=True):
+                for node in nodes:
+                    for conn in node.host.swarm.get_connections():
+                        await conn.close()
+            nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def behind_a_relay(relay_options=None, **kinds):
+    """A relay and two peers that each hold a reservation there."""
+    relay = Node(options=relay_options or RelayOptions(serve=True, punch=False))
+    async with running(relay):
+        one, two = (Node((relay.address,), **kinds) for _ in range(2))
+        async with running(one, two):
+            await until(lambda: one.relay.addresses() and two.relay.addresses())
+            yield relay, one, two
+
+
+async def until(condition, seconds=5.0):
+    with trio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 - many parts of other code, none of which can signal
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kinds", [{"listens": False}, {"withhold": True}], ids=["not listening", "addresses withheld"])
+async def test_two_peers_behind_a_relay_serve_each_other(kinds):
+    async with behind_a_relay(**kinds) as (relay, one, two):
+        assert two.relay.addresses() == (f"{relay.address}/p2p-circuit/p2p/{two.id}",)
+        started = trio.current_time()
+        conn = await one.reach(two)
+        connected = trio.current_time()
+        payload = bytes(range(256)) * (MIB // 256)
+        assert await one.ask(two, payload) == payload
+        middle = trio.current_time()
+        assert await two.ask(one, payload) == payload
+        print(f"dial {(connected - started) * 1e3:.0f} ms, 1 MiB echo {(middle - connected) * 1e3:.0f} ms")
+        assert one.kinds(two) == two.kinds(one) == [ConnectionType.RELAYED]
+        assert str(conn.get_transport_addresses()[0]) == f"{relay.address}/p2p-circuit/p2p/{two.id}"
+        assert relay.relay.hop.circuits == 1
+        assert relay.relay.hop.counters["bytes"] > 4 * MIB
+        await conn.close()
+        await until(lambda: relay.relay.hop.circuits == 0 and not two.kinds(one))
+
+
+async def test_a_reservation_is_made_from_the_listening_port_and_again_when_the_relay_comes_back():
+    relay, one = Node(options=RelayOptions(serve=True)), None
+    async with running(relay):
+        one = Node((relay.address,), RelayOptions(retry_min=0.05, retry_max=0.1))
+        async with running(one):
+            await until(lambda: one.relay.reservations)
+            (inbound,) = relay.host.swarm.get_connections(one.id)
+            assert inbound.muxed_conn.get_remote_address() == ("127.0.0.1", one.port)
+            await inbound.close()
+            await until(lambda: relay.relay.hop.counters["reserved"] == 2 and one.relay.addresses())
+
+
+async def test_a_reservation_is_refreshed_before_it_ends():
+    async with behind_a_relay(RelayOptions(serve=True, reservation_lifetime=2)) as (relay, one, _):
+        first = next(iter(one.relay.reservations.values()))
+        await until(lambda: next(iter(one.relay.reservations.values())) > first)
+        assert relay.relay.hop.reservations == 2
+
+
+async def test_a_relay_that_is_full_or_does_not_serve_is_said_so_and_retried():
+    full = RelayOptions(serve=True, max_reservations=0)
+    for options in (full, RelayOptions(serve=False)):
+        relay = Node(options=options)
+        one = Node()
+        async with running(relay, one):
+            await one.reach(relay, relay.address)
+            with pytest.raises(TransportError, match="refused with RESERVATION_REFUSED|does not serve as a relay"):
+                await one.relay._reserve(relay.id)
+            assert one.relay.addresses() == ()
+
+
+async def test_without_a_reservation_nobody_is_relayed_to():
+    relay, one, two = Node(options=RelayOptions(serve=True)), Node(), Node(listens=False)
+    async with running(relay, one, two):
+        await two.reach(relay, relay.address)
+        with pytest.raises(SwarmException, match="NO_RESERVATION"):
+            await one.reach(two, f"{relay.address}/p2p-circuit/p2p/{two.id}")
+        with pytest.raises(SwarmException, match="third peer"):
+            await one.reach(relay, f"{relay.address}/p2p-circuit/p2p/{relay.id}")
+
+
+async def test_one_peer_cannot_reserve_for_another():
+    relay, one, two = Node(options=RelayOptions(serve=True)), Node(), Node()
+    async with running(relay, one, two):
+        await one.reach(relay, relay.address)
+        stream = await one.host.new_stream(relay.id, [HOP])
+        await send(stream, pb.HopMessage(type=pb.HopMessage.RESERVE, peer=pb.PeerId(id=two.id.to_bytes())))
+        assert (await receive(stream, pb.HopMessage)).status == pb.OK
+        assert list(relay.relay.hop._reserved) == [one.id]
+
+
+async def test_a_circuit_from_a_peer_that_is_not_our_relay_is_refused():
+    one, two = Node(), Node()
+    async with running(one, two):
+        await one.reach(two, two.address)
+        stream = await one.host.new_stream(two.id, [STOP])
+        await send(stream, pb.StopMessage(type=pb.StopMessage.CONNECT, peer=pb.PeerId(id=one.id.to_bytes())))
+        assert (await receive(stream, pb.StopMessage)).status == pb.PERMISSION_DENIED
+
+
+async def test_limits_end_one_circuit_and_leave_the_other():
+    options = RelayOptions(serve=True, max_circuit_bytes=256 << 10, punch=False)
+    async with behind_a_relay(options, listens=False) as (relay, one, two):
+        three = Node(listens=False)
+        async with running(three):
+            await one.reach(two)
+            await three.reach(two)
+            with pytest.raises(Exception, match="reset|closed|unavailable|StreamReset|"):  # noqa: PT011 - any way of losing it
+                await one.ask(two, bytes(MIB))
+            await until(lambda: relay.relay.hop.circuits == 1)
+            assert await three.ask(two, b"still here") == b"still here"
+            assert relay.relay.hop.counters["data_limit"] == 1
+
+
+async def test_too_many_circuits_are_refused():
+    options = RelayOptions(serve=True, max_circuits_per_peer=1, punch=False)
+    async with behind_a_relay(options, listens=False) as (_, one, two):
+        three = Node(listens=False)
+        async with running(three):
+            await one.reach(two)
+            with pytest.raises(SwarmException, match="RESOURCE_LIMIT_EXCEEDED"):
+                await three.reach(two)
+            assert await one.ask(two, b"unharmed") == b"unharmed"
+
+
+@pytest.mark.parametrize("protocol", [HOP, STOP, DCUTR])
+async def test_garbage_on_a_relay_protocol_costs_its_stream_alone(protocol):
+    relay, stranger = Node(options=RelayOptions(serve=True)), Node()
+    async with running(relay, stranger):
+        await stranger.reach(relay, relay.address)
+        for junk in (b"\xff" * 64, b"\x05hello", b"\x80\x80\x80\x32" + bytes(50), b"\x00", b"\x02\x08\x09"):
+            stream = await stranger.host.new_stream(relay.id, [protocol])
+            await stream.write(junk)
+            await stream.close()
+        assert await stranger.ask(relay, b"alive") == b"alive"
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a plain dial", "a punch"])
+async def test_a_relayed_connection_becomes_direct_and_new_streams_take_it(known):
+    options = RelayOptions(relayed_grace=0.2)
+    async with behind_a_relay(options=options) as (_, one, two):
+        if not known:
+            for node in (one, two):  # a plain dial first would succeed on loopback
+                node.relay.puncher._dial_known = skip
+        started = trio.current_time()
+        await one.reach(two)
+        await until(lambda: ConnectionType.DIRECT in one.kinds(two) and ConnectionType.DIRECT in two.kinds(one))
+        print(f"direct after {(trio.current_time() - started) * 1e3:.0f} ms")
+        await until(lambda: ConnectionType.RELAYED not in one.kinds(two))
+        assert await one.ask(two, b"hello") == b"hello"
+        kinds = {conn.muxed_conn.path_kind for conn in one.host.swarm.get_connections(two.id)}
+        assert kinds == ({None} if known else {PathKind.PUNCHED})
+
+
+async def skip(_peer):
+    """In place of the plain dial."""
+
+
+@pytest.mark.parametrize("address", ["nonsense", "/ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/1/p2p/QmWrong", ""])
+def test_a_relay_address_must_name_a_peer(address):
+    with pytest.raises(TransportError, match="is not a relay's address"):
+        Node((address,))
+
+
+def test_addresses_of_unknown_peers_raise_what_the_puncher_expects():
+    node = Node()
+    with pytest.raises(PeerStoreError):
+        node.host.peerstore.addrs(Node().id)
