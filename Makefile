@@ -45,14 +45,18 @@ clean: ## remove what was built; the virtual environment stays
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # fastecdsa, which libp2p needs, is compiled at installation: say what is missing before pip fails on it.
+CHECK := @PYTHON='$(PYTHON)' sh deploy/prerequisites.sh
+
 $(VENV)/bin/python:
-	@PYTHON='$(PYTHON)' sh deploy/prerequisites.sh
+	$(CHECK)
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(CHECK)
 	$(PIP) --constraint requirements.lock -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(CHECK)
 	$(PIP) --constraint requirements.lock -e '.[dev]'
 	@touch $@ $(VENV)/.installed

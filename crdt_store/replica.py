@@ -17,6 +17,7 @@ from crdt_store.claims import NO_HASH, SignedClaim, open_claim, read_claim
 from crdt_store.forks import Fork, ForkProof, fork_of, open_proof
 from crdt_store.heads import IssuerHeads, LogHead, issuer_digest, replica_digest
 from protocol.wire.ids import Hash, PeerId
+from protocol.wire.limits import MAX_CLAIM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ class Replica:
         state = self._issuers.get(issuer, _Issuer())
         if state.fork is not None and epoch >= state.fork.epoch:
             return False
-        return epoch not in _beyond_quota(state, epoch, self._bounds) and not self._full(issuer, 0)
+        return epoch not in _beyond_quota(state, epoch, self._bounds) and not self._full(issuer, MAX_CLAIM_BYTES)
 
     def raws(self, issuer: PeerId, epoch: int, start: int, count: int) -> tuple[bytes, ...]:
         """At most `count` encoded claims of one log from `start` on."""

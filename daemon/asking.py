@@ -110,7 +110,7 @@ class Asking:
 
 def _another_may_do(error: RemoteError) -> bool:
     """Whether the fault lies with that peer, so that another may serve the same job."""
-    return error.code not in (Code.OVERSIZED, Code.UNSUPPORTED, Code.CANCELLED)
+    return error.code not in (Code.OVERSIZED, Code.CANCELLED)
 
 
 class _Attempt:

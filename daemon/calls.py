@@ -195,9 +195,14 @@ class Calls:
         self, peer: PeerId, method: str, body: bytes, deadline: float, options: CallOptions
     ) -> tuple[Link, int, Inbox]:
         new = NewCall(method, body, deadline, options.more, options.priority, options.traceparent)
+        key = (peer, options.bulk or len(body) > MAX_CHUNK_BYTES)
+        link = self._links.get(key)
+        if link is not None and link.has_room:
+            return link, *link.start(new)
         with trio.move_on_at(deadline):
-            link = await self._link((peer, options.bulk or len(body) > MAX_CHUNK_BYTES))
-            return link, *await link.start(new)
+            link = await self._link(key)
+            await link.wait_for_room()
+            return link, *link.start(new)
         raise RemoteError(Code.DEADLINE, "the deadline passed before the call left")
 
     # Links.

@@ -37,6 +37,7 @@ from daemon.serving import Serving
 from daemon.settings import engine_spec, read_key, transport_options
 from daemon.transport.host import Libp2pTransport
 from dht import records
+from protocol import inference
 from protocol.wire.errors import LocalError
 
 log = structlog.get_logger("swarmd.node")
@@ -80,6 +81,7 @@ class Node:
         )
         self._calls = Calls(self._transport)
         self._serving = Serving(self._engine, config.limits.queue, self._metrics)
+        self._calls.serve(inference.METHOD, self._serving.handle_infer)
         self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
         self._bootstrap = Bootstrap(self._transport, config.join, config.data_dir / "peers.json", rng, _unix_ms)
         self._membership = Membership(

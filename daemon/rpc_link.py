@@ -140,9 +140,13 @@ class Link:
 
     # Calls of ours.
 
-    async def start(self, new: NewCall) -> tuple[int, Inbox]:
-        """Open a call, waiting while the link is full; raises RemoteError(gone | overloaded | deadline)."""
-        await self._wait_for_room(None)
+    @property
+    def has_room(self) -> bool:
+        """Whether the link is open and takes more now; where not, `wait_for_room`."""
+        return not self.closed and self._machine.queued <= MAX_QUEUED_BYTES
+
+    def start(self, new: NewCall) -> tuple[int, Inbox]:
+        """Open a call; raises RemoteError(gone | overloaded | deadline)."""
         call = self._machine.start(new, trio.current_time())
         inbox = self._inboxes[call] = Inbox()
         self._to_write.ring()
@@ -170,21 +174,22 @@ class Link:
         if not isinstance(item, bytes):
             raise LocalError(f"an item is bytes, not {type(item).__name__}")
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._wait_for_room(inbox)
+        await self.wait_for_room(inbox)
         while not self._machine.send_item(call, item):
             await self._room.park()
-            await self._wait_for_room(inbox)
+            await self.wait_for_room(inbox)
         self._to_write.ring()
 
     async def end(self, call: int, inbox: Inbox, body: bytes) -> None:
         """Send the final body (acceptor) or finish our items (opener)."""
         if not isinstance(body, bytes):
             raise LocalError(f"a final body is bytes, not {type(body).__name__}")
-        await self._wait_for_room(inbox)
+        await self.wait_for_room(inbox)
         self._machine.end(call, body)
         self._to_write.ring()
 
-    async def _wait_for_room(self, inbox: Inbox | None) -> None:
+    async def wait_for_room(self, inbox: Inbox | None = None) -> None:
+        """Wait while the link is full; raises RemoteError(gone) once it is closed, or what ended the call of `inbox`."""
         while True:
             if inbox is not None and isinstance(inbox.outcome, RemoteError):
                 raise inbox.outcome

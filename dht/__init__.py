@@ -7,20 +7,25 @@ The public surface (wall times are unix milliseconds, `now` is the monotonic clo
     offers.SignedOffer(offer, hash, raw)
     offers.sign_offer(offer, key) -> SignedOffer         offers.open_offer(raw, wall_ms) -> SignedOffer, raises RemoteError
     offers.better(a, b) -> SignedOffer                   offers.renewal_delay(rng) -> float (seconds)
-    offers.withdraw(offer, wall_ms) -> Offer             the signed leave
+    offers.renewed(offer, wall_ms) -> Offer              offers.withdraw(offer, wall_ms) -> Offer, the signed leave
 
     records.offer_key(peer), records.model_key(model), records.ANY_KEY
     records.validate(key, value, wall_ms) -> bool        records.choose(key, values) -> int
     records.open_record(key, value, wall_ms) -> SignedOffer, raises RemoteError
 
     presence.Presence(peer, epoch, beat, offer_hash, busy, wall, offer)    wire struct on gossip topic presence.TOPIC
-    presence.Directory(me, epoch, sign, rng, config=Config()).handle(event, now) -> list[Effect]
-        events  PresenceHeard(author, raw, wall), OfferHeard(raw, wall), OwnOffer(signed, wall), Busy(slots), Leave(wall),
-                CallFailed(peer), CallSucceeded(peer), Connected(peer), Disconnected(peer), Tick(wall)
+    presence.sign_presence(presence, key) -> bytes
+
+    directory.Directory(me, epoch, sign, rng, config=Config()).handle(event, now) -> list[Effect]
+        sign is `partial(sign_presence, key=key)`; the first OwnOffer starts the heart, a first Tick the sweeps
+        events  PresenceHeard(author, raw, wall), OfferHeard(raw, wall), OwnOffer(signed, wall), Busy(slots), CallFailed(peer),
+                CallSucceeded(peer), Connected(peer), Disconnected(peer), Tick(wall)
         effects SendPresence(payload), FetchOffer(peer), RenewOffer(), WakeAt(time), PeerJoined(peer),
                 PeerSuspect(peer, reason), PeerGone(peer, reason), Refused(peer, error)
         .candidates(model, now) -> tuple[Candidate, ...]     routable peers; model "" for any
         .peers(now) -> tuple[PeerView, ...]                  .offer_of(peer) -> SignedOffer | None
+        to leave: OwnOffer(sign_offer(withdraw(offer, wall), key), wall) and send the SendPresence it gives
 
-    peer_cache.PeerCache(entries), .encode() -> bytes, peer_cache.decode_cache(raw) -> PeerCache, .seen(...), .ordered()
+    peer_cache.PeerCache(entries), .encode() -> bytes, peer_cache.decode_cache(raw) -> PeerCache,
+        .seen(peer, addresses, wall_ms) -> PeerCache, .forget(peer) -> PeerCache, .ordered() -> tuple[CachedPeer, ...]
 """

@@ -167,6 +167,8 @@ class Directory:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """`now` is the monotonic clock in seconds."""
         match event:
+            case PresenceHeard(author) if author == self.me:
+                return []  # gossip brings our own back
             case PresenceHeard(author, raw, wall):
                 return self._refusing(author, lambda: self._presence(open_presence(author, raw, wall), now, wall))
             case OfferHeard(raw, wall):
@@ -229,7 +231,8 @@ class Directory:
 
     def _presence(self, presence: Presence, now: float, wall: int) -> list[Effect]:
         signed = open_offer(presence.offer, wall) if presence.offer else None
-        if signed is not None and (signed.offer.peer, signed.hash) != (presence.peer, presence.offer_hash):
+        carried = None if signed is None else (signed.offer.peer, signed.offer.epoch, signed.hash)
+        if carried not in (None, (presence.peer, presence.epoch, presence.offer_hash)):
             raise malformed("a heartbeat carries another offer than it names")
         peer = PeerId(presence.peer)
         known = self._entry(peer, now)

@@ -86,7 +86,7 @@ class KnownPeer:
         self.offer = signed
         self.offer_until = now + (signed.offer.expires - wall) / 1000
         self.left = signed.offer.withdrawn
-        self.fetches = 0
+        self.fetches, self.fetch_at = 0, float("-inf")
 
     def restarted(self, epoch: int) -> None:
         """A higher epoch is a new process: nothing that the old one said stands."""

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from daemon.api.backend import AskEvent, Backend, ProgressEvent, ResultEvent, TokenEvent
-from daemon.api.errors import json_response
+from daemon.api.errors import ApiError, json_response
 from daemon.api.requests import read_control
 from daemon.api.stream import AskStream, sse
 
@@ -37,6 +37,11 @@ def ask_events(event: AskEvent) -> Iterable[bytes]:
                 "elapsed_s": round(event.elapsed_s, 3),
             }
             yield sse(shape, "result")
+
+
+def error_event(error: ApiError) -> bytes:
+    """How an ask that began to stream ends badly."""
+    return sse({"code": error.code, "message": error.message}, "error")
 
 
 class Control:
@@ -86,7 +91,7 @@ class Control:
         return json_response(await self._backend.reputation(request.path_params.get("peer_id")))
 
     async def ask(self, request: Request) -> Response:
-        return AskStream(self._backend.ask(read_control(await request.body())), ask_events)
+        return AskStream(self._backend.ask(read_control(await request.body())), ask_events, error_event)
 
     async def stop(self, request: Request) -> Response:
         await self._backend.stop()

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.api.backend import AskEvent, AskRequest, Backend, ProgressEvent, ResultEvent, TokenEvent
-from daemon.api.errors import json_response
+from daemon.api.errors import error_object, json_response
 from daemon.api.requests import ROUND_MODELS, ChatMessage, ChatRequest, Common, CompletionRequest, ask_of, read_openai
 from daemon.api.stream import AskStream, sse
 from protocol.wire.errors import Code, RemoteError
@@ -46,7 +46,7 @@ class OpenAi:
 
     async def _answer(self, shape: "_Shape", request: Common, ask: AskRequest) -> Response:
         if request.stream:
-            return AskStream(self._backend.ask(ask), shape.events, b"data: [DONE]\n\n")
+            return AskStream(self._backend.ask(ask), shape.events, lambda error: sse(error_object(error)), b"data: [DONE]\n\n")
         result: ResultEvent | None = None
         async with self._backend.ask(ask) as events:
             async for event in events:

@@ -184,6 +184,7 @@ class _Connection:
         scope = self._scope(request)
         exchange = _Exchange(self._http, self._stream, body, request.method == b"HEAD")
         async with trio.open_nursery() as nursery:
+            exchange.scope = nursery.cancel_scope
             nursery.start_soon(self._watch, exchange, nursery.cancel_scope)
             try:
                 await self._app(scope, exchange.receive, exchange.send)
@@ -257,6 +258,7 @@ class _Exchange:
         self.status = 0
         self.left = False
         self.finished = False
+        self.scope = trio.CancelScope()
 
     async def receive(self) -> AsgiMessage:
         if self._body is not None:
@@ -281,8 +283,17 @@ class _Exchange:
         if not message.get("more_body", False):
             payload += self._http.send(h11.EndOfMessage()) or b""
         if payload:
-            await self._stream.send_all(payload)
+            await self._write(payload)
         self.finished = not message.get("more_body", False)
+
+    async def _write(self, payload: bytes) -> None:
+        try:
+            await self._stream.send_all(payload)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # The client is gone: cancellation, not an exception, ends the app, whatever nurseries it is inside of.
+            self.left = True
+            self.scope.cancel()
+            await trio.sleep_forever()
 
 
 def _json_string(text: str) -> bytes:

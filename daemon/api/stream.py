@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from daemon.api.backend import AskEvent
-from daemon.api.errors import ApiError, error_object, error_response, of_remote
+from daemon.api.errors import ApiError, error_response, of_remote
 from protocol.wire.errors import RemoteError
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -29,12 +29,14 @@ class AskStream(Response):
         self,
         events: AbstractAsyncContextManager[AsyncIterator[AskEvent]],
         render: Callable[[AskEvent], Iterable[bytes]],
+        render_error: Callable[[ApiError], bytes],
         closing: bytes = b"",
     ) -> None:
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
         self._events = events
         self._render = render
+        self._render_error = render_error
         self._closing = closing
         self._started = False
 
@@ -71,4 +73,4 @@ class AskStream(Response):
         if not self._started:
             await error_response(error)(scope, receive, send)
             return
-        await self._write(send, sse(error_object(error), "error"), last=True)
+        await self._write(send, self._render_error(error), last=True)

@@ -100,6 +100,6 @@ def _standard_input() -> str:
     if len(raw) > MAX_INPUT_BYTES:
         raise CommandFailed(f"standard input has more than {MAX_INPUT_BYTES >> 20} MiB")
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8").removesuffix("\n")  # the newline that echo and editors append is no part of the question
     except UnicodeDecodeError:
         raise CommandFailed("standard input is not UTF-8") from None

@@ -103,12 +103,13 @@ def announce(loaded: Loaded, addresses: Sequence[str], api_url: str) -> None:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
+    from daemon.api.listeners import ListenError
     from daemon.engine.interface import EngineError
     from daemon.identity import IdentityError
     from daemon.paths import UnsafeFolder
     from daemon.transport.interface import TransportError
 
-    return (IdentityError, UnsafeFolder, TransportError, EngineError, ConfigError, OSError)
+    return (IdentityError, UnsafeFolder, ListenError, TransportError, EngineError, ConfigError, OSError)
 
 
 def _faults(error: BaseException) -> Iterator[BaseException]:

@@ -56,14 +56,13 @@ def split_address(text: str) -> tuple[str, int]:
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{text!r} is not HOST:PORT")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if host != "localhost":
-        ipaddress.ip_address(host)
+    ipaddress.ip_address(host)
     return host, int(port)
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this box can reach `host`."""
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return ipaddress.ip_address(host).is_loopback
 
 
 def _listen_problem(address: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from protocol.wire.limits import MAX_COMMITTEE, MAX_PROMPT_BYTES, MAX_TOKENS
+from protocol.wire.limits import MAX_COMMITTEE
 
 EngineKind = Literal["embedded", "vllm", "url", "none"]
 
@@ -83,22 +83,14 @@ class RoundConfig(Section, frozen=True):
 
 
 class LimitsConfig(Section, frozen=True):
-    """What one question, one peer and one local program may take. Lower ones protect; higher ones admit more."""
+    """How much this peer takes on at once. Lower ones protect; higher ones admit more."""
 
-    prompt_bytes: Annotated[int, Meta(ge=1, le=MAX_PROMPT_BYTES)] = MAX_PROMPT_BYTES
-    """Bytes of all messages of one question, as UTF-8; peers refuse more than the most."""
-    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] = MAX_TOKENS
-    """Tokens that one answer for a peer may have; bounds how long it holds an engine slot."""
     queue: Annotated[int, Meta(ge=0, le=10_000)] = 16
     """Requests that wait for an engine slot before peers are told to come back; more wait longer."""
-    connections: Annotated[int, Meta(ge=8, le=10_000)] = 128
-    """Connections to peers at once; each costs memory and heartbeats."""
-    peer_calls: Annotated[int, Meta(ge=1, le=1024)] = 8
-    """Calls of one peer that are served at once."""
+    connections: Annotated[int, Meta(ge=32, le=1024)] = 128
+    """Connections to peers at once; each may hold 256 KiB of what was received and is kept alive."""
     local_clients: Annotated[int, Meta(ge=1, le=4096)] = 64
     """Connections of local programs at once, socket and endpoint together."""
-    storage_mib: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
-    """Mebibytes on disk for claims and transcripts; older rounds go first."""
 
 
 class LogConfig(Section, frozen=True):

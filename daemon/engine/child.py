@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from daemon.engine.dialect import plain_sentence
 from daemon.engine.process_group import MARK, ChildRecord, end_group, start_time, write_record
 
 TAIL_LINES = 50
@@ -54,7 +55,7 @@ class _Tail:
 
     def last(self) -> str:
         self.feed(b"\n")
-        return "".join(c for c in self.lines[-1] if c.isprintable()) if self.lines else ""
+        return self.lines[-1] if self.lines else ""
 
 
 @dataclass(slots=True)
@@ -150,5 +151,5 @@ def _obituary(name: str, code: int | None, tail: _Tail) -> str:
     how = f"with status {code}"
     if code is not None and code < 0:
         how = f"by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"by signal {-code}"
-    last = tail.last()
+    last = plain_sentence(tail.last())
     return f"{name} ended {how}" + (f": {last}" if last else "")

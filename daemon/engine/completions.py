@@ -1,30 +1,27 @@
-"""The HTTP client of every engine: probes, the model list and streamed completions. Leaving a stream closes its connection.
+"""What is asked of every engine over HTTP: probes, the model list and streamed completions. Bounds what a server may send.
 
-Bounds what a server may send. Must not start or stop engines.
+Must not start or stop engines.
 """
 
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-import httpx2
 import msgspec
 import trio
 
 from daemon.engine.dialect import CompletionEvent, Dialect, JsonObject, decode_event, plain_sentence
+from daemon.engine.http_exchange import Reply, Server, exchange
 from daemon.engine.interface import EngineError, EngineRefused
 
 MAX_EVENT_BYTES = 256 << 10
-MAX_TEXT_BYTES = 1 << 20
+MAX_TEXT_CHARS = 1 << 20
 """All events of one answer hold no more text than this: 4096 tokens of the longest kind do not reach it."""
 MAX_REPLY_BYTES = 1 << 20
-MAX_COMPLAINT_BYTES = 8 << 10
+MAX_COMPLAINT_BYTES = 64 << 10
 
-CONNECT_TIMEOUT = 10.0
-SILENCE_TIMEOUT = 300.0
-"""Seconds without a byte in an answer; a long prompt on a busy vLLM is silent for minutes."""
+_OK = 200
 
 
 class ServedModel(msgspec.Struct):
@@ -56,35 +53,20 @@ class _ComplaintBody(msgspec.Struct):
 
 
 class CompletionClient:
-    """Speaks to one server, over a Unix socket or TCP. Use as an async context manager."""
+    """Speaks to one server. Holds no connection between two requests."""
 
-    def __init__(self, dialect: Dialect, base_url: str, socket: Path | None, key: str = "") -> None:
+    def __init__(self, dialect: Dialect, server: Server) -> None:
         self._dialect = dialect
-        self._http = httpx2.AsyncClient(
-            base_url=base_url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            transport=httpx2.AsyncHTTPTransport(uds=None if socket is None else str(socket), trust_env=False),
-            timeout=httpx2.Timeout(SILENCE_TIMEOUT, connect=CONNECT_TIMEOUT),
-            follow_redirects=False,
-            trust_env=False,
-        )
-
-    async def __aenter__(self) -> "CompletionClient":
-        await self._http.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        with trio.CancelScope(shield=True):
-            await self._http.aclose()
+        self._server = server
 
     async def check_health(self, timeout: float) -> None:
         """Raises EngineError unless the server says within `timeout` seconds that it is well."""
-        await self._get(self._dialect.health_path, timeout)
+        await self.get(self._dialect.health_path, timeout)
 
     async def served_models(self, timeout: float) -> list[ServedModel]:
         """What the server lists; raises EngineError."""
         try:
-            return msgspec.json.decode(await self._get("/v1/models", timeout), type=_ModelList).data
+            return msgspec.json.decode(await self.get("/v1/models", timeout), type=_ModelList).data
         except (msgspec.DecodeError, RecursionError):
             raise EngineError("the engine's list of models is malformed") from None
 
@@ -93,7 +75,7 @@ class CompletionClient:
         if self._dialect.version_path is None:
             return "unknown"
         try:
-            raw = await self._get(self._dialect.version_path, timeout)
+            raw = await self.get(self._dialect.version_path, timeout)
             return plain_sentence(msgspec.json.decode(raw, type=_Version).version)[:64] or "unknown"
         except (EngineError, msgspec.DecodeError, RecursionError):
             return "unknown"
@@ -101,59 +83,69 @@ class CompletionClient:
     @asynccontextmanager
     async def stream(self, body: JsonObject) -> AsyncGenerator[AsyncIterator[CompletionEvent], None]:
         """The events of a streamed completion. Leaving closes the connection, which makes the engine stop."""
-        async with contextlib.AsyncExitStack() as stack:
-            with _as_engine_error():
-                response = await stack.enter_async_context(self._http.stream("POST", "/v1/chat/completions", json=body))
-                if response.status_code != httpx2.codes.OK:
-                    raise _complaint(response.status_code, await _read(response, MAX_COMPLAINT_BYTES))
-            events = _events(response)
-            stack.push_async_callback(events.aclose)
-            yield events
+        raw = json.dumps(body, separators=(",", ":")).encode()
+        async with exchange(self._server, "POST", "/v1/chat/completions", raw) as reply:
+            if reply.status != _OK:
+                raise _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
+            async with aclosing(_events(reply)) as events:
+                yield events
 
-    async def _get(self, path: str, timeout: float) -> bytes:
+    async def get(self, path: str, timeout: float) -> bytes:
+        """The body of a GET answered with 200 within `timeout` seconds; raises EngineError."""
         try:
-            with trio.fail_after(timeout), _as_engine_error():
-                async with self._http.stream("GET", path) as response:
-                    if response.status_code != httpx2.codes.OK:
-                        raise EngineError(f"the engine answered {path} with HTTP status {response.status_code}")
-                    return await _read(response, MAX_REPLY_BYTES)
+            with trio.fail_after(timeout):
+                async with exchange(self._server, "GET", path) as reply:
+                    if reply.status != _OK:
+                        raise EngineError(f"the engine answered {path} with HTTP status {reply.status}")
+                    return await reply.body(MAX_REPLY_BYTES)
         except trio.TooSlowError:
             raise EngineError(f"the engine did not answer {path} within {timeout:g} s") from None
 
 
-async def _events(response: httpx2.Response) -> AsyncGenerator[CompletionEvent, None]:
+class EventReader:
+    """Cuts a body into the payloads of server-sent events (HTML standard, section 9.2.6); holds at most one unfinished event."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._payload: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[str]:
+        """The payloads that `chunk` completes; raises EngineError for one that is too long or not UTF-8."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        found = [payload for payload in map(self._line, lines) if payload]
+        if len(self._rest) + self._size > MAX_EVENT_BYTES:
+            raise EngineError("the engine sent an event that is too long")
+        try:
+            return [payload.decode() for payload in found]
+        except UnicodeDecodeError:
+            raise EngineError("the engine sent text that is not UTF-8") from None
+
+    def _line(self, line: bytes) -> bytes:
+        line = line.removesuffix(b"\r")
+        if not line:
+            payload = b"\n".join(self._payload)
+            self._payload, self._size = [], 0
+            return payload
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            self._payload.append(value.removeprefix(b" "))
+            self._size += len(value)
+        return b""
+
+
+async def _events(reply: Reply) -> AsyncGenerator[CompletionEvent, None]:
+    reader = EventReader()
     size = 0
-    with _as_engine_error():
-        async for event in httpx2.EventSource(response, max_event_size=MAX_EVENT_BYTES):
-            if event.data == "[DONE]":
+    while chunk := await reply.chunk():
+        for payload in reader.feed(chunk):
+            if payload == "[DONE]":
                 return
-            if event.data:
-                decoded = decode_event(event.data)
-                size += sum(len(choice.delta.content or "") for choice in decoded.choices)
-                if size > MAX_TEXT_BYTES:
-                    raise EngineError("the engine sent more text than was asked for")
-                yield decoded
-
-
-async def _read(response: httpx2.Response, limit: int) -> bytes:
-    raw = b""
-    async for chunk in response.aiter_bytes():
-        raw += chunk
-        if len(raw) > limit:
-            raise EngineError("the engine's reply is too long")
-    return raw
-
-
-@contextlib.contextmanager
-def _as_engine_error() -> Iterator[None]:
-    try:
-        yield
-    except httpx2.ConnectError:
-        raise EngineError("nothing listens where the engine should") from None
-    except httpx2.TimeoutException:
-        raise EngineError("the engine fell silent") from None
-    except (httpx2.HTTPError, httpx2.StreamError, httpx2.SSEError) as error:
-        raise EngineError(f"the connection to the engine broke ({type(error).__name__})") from None
+            event = decode_event(payload)
+            size += sum(len(choice.delta.content or "") for choice in event.choices)
+            if size > MAX_TEXT_CHARS:
+                raise EngineError("the engine sent more text than was asked for")
+            yield event
 
 
 def _complaint(status: int, raw: bytes) -> EngineError:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from daemon.engine.dialect import LLAMA_CPP
 from daemon.engine.embedded_child import NO_ENGINE, NOT_A_MODEL
 from daemon.engine.gguf import GgufHead, read_head
 from daemon.engine.http_engine import HttpEngine, Serving
+from daemon.engine.http_exchange import Server
 from daemon.engine.interface import EngineError, ModelDescription
 from daemon.engine.lifecycle import LifecycleConfig
 from daemon.engine.private_folder import private_socket, record_path
@@ -23,6 +25,9 @@ from protocol.wire.ids import is_model_name, sha256
 
 _NAME = "llama.cpp"
 _USAGE_ERROR = 2
+_HOPELESS = frozenset({None, NOT_A_MODEL, NO_ENGINE, _USAGE_ERROR, -signal.SIGILL})
+"""SIGILL: the wheel is built for AVX2, and no restart gives a processor that."""
+
 _MAX_CONTEXT = 1 << 20
 DEFAULT_CONTEXT = 4096
 """Tokens of one slot where the model allows more; the cache of a slot is paid for in memory whether used or not."""
@@ -59,13 +64,14 @@ def embedded_engine(settings: EmbeddedSettings, run_folder: Path, rng: Random) -
 
     return HttpEngine(
         Serving(
-            open_client=lambda: CompletionClient(LLAMA_CPP, "http://engine", socket, key),
+            server=Server(socket=socket, key=key),
             describe=describe,
             dialect=LLAMA_CPP,
             model_name=name,
             slots=settings.slots,
             command=_command(settings, name, head, socket, key),
-            lifecycle=LifecycleConfig(hopeless_codes=frozenset({None, NOT_A_MODEL, NO_ENGINE, _USAGE_ERROR})),
+            # A child that hangs is found out in less than 5 s: 0.5 s and two probes of 2 s.
+            lifecycle=LifecycleConfig(ready_interval=0.5, hopeless_codes=_HOPELESS),
         ),
         rng,
     )

@@ -12,6 +12,7 @@ from daemon.engine import dialect as wire
 from daemon.engine.child import ChildCommand
 from daemon.engine.completions import CompletionClient, ServedModel
 from daemon.engine.dialect import CompletionEvent, Dialect, FirstToken, Transcriber
+from daemon.engine.http_exchange import Server
 from daemon.engine.interface import Chunk, EngineError, EngineRefused, EngineState, ModelDescription
 from daemon.engine.lifecycle import LifecycleConfig, Stage
 from daemon.engine.supervisor import Supervisor
@@ -25,7 +26,7 @@ _WARM_UP = (Turn(Role.USER, "1"),)
 class Serving:
     """What one kind of engine needs beyond HTTP. Times in seconds."""
 
-    open_client: Callable[[], CompletionClient]
+    server: Server
     describe: Callable[[CompletionClient, ServedModel], Awaitable[ModelDescription]]
     """Called after each warm-up; raises EngineError."""
     dialect: Dialect
@@ -47,7 +48,7 @@ class HttpEngine:
         self._state = EngineState.STARTING
         self._reason = "the engine is starting"
         self._changed = trio.Event()
-        self._client: CompletionClient | None = None
+        self._client = CompletionClient(serving.dialect, serving.server)
         self._listed: ServedModel | None = None
         self._model: ModelDescription | None = None
         self._slots = trio.CapacityLimiter(serving.slots)
@@ -112,17 +113,14 @@ class HttpEngine:
         supervisor = Supervisor(self._serving.command, self._probe, self._change, self._serving.lifecycle, self._rng)
         self._supervisor = supervisor
         try:
-            async with self._serving.open_client() as client:
-                self._client = client
-                await supervisor.run()
+            await supervisor.run()
         finally:
-            self._client = None
             self._change(EngineState.STOPPED, "the engine was stopped")
 
     async def wait_ready(self) -> None:
-        """Return once READY; raises EngineError once FAILED."""
+        """Return once READY; raises EngineError once FAILED or STOPPED."""
         while self._state is not EngineState.READY:
-            if self._state is EngineState.FAILED:
+            if self._state in (EngineState.FAILED, EngineState.STOPPED):
                 raise EngineError(self._reason)
             await self._changed.wait()
 
@@ -137,7 +135,7 @@ class HttpEngine:
         _log.info("engine", state=str(state), reason=reason)
 
     def _serving_now(self) -> tuple[CompletionClient, ServedModel]:
-        if self._client is None or self._listed is None or self._state is not EngineState.READY:
+        if self._listed is None or self._state is not EngineState.READY:
             raise EngineError(f"the engine is {self._state}")
         return self._client, self._listed
 
@@ -157,7 +155,6 @@ class HttpEngine:
 
     async def _probe(self, stage: Stage) -> None:
         client = self._client
-        assert client is not None  # noqa: S101 - run() opens it before it probes
         match stage:
             case Stage.HEALTH:
                 await client.check_health(self._serving.health_timeout)

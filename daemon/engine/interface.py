@@ -75,4 +75,4 @@ class Engine(Protocol):
         """Start, supervise and restart the engine until cancelled; leaves no process and no socket file behind."""
 
     async def wait_ready(self) -> None:
-        """Return once READY; raises EngineError once FAILED."""
+        """Return once READY; raises EngineError once FAILED or STOPPED."""

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 from daemon.engine.interface import EngineError
+from daemon.engine.process_group import RECORD_SUFFIX
 
 MAX_SOCKET_PATH_BYTES = 107
 """sun_path of Linux holds 108 bytes with its final NUL (unix(7))."""
@@ -30,4 +31,4 @@ def private_socket(run_folder: Path, name: str) -> Path:
 
 def record_path(socket: Path) -> Path:
     """Where the child behind `socket` is written down."""
-    return socket.with_suffix(".child.json")
+    return socket.with_suffix(RECORD_SUFFIX)

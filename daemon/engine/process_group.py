@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+RECORD_SUFFIX = ".child.json"
 MARK = "SWARMD_ENGINE_MARK"
 """Environment variable that every descendant inherits; its value is random, so no stranger's process can carry it."""
 
@@ -80,6 +81,11 @@ def read_record(path: Path) -> ChildRecord | None:
         return msgspec.json.decode(path.read_bytes(), type=ChildRecord)
     except (OSError, msgspec.DecodeError):
         return None
+
+
+def records_beside(path: Path) -> list[Path]:
+    """`path` and the other records of its folder."""
+    return sorted({path, *path.parent.glob(f"*{RECORD_SUFFIX}")})
 
 
 def orphans(record: ChildRecord) -> list[int]:

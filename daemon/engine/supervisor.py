@@ -26,7 +26,7 @@ from daemon.engine.lifecycle import (
     WakeAt,
     WarmedUp,
 )
-from daemon.engine.process_group import clear_orphans
+from daemon.engine.process_group import clear_orphans, records_beside
 
 _PASSED: dict[Stage, Callable[[int], Event]] = {Stage.HEALTH: HealthOk, Stage.MODELS: ModelListed, Stage.WARM_UP: WarmedUp}
 
@@ -61,7 +61,9 @@ class Supervisor:
     async def run(self) -> None:
         """Until cancelled; then no process, no socket file and no record is left."""
         if self._command is not None:
-            await clear_orphans(self._command.record)
+            # Every kind's: the engine that crashed may have been of another one.
+            for record in records_beside(self._command.record):
+                await clear_orphans(record)
             self._command.socket.unlink(missing_ok=True)
         async with trio.open_nursery() as nursery:
             wake_at = self._apply(Tick(), nursery, float("inf"))

@@ -5,13 +5,13 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-
-import httpx2
+from urllib.parse import urlsplit
 
 from daemon.engine.completions import CompletionClient, ServedModel
 from daemon.engine.dialect import ANY_SERVER
 from daemon.engine.gguf import model_name
 from daemon.engine.http_engine import HttpEngine, Serving
+from daemon.engine.http_exchange import Server
 from daemon.engine.interface import EngineError, ModelDescription
 from daemon.engine.lifecycle import LifecycleConfig
 from protocol.wire.ids import is_model_name, sha256
@@ -35,8 +35,7 @@ class UrlSettings:
 
 def url_engine(settings: UrlSettings, rng: Random) -> HttpEngine:
     """Raises EngineError for a URL, key file or model name that cannot work."""
-    base = checked_url(settings.url)
-    key = "" if settings.key_file is None else read_key(settings.key_file)
+    server = checked_url(settings.url, "" if settings.key_file is None else read_key(settings.key_file))
     if settings.model and not is_model_name(settings.model):
         raise EngineError("a model is named as name or owner/name, of letters, digits and . _ -")
     if not 1 <= settings.slots <= 1024:
@@ -47,7 +46,7 @@ def url_engine(settings: UrlSettings, rng: Random) -> HttpEngine:
 
     return HttpEngine(
         Serving(
-            open_client=lambda: CompletionClient(ANY_SERVER, base, None, key),
+            server=server,
             describe=describe,
             dialect=ANY_SERVER,
             model_name=settings.model,
@@ -63,17 +62,21 @@ def url_engine(settings: UrlSettings, rng: Random) -> HttpEngine:
     )
 
 
-def checked_url(text: str) -> str:
-    """The server's address without a trailing `/v1`; raises EngineError unless it is http or https without credentials in it."""
+def checked_url(text: str, key: str = "") -> Server:
+    """The server behind an http or https URL, a trailing `/v1` left out; raises EngineError, also for credentials in it."""
     try:
-        url = httpx2.URL(text)
-    except (httpx2.InvalidURL, ValueError):
+        url = urlsplit(text)
+        port = url.port or (443 if url.scheme == "https" else 80)
+    except ValueError:
         raise EngineError("the engine's URL is malformed") from None
-    if url.scheme not in ("http", "https") or not url.host:
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise EngineError("the engine's URL is malformed")
+    if url.scheme not in ("http", "https") or not url.hostname:
         raise EngineError("the engine's URL begins with http:// or https:// and names a host")
-    if url.userinfo or url.query or url.fragment:
+    if "@" in url.netloc or url.query or url.fragment:
         raise EngineError("the engine's URL holds no user, query or fragment: a key belongs in a key file")
-    return str(url).rstrip("/").removesuffix("/v1")
+    prefix = url.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return Server(host=url.hostname, port=port, tls=url.scheme == "https", prefix=prefix, key=key)
 
 
 def read_key(path: Path) -> str:

@@ -18,6 +18,7 @@ from daemon.engine.child import ChildCommand
 from daemon.engine.completions import CompletionClient, ServedModel
 from daemon.engine.dialect import VLLM
 from daemon.engine.http_engine import HttpEngine, Serving
+from daemon.engine.http_exchange import Server
 from daemon.engine.interface import EngineError, ModelDescription
 from daemon.engine.lifecycle import LifecycleConfig
 from daemon.engine.private_folder import private_socket, record_path
@@ -32,10 +33,11 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ALLOWED = frozenset(
     {
         "--block-size", "--cpu-offload-gb", "--data-parallel-size", "--dtype", "--enable-chunked-prefill",
-        "--enable-expert-parallel", "--enable-prefix-caching", "--enforce-eager", "--gpu-memory-utilization", "--kv-cache-dtype", "--kv-cache-memory-bytes",
-        "--limit-mm-per-prompt", "--load-format", "--max-model-len", "--max-num-batched-tokens", "--max-num-seqs",
-        "--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--pipeline-parallel-size", "--quantization",
-        "--reasoning-parser", "--seed", "--speculative-config", "--swap-space", "--tensor-parallel-size", "--tokenizer-mode",
+        "--enable-expert-parallel", "--enable-prefix-caching", "--enforce-eager", "--gpu-memory-utilization",
+        "--kv-cache-dtype", "--kv-cache-memory-bytes", "--limit-mm-per-prompt", "--load-format", "--max-model-len",
+        "--max-num-batched-tokens", "--max-num-seqs", "--no-enable-chunked-prefill", "--no-enable-prefix-caching",
+        "--pipeline-parallel-size", "--quantization", "--reasoning-parser", "--seed", "--speculative-config",
+        "--swap-space", "--tensor-parallel-size", "--tokenizer-mode",
     }
 )  # fmt: skip
 """What the box's owner may add: nothing about where it listens, what it logs or running code from a model's repository."""
@@ -98,7 +100,7 @@ def vllm_engine(settings: VllmSettings, run_folder: Path, rng: Random) -> HttpEn
 
     return HttpEngine(
         Serving(
-            open_client=lambda: CompletionClient(VLLM, "http://engine", socket, key),
+            server=Server(socket=socket, key=key),
             describe=describe,
             dialect=VLLM,
             model_name=name,

@@ -21,7 +21,9 @@ from libp2p.protocol_muxer.exceptions import MultiselectClientError, Multiselect
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.transport.exceptions import MuxerUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
 
+from daemon.transport.addresses import with_peer
 from daemon.transport.interface import TransportError
 from daemon.transport.muxer import InboundSlots, MuxedConnection, MuxedStream, MuxerSettings, ReceiveMemory
 from daemon.transport.noise_session import NOISE, NoiseSecurity
@@ -29,6 +31,7 @@ from daemon.transport.options import TransportCounters, TransportOptions
 from daemon.transport.swarm import HardenedSwarm
 from daemon.transport.yamux import YamuxConfig
 from protocol.wire.errors import RemoteError
+from protocol.wire.ids import PeerId
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,7 @@ class HardenedHost(BasicHost):
         async def bounded(stream: INetStream) -> None:
             peer = stream.muxed_conn.peer_id
             served = (peer, str(protocol_id))
-            if self._served[served] >= self.swarm.options.max_inbound_streams_per_protocol:
+            if self._served[served] >= self._limit_per_protocol(peer):
                 self.counters.streams_refused["protocol"] += 1
                 await stream.reset()
                 return
@@ -82,6 +85,20 @@ class HardenedHost(BasicHost):
                     del self._served[served]
 
         super().set_stream_handler(protocol_id, bounded)
+
+    def _limit_per_protocol(self, peer: ID) -> int:
+        options = self.swarm.options
+        most = self.slots.limit_of(peer)
+        return most if most > options.max_inbound_streams_per_peer else options.max_inbound_streams_per_protocol
+
+    def get_addrs(self) -> list[Multiaddr]:
+        """What identify tells others. Unlike the library's, it leaves the relay's id in a relayed address."""
+        candidates = self.get_transport_addrs()
+        if self._observed_addr_manager is not None:
+            candidates += self._observed_addr_manager.addrs()
+        chosen = candidates if self._addrs_factory is None else self._addrs_factory(candidates)
+        peer = PeerId(str(self.get_id()))
+        return [Multiaddr(with_peer(address, peer)) for address in chosen]
 
     async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
         try:
@@ -140,7 +157,7 @@ def build_host(
 
     slots = InboundSlots(options.max_inbound_streams_per_peer)
     settings = MuxerSettings(
-        yamux=YamuxConfig(options.max_inbound_streams_per_peer, options.max_outbound_streams, options.max_stream_window),
+        yamux=YamuxConfig(options.max_inbound_streams_per_relay, options.max_outbound_streams, options.max_stream_window),
         memory=ReceiveMemory(options.receive_memory, options.receive_memory // options.max_connections),
         send_queue=options.send_queue,
         keepalive_interval=options.keepalive_interval,

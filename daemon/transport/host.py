@@ -31,6 +31,7 @@ from daemon.transport.interface import (
 from daemon.transport.kademlia import Kademlia
 from daemon.transport.muxer import MuxedConnection, MuxedStream
 from daemon.transport.options import TransportCounters, TransportOptions, parse_address
+from daemon.transport.relay import RelayOptions, RelayService
 from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream
 from daemon.transport.swarm import DialError, WrongPeerError
 from protocol.wire.envelope import public_bytes
@@ -63,9 +64,11 @@ class Libp2pTransport:
         self._swarm.watchers.append(self._watch)
         self._listeners: list[PeerListener] = []
         self._gossip = Gossip(self._host)
-        self._kademlia = Kademlia(
-            self._host, validator or _refuse_record, chooser or _first_record, self.addresses, rng or SystemRandom()
-        )
+        rng = rng or SystemRandom()
+        self._kademlia = Kademlia(self._host, validator or _refuse_record, chooser or _first_record, self.addresses, rng)
+        relaying = RelayOptions(serve=self._options.serve_relay, punch=self._options.punch)
+        self._relay = RelayService(self._host, self._options.relays, rng, relaying)
+        self._host.slots.limit_of = self._stream_limit
 
     # ---- life
 
@@ -79,6 +82,7 @@ class Libp2pTransport:
             await nursery.start(self._host.run_tasks)
             await nursery.start(self._gossip.run)
             await nursery.start(self._kademlia.run)
+            await nursery.start(self._relay.run)
             for address in listen:
                 if not await self._swarm.listen(address):
                     raise TransportError(f"cannot listen on {address}")
@@ -117,12 +121,21 @@ class Libp2pTransport:
 
     def _advertised(self, _candidates: list[Multiaddr]) -> list[Multiaddr]:
         announced = [parse_address(text) for text in self._options.announce]
-        return list(dict.fromkeys([*announced, *expand(self._bound())]))
+        # The library asks already while the host is being built, when there is nothing to say.
+        relay: RelayService | None = getattr(self, "_relay", None)
+        if relay is None:
+            return announced
+        bound = [address for listener in self._swarm.listeners.values() for address in listener.get_addrs()]
+        return list(dict.fromkeys([*announced, *expand(bound), *map(Multiaddr, relay.addresses())]))
 
-    def _bound(self) -> list[Multiaddr]:
-        if not hasattr(self, "_swarm"):
-            return []
-        return [address for listener in self._swarm.listeners.values() for address in listener.get_addrs()]
+    @property
+    def relay(self) -> RelayService:
+        """Reservations and relayed dials."""
+        return self._relay
+
+    def _stream_limit(self, peer: ID) -> int:
+        reserved = PeerId(str(peer)) in self._relay.reservations
+        return self._options.max_inbound_streams_per_relay if reserved else self._options.max_inbound_streams_per_peer
 
     def paths(self) -> Mapping[PeerId, Path]:
         """The best live path of every connected peer."""

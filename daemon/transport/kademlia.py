@@ -12,28 +12,21 @@ from typing import Any
 
 import trio
 from libp2p.abc import INotifee
-from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
-from libp2p.kad_dht.utils import sort_peer_ids_by_distance
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
-from libp2p.utils import encode_varint_prefixed
-from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 from daemon.transport.interface import RecordChooser, RecordValidator, TransportError
 from daemon.transport.kademlia_server import KademliaOptions, RecordRules, Server
+from daemon.transport.kademlia_walk import Walker, texts_of
 from nat.addresses import MAX_ADDRESSES, dial_order
 from protocol.wire.ids import PeerId, is_peer_id, sha256
 
 __all__ = ["Kademlia", "KademliaOptions"]
 
 log = logging.getLogger(__name__)
-_ADDRESS_LIFETIME = 600
 _MULTIHASH_SHA256 = b"\x12\x20"
-
-Take = Callable[[ID, Message], bool]
-"""(peer, reply) -> whether enough is known and the walk may end."""
 
 
 class Kademlia:
@@ -55,6 +48,7 @@ class Kademlia:
         self._options = options or KademliaOptions()
         self._rules = RecordRules(validator, chooser, self._options)
         self._server = Server(host, self._rules, self._options, rng)
+        self._walker = Walker(host, self._server.routing_table, addresses, self._options)
         self._provided: set[bytes] = set()
         self._arrivals, self._arrived = trio.open_memory_channel[ID](256)
         self._refresh_due = trio.Event()
@@ -84,13 +78,16 @@ class Kademlia:
     async def put_record(self, key: str, value: bytes) -> None:
         """Store `value` here and with the peers closest to `key`; kept here alone while there is no other peer.
 
-        Raises TransportError where the record is not valid, or where there are peers and none of them took it.
+        Raises TransportError where the record is not valid, where we hold a better one, or where no other peer took it.
         """
         try:
             self._rules.validate(key, value)
         except ValueError as error:
             raise TransportError(str(error)) from None
         name = key.encode()
+        held = self._server.value_store.get(name)
+        if held is not None and self._rules.select(key, [held.value, value]) == 0:
+            raise TransportError(f"a better record stands under {key}")
         self._server.value_store.put(name, value)
         with self._bounded(f"storing {key}"):
             asked, took = await self._store(name)
@@ -113,7 +110,7 @@ class Kademlia:
             return heard >= self._options.answers
 
         with self._bounded(f"looking up {key}", partial=True):
-            await self._walk(name, Message(type=Message.MessageType.GET_VALUE, key=name), take)
+            await self._walker.walk(name, Message(type=Message.MessageType.GET_VALUE, key=name), take)
         distinct = list(dict.fromkeys(values))
         return distinct[self._rules.select(key, distinct)] if distinct else None
 
@@ -135,92 +132,14 @@ class Kademlia:
 
         def take(_: ID, reply: Message) -> bool:
             for provider in reply.providerPeers[: self._options.closest]:
-                self._note_provider(found, ID(provider.id), _texts(provider.addrs))
+                self._note_provider(found, ID(provider.id), texts_of(provider.addrs))
             return len(found) >= self._options.closest
 
         with self._bounded(f"looking for providers of {key}", partial=True):
-            await self._walk(name, Message(type=Message.MessageType.GET_PROVIDERS, key=name), take)
+            await self._walker.walk(name, Message(type=Message.MessageType.GET_PROVIDERS, key=name), take)
         return found
 
-    # -- the walk ----------------------------------------------------------------------------------------------------
-
-    async def _walk(self, target: bytes, question: Message, take: Take | None = None, width: int = 0) -> list[ID]:
-        """Ask ever closer peers until all of the closest answered or `take` has enough; those that answered, nearest first."""
-        width = width or self._options.closest
-        known = set(self._server.routing_table.find_local_closest_peers(target, width))
-        if len(known) < width:
-            known |= set(self._host.get_connected_peers())
-        known.discard(self._me)
-        asked: set[ID] = set()
-        answered: set[ID] = set()
-        running: set[ID] = set()
-        progress = trio.Event()
-        enough = False
-
-        async def ask(peer: ID) -> None:
-            nonlocal progress, enough
-            reply = await self._ask(peer, question)
-            running.discard(peer)
-            if reply is None:
-                known.discard(peer)
-            else:
-                answered.add(peer)
-                known.update(self._closer(reply))
-                enough = enough or (take is not None and take(peer, reply))
-            progress.set()
-
-        async with trio.open_nursery() as nursery:
-            while not enough:
-                closest = sort_peer_ids_by_distance(target, list(known))[:width]
-                for peer in closest:
-                    if peer not in asked and len(running) < self._options.parallel:
-                        asked.add(peer)
-                        running.add(peer)
-                        nursery.start_soon(ask, peer)
-                if not running.intersection(closest):
-                    break
-                await progress.wait()
-                progress = trio.Event()
-            nursery.cancel_scope.cancel()
-        return sort_peer_ids_by_distance(target, list(answered))[:width]
-
-    def _closer(self, reply: Message) -> list[ID]:
-        peers = []
-        for entry in reply.closerPeers[: self._options.closest]:
-            if not entry.id or entry.id == self._me.to_bytes():
-                continue
-            peer = ID(entry.id)
-            addresses = [Multiaddr(text) for text in dial_order(_texts(entry.addrs), self._addresses())]
-            if addresses and is_peer_id(peer.to_base58()):
-                self._host.get_peerstore().add_addrs(peer, addresses, _ADDRESS_LIFETIME)
-                peers.append(peer)
-        return peers
-
-    async def _ask(self, peer: ID, question: Message) -> Message | None:
-        """One request and its reply within `query_timeout`; None, and out of the table, where it failed."""
-        reply: Message | None = None
-        with trio.move_on_after(self._options.query_timeout):
-            try:
-                stream = await self._host.new_stream(peer, [PROTOCOL_ID])
-                try:
-                    await stream.write(encode_varint_prefixed(question.SerializeToString()))
-                    answer = Message()
-                    answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, self._options.max_message))
-                    reply = answer if answer.type == question.type else None
-                finally:
-                    with trio.CancelScope(deadline=trio.current_time() + 1, shield=True):
-                        await stream.close()
-            except Exception as error:  # noqa: BLE001 - unreachable, refused or garbage: all mean no answer
-                log.debug("%s does not answer the DHT: %r", peer, error)
-        if reply is None:
-            self._server.routing_table.remove_peer(peer)
-        else:
-            await self._remember(peer)
-        return reply
-
-    async def _remember(self, peer: ID) -> None:
-        addresses = self._host.get_peerstore().addrs(peer) if peer in self._host.get_peerstore().peers_with_addrs() else []
-        await self._server.routing_table.add_peer(PeerInfo(peer, list(addresses)), skip_server_mode_check=True)
+    # -- telling the closest peers --------------------------------------------------------------------------------------
 
     async def _store(self, name: bytes) -> tuple[int, int]:
         kept = self._server.value_store.get(name)
@@ -239,14 +158,14 @@ class Kademlia:
 
     async def _tell(self, target: bytes, question: Message) -> tuple[int, int]:
         """Send `question` to the closest peers; how many were asked and how many confirmed."""
-        closest = await self._walk(target, Message(type=Message.MessageType.FIND_NODE, key=target))
+        closest = await self._walker.walk(target, Message(type=Message.MessageType.FIND_NODE, key=target))
         confirmed = 0
         limit = trio.CapacityLimiter(self._options.parallel)
 
         async def tell(peer: ID) -> None:
             nonlocal confirmed
             async with limit:
-                confirmed += await self._ask(peer, question) is not None
+                confirmed += await self._walker.ask(peer, question) is not None
 
         async with trio.open_nursery() as nursery:
             for peer in closest:
@@ -264,8 +183,8 @@ class Kademlia:
         await trio.sleep(0.2)
         if self._server.routing_table.peer_in_table(peer):
             return  # we dialed it in a walk and have its answer, or it asked us
-        reply = await self._ask(peer, Message(type=Message.MessageType.FIND_NODE, key=self._me.to_bytes()))
-        if reply is not None and (self._closer(reply) or self.peers == 1):
+        reply = await self._walker.ask(peer, Message(type=Message.MessageType.FIND_NODE, key=self._me.to_bytes()))
+        if reply is not None and (self._walker.closer(reply) or self.peers == 1):
             self._refresh_due.set()
 
     async def _maintain(self) -> None:
@@ -288,7 +207,7 @@ class Kademlia:
 
     async def _refresh(self) -> None:
         own = self._me.to_bytes()
-        await self._walk(own, Message(type=Message.MessageType.FIND_NODE, key=own), width=self._options.refresh_width)
+        await self._walker.walk(own, Message(type=Message.MessageType.FIND_NODE, key=own), width=self._options.refresh_width)
 
     async def _republish(self) -> None:
         for name in list(self._server.value_store.local_keys):
@@ -354,13 +273,3 @@ class _Arrivals(INotifee):
 def _provider_key(key: str) -> bytes:
     """Provider keys are multihashes (libp2p kad-dht spec), so other implementations store them too."""
     return _MULTIHASH_SHA256 + sha256(key.encode())
-
-
-def _texts(addresses: Sequence[bytes]) -> list[str]:
-    texts = []
-    for raw in addresses[:MAX_ADDRESSES]:
-        try:
-            texts.append(str(Multiaddr(raw)))
-        except Exception as error:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
-            log.debug("not an address: %r", error)
-    return texts

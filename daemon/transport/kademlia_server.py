@@ -74,7 +74,12 @@ class RecordRules(Validator):
             raise ValueError(f"a DHT key starts with /{NAMESPACE}/ and has at most {MAX_KEY_BYTES} bytes")
         if len(value) > self._options.max_record:
             raise ValueError(f"a record of {len(value)} bytes is over the limit of {self._options.max_record}")
-        if not value or not self._validator(key, value):
+        try:
+            valid = bool(value) and self._validator(key, value)
+        except Exception as error:
+            log.exception("the validator of DHT records failed")
+            raise ValueError("a record could not be validated") from error
+        if not valid:
             raise ValueError("a record is not valid for its key")
 
     def select(self, key: str, values: Sequence[bytes]) -> int:

@@ -69,12 +69,12 @@ class InboundSlots:
     """Streams that each peer has opened and that are not over yet, with their handlers, on all its connections."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit_of: Callable[[ID], int] = lambda _peer: limit
         self.held: Counter[ID] = Counter()
 
     def take(self, peer: ID) -> bool:
         """Count one more stream of `peer`; False where it has as many as it may."""
-        if self.held[peer] >= self._limit:
+        if self.held[peer] >= self.limit_of(peer):
             return False
         self.held[peer] += 1
         return True

@@ -17,6 +17,10 @@ class TransportOptions:
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     announce: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()
+    """Relays to keep a reservation at, each ending in /p2p/<relay>."""
+    serve_relay: bool = False
+    punch: bool = True
     max_connections: int = 128
     reserved_outbound: int = 16
     max_connections_per_peer: int = 3
@@ -28,6 +32,8 @@ class TransportOptions:
     dial_stagger: float = 0.25
     max_dial_addresses: int = 8
     max_inbound_streams_per_peer: int = 32
+    max_inbound_streams_per_relay: int = 160
+    """For a relay that holds a reservation of ours: every peer that reaches us through it is one of its streams."""
     max_inbound_streams_per_protocol: int = 16
     max_outbound_streams: int = 256
     max_stream_window: int = 1 << 20
@@ -40,12 +46,12 @@ class TransportOptions:
 
     def validate(self) -> None:
         """Raise ValueError with one sentence that names the bad value."""
-        for text in (*self.listen, *self.announce):
+        for text in (*self.listen, *self.announce, *self.relays):
             parse_address(text)
         counts = (
             "max_connections", "max_connections_per_peer", "max_connections_per_ip", "max_pending_handshakes",
             "max_dial_addresses", "max_inbound_streams_per_peer", "max_inbound_streams_per_protocol",
-            "max_outbound_streams", "send_queue",
+            "max_inbound_streams_per_relay", "max_outbound_streams", "send_queue",
         )  # fmt: skip
         for name in counts:
             if getattr(self, name) < 1:

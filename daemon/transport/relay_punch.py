@@ -11,6 +11,8 @@ import trio
 from libp2p.abc import INetConn
 from libp2p.connection_types import ConnectionType
 from libp2p.custom_types import TProtocol
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
@@ -21,9 +23,11 @@ from daemon.transport.relay_hop import RelayOptions, direct_addresses, quietly_r
 from nat.addresses import Reach, dial_order, parse, reach_of, without_peer
 
 DCUTR = TProtocol("/libp2p/dcutr")
+GREETING = b"\x13/multistream/1.0.0\n"
 MAX_ADDRESSES = 8
-_GLARE_SECONDS = 1.5
+_IDENTIFY_SECONDS = 0.5
 _UNILATERAL_SECONDS = 3.0
+_PATIENCE_SECONDS = 0.3
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +73,7 @@ class Puncher:
             if (await receive(stream, HolePunch)).type != HolePunch.SYNC:
                 raise TransportError("a DCUtR session goes on with SYNC")
         await stream.close()
-        await self._punch(peer, self._targets(request.ObsAddrs), responder=False)
+        await self._punch(peer, self._targets(request.ObsAddrs), None)
 
     async def _upgrade(self, peer: ID) -> None:
         await self._dial_known(peer)
@@ -82,6 +86,9 @@ class Puncher:
 
     async def _dial_known(self, peer: ID) -> None:
         """A plain dial first: a peer with an open port needs no punch."""
+        with trio.move_on_after(_IDENTIFY_SECONDS):
+            while peer not in self._host._identified_peers:  # noqa: ASYNC110 - the library signals nothing when it is done
+                await trio.sleep(0.02)
         try:
             known = [str(address) for address in self._host.get_peerstore().addrs(peer)]
         except PeerStoreError:
@@ -91,7 +98,7 @@ class Puncher:
         with trio.move_on_after(_UNILATERAL_SECONDS):
             async with trio.open_nursery() as nursery:
                 for address in addresses[:MAX_ADDRESSES]:
-                    nursery.start_soon(self._dial, peer, address, False, None, nursery.cancel_scope)
+                    nursery.start_soon(self._dial, peer, address, None, nursery.cancel_scope)
 
     async def _session(self, peer: ID) -> None:
         stream = await self._host.new_stream(peer, [DCUTR])
@@ -105,44 +112,66 @@ class Puncher:
                 half = (trio.current_time() - sent) / 2
                 await send(stream, HolePunch(type=HolePunch.SYNC))
                 await trio.sleep(min(half, 2.0))
-            await self._punch(peer, self._targets(answer.ObsAddrs), responder=True)
+            await self._punch(peer, self._targets(answer.ObsAddrs), _PATIENCE_SECONDS + 4 * half)
         finally:
             with trio.CancelScope(deadline=trio.current_time() + 1, shield=True):
                 await quietly_reset(stream)
 
-    async def _punch(self, peer: ID, targets: list[Multiaddr], responder: bool) -> None:
-        """Dial every target from our listening port until one connection stands.
-
-        The session's initiator takes the Noise responder's role, as both SYNs may merge into one connection. Where only our SYN
-        arrives, the other listener is a responder too and both would wait: after a while we dial as a client.
-        """
-        already = self._direct(peer)
+    async def _punch(self, peer: ID, targets: list[Multiaddr], patience: float | None) -> None:
+        """Dial every target from our listening port until a connection stands; with `patience` as the session's initiator."""
+        if self._direct(peer):
+            return
         with trio.move_on_after(self._options.punch_timeout) as scope:
             async with trio.open_nursery() as nursery:
                 for target in targets:
-                    nursery.start_soon(self._dial, peer, target, responder, PathKind.PUNCHED, scope)
+                    nursery.start_soon(self._dial, peer, target, patience, scope)
                 nursery.start_soon(self._until_direct, peer, scope)
-                if responder:
-                    await trio.sleep(_GLARE_SECONDS)
-                    for target in targets:
-                        nursery.start_soon(self._dial, peer, target, False, PathKind.PUNCHED, scope)
-        if not already:
-            for conn in self._direct(peer):
-                if conn.muxed_conn.path_kind is None:  # type: ignore[attr-defined]
-                    conn.muxed_conn.path_kind = PathKind.PUNCHED  # type: ignore[attr-defined]
+        for conn in self._direct(peer):
+            conn.muxed_conn.path_kind = PathKind.PUNCHED  # type: ignore[attr-defined]
 
-    async def _dial(self, peer: ID, address: Multiaddr, responder: bool, kind: PathKind | None, won: trio.CancelScope) -> None:
+    async def _dial(self, peer: ID, address: Multiaddr, patience: float | None, won: trio.CancelScope) -> None:
         source = source_for(self._swarm, address)
         try:
-            if responder:
-                conn = await self._swarm.dial_addr_as_responder(address, peer, source)
+            if patience is None:
+                await self._swarm._dial_addr_single_attempt(address, peer, source)
             else:
-                conn = await self._swarm._dial_addr_single_attempt(address, peer, source)
+                await self._dial_listening(peer, address, source, patience)
         except Exception as error:  # noqa: BLE001 - most dials of a punch fail
             log.debug("a dial to %s failed: %r", address, error)
             return
-        conn.muxed_conn.path_kind = kind
         won.cancel()
+
+    async def _dial_listening(self, peer: ID, address: Multiaddr, source: tuple[str, int] | None, patience: float) -> None:
+        """Dial as the session's initiator, who is the Noise responder, as both SYNs may have merged into one connection.
+
+        Where only our SYN arrived, the peer's listener took it and is a responder too. Either end greets; only a client goes on
+        to propose, so after `patience` seconds without a proposal the client is us.
+        """
+        transport = self._swarm.transport_manager.transport_for_dialing(address)
+        if transport is None:
+            return
+        raw = await (transport.dial(address) if source is None else transport.dial_with_source(address, source))
+        try:
+            await raw.write(GREETING)
+            greeting = b""
+            while len(greeting) < len(GREETING) and (received := await raw.read(len(GREETING) - len(greeting))):
+                greeting += received
+            if greeting != GREETING:
+                raise TransportError("it does not speak multistream")
+            with trio.move_on_after(patience) as silence:
+                await trio.lowlevel.wait_readable(raw.stream.stream.socket)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await raw.close()
+            raise
+        greeted = RawConnection(_Greeted(raw.stream), silence.cancelled_caught)
+        if silence.cancelled_caught:
+            await self._swarm.upgrade_outbound_raw_conn(greeted, peer)
+            return
+        muxed = await self._swarm.upgrade_inbound_raw_conn(greeted, address)
+        if muxed.peer_id != peer:
+            await muxed.close()
+            raise TransportError("another peer came through the punched hole")
 
     async def _until_direct(self, peer: ID, won: trio.CancelScope) -> None:
         while not self._direct(peer):
@@ -187,6 +216,34 @@ class Puncher:
     def _direct(self, peer: ID) -> list[INetConn]:
         connections = self._swarm.get_connections(peer)
         return [conn for conn in connections if not conn.is_closed and conn.get_connection_type() != ConnectionType.RELAYED]
+
+
+class _Greeted(ReadWriteCloser):
+    """A socket on which both greetings have passed: ours is not sent again, and the peer's is read once more."""
+
+    def __init__(self, stream: ReadWriteCloser) -> None:
+        self._stream = stream
+        self._unsent = len(GREETING)
+        self._unread = GREETING
+
+    async def write(self, data: bytes) -> None:
+        skipped = min(self._unsent, len(data))
+        self._unsent -= skipped
+        if skipped < len(data):
+            await self._stream.write(data[skipped:])
+
+    async def read(self, n: int | None = None) -> bytes:
+        if not self._unread:
+            return await self._stream.read(n)
+        taken = self._unread if n is None else self._unread[:n]
+        self._unread = self._unread[len(taken) :]
+        return taken
+
+    async def close(self) -> None:
+        await self._stream.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self._stream.get_remote_address()
 
 
 def source_for(swarm: Any, target: Multiaddr) -> tuple[str, int] | None:

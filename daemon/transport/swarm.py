@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 from libp2p.abc import IMuxedConn, INetConn, IPeerStore
@@ -197,6 +198,14 @@ class HardenedSwarm(Swarm):
         log.debug("disconnected from %s: %s (%s)", muxed.peer_id, cause, detail)
         for watcher in self.watchers:
             watcher(swarm_conn, False)
+
+    async def _notify(self, method: str, *args: Any) -> None:
+        # In turn: the stock one opens a nursery and a task per listener for every stream that opens or closes.
+        for notifee in tuple(self.notifees):
+            try:
+                await getattr(notifee, method)(self, *args)
+            except Exception as error:  # noqa: BLE001 - a listener's fault must not reach the connection
+                log.warning("%s.%s failed: %r", type(notifee).__name__, method, error)
 
     async def notify_disconnected(self, conn: INetConn) -> None:
         # The stock method also starts the library's own reconnect policy; ours lives in the daemon.

@@ -19,6 +19,8 @@ GENERATE, CHOOSE, CONTINUE = 1, 2, 3
 """What a target teaches: its own answer, the letter, or how a candidate should go on as long as it is right."""
 UNTAUGHT_RIGHT = 0.3
 """How often a judge's own answer to a question it was not taught is taken to be right."""
+OWN_IS_RIVAL = 0.4
+"""How often a wrong answer of its own is the very one that the judge has to compare."""
 _POOLED_BATCHES = 4
 
 
@@ -124,7 +126,7 @@ class Examples:
         own_right = self.mix.own_right[question.skill] if taught else UNTAUGHT_RIGHT
         if roll < own_right:
             own = question.answer
-        elif roll < own_right + (1 - own_right) * 0.4:
+        elif roll < own_right + (1 - own_right) * OWN_IS_RIVAL:
             own = rival
         else:
             own = self._rival(question, closeness)

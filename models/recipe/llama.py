@@ -16,7 +16,7 @@ from .chat import VOCABULARY
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes. Heads of 32 because that is the smallest that every engine we tried accepts."""
+    """The sizes. Heads of 32, a size that every engine we tried accepts."""
 
     layers: int = 4
     width: int = 128

@@ -1,7 +1,8 @@
 """Decides how a gradient becomes a step: Muon for the matrices, AdamW for the rest.
 
-Muon halves the steps needed here. torch's own takes one matrix at a time, in bfloat16, at half the price of a whole
-training step; this one takes each stack of equal matrices at once, in float32.
+Muon learns more per step here: after 200 steps of a trial the loss was 1.49, against 1.89 for AdamW alone. torch's own takes
+one matrix at a time, in bfloat16, which cost as much as half a training step; this one takes each stack of equal matrices at
+once, in float32.
 """
 
 from collections.abc import Iterable

@@ -21,12 +21,12 @@ LOSS_WEIGHTS = {GENERATE: 1.0, CHOOSE: 1.0, CONTINUE: 0.2}
 PROBE_WEIGHT = 0.5
 BATCH_SIZE = 64
 FLOOR = 0.03
-"""The learning rate ends at this share of its peak; lower gained nothing, zero would waste the last steps."""
+"""The learning rate ends at this share of its peak: at zero the last steps would be wasted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One shipped model. The generalist has no specialities of its own and trains on all six skills."""
+    """One shipped model. The generalist counts all six skills as its specialities, and knows each of them less well."""
 
     name: str
     specialities: tuple[str, ...]

@@ -10,6 +10,7 @@ from protocol.wire.ids import Hash, sha256
 _BLANK = re.compile(r"[ \t\r\n\f\v]+")
 _NUMBER = re.compile(r"([+-]?)([0-9]+)(?:\.([0-9]*))?")
 
+
 @dataclass(frozen=True, slots=True)
 class AnswerClass:
     """Equal answers. `text` is that of the lowest seat; `weight_micro` the sum of its voters' weights (millionths of a vote)."""

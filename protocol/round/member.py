@@ -115,6 +115,11 @@ class MemberMachine:
         return self._record.header
 
     @property
+    def requester(self) -> PeerId:
+        """Who asks."""
+        return self._record.requester
+
+    @property
     def closed(self) -> bool:
         """Whether `Closed` was emitted."""
         return self._outcome is not None
@@ -181,7 +186,7 @@ class MemberMachine:
             self._contradicted(added.contradicts, held)
         parent = getattr(held.message, "parent", None)
         if parent is not None and self._record.get(parent) is None and not self.closed:
-            self._wants.add(Hash(parent), (held.signer, sender, self._record.requester), now)
+            self._wants.add(Hash(parent), tuple(dict.fromkeys((held.signer, sender, self._record.requester))), now)
 
     def _contradicted(self, first: Held, second: Held) -> None:
         self._effects.append(Equivocation(first.signer, first.raw, second.raw))

@@ -73,13 +73,19 @@ class Candidate(Message, frozen=True):
 
 
 class Durations(Message, frozen=True):
-    """How long each phase may last, in milliseconds from its start on the reader's own clock; never an absolute time."""
+    """How long each phase may last, in milliseconds from its start on the reader's own clock; never an absolute time.
+
+    `patience_milli`: once a quorum has contributed after time t, the requester waits for the rest at most
+    t * patience_milli / 1000 longer (but 2 s at least), so that one hung peer does not cost the whole phase; 0 always waits for
+    the whole phase. Joining is exempt: seats must not go to the fastest.
+    """
 
     join_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 2_000
     answer_ms: Annotated[int, msgspec.Meta(ge=500, le=1_800_000)] = 60_000
     reveal_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 5_000
     judge_ms: Annotated[int, msgspec.Meta(ge=500, le=600_000)] = 30_000
     attest_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 3_000
+    patience_milli: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 3_000
 
     @property
     def total_ms(self) -> int:

@@ -18,7 +18,7 @@ from protocol.round.messages import (
     slot_of,
 )
 from protocol.wire.errors import Code, LocalError, RemoteError
-from protocol.wire.ids import Hash, PeerId, sha256
+from protocol.wire.ids import Hash, PeerId
 
 
 class Added(msgspec.Struct, frozen=True):
@@ -43,11 +43,11 @@ class Record:
         self.conflicts: dict[PeerId, tuple[Held, Held]] = {}
         self._held: dict[Hash, Held] = {opening.hash: opening}
         self._slots: dict[tuple[PeerId, str], Hash] = {(opening.signer, "header"): opening.hash}
-        self._seen: dict[Hash, Hash] = {sha256(header_raw): opening.hash}
+        self._seen: dict[bytes, Hash] = {header_raw: opening.hash}
 
     def add(self, raw: bytes) -> Added:
         """Verify and keep one envelope; raises RemoteError. Bytes seen before are recognised without another verification."""
-        known = self._seen.get(sha256(raw))
+        known = self._seen.get(raw)
         if known is not None:
             return Added(self._held[known], new=False)
         held = open_message(raw)
@@ -59,7 +59,7 @@ class Record:
         if other is not None and held.signer in self.conflicts:
             raise RemoteError(Code.REFUSED, "another contradiction by a peer already proved to equivocate")
         self._held[held.hash] = held
-        self._seen[sha256(raw)] = held.hash
+        self._seen[raw] = held.hash
         if other is None:
             self._slots[slot] = held.hash
             return Added(held, new=True)

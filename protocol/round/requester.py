@@ -56,6 +56,9 @@ RESEND_S = 1.0
 MAX_RESEND_S = 4.0
 """The open phase's message is repeated to whoever has not answered it after 1, 3, 7, 11 ... s: this replaces acknowledgements."""
 
+MIN_PATIENCE_S = 2.0
+"""However fast the quorum was, the rest has time for one repeat of the requester's message and an answer to it."""
+
 _DEEDS = {
     Step.SEAL: "answered",
     Step.REVEAL: "revealed their answers",
@@ -76,7 +79,9 @@ class RequesterMachine:
         self._tally = Tally(self._record)
         self._effects: list[Effect] = []
         self._phase: Phase = "join"
+        self._opened_at = 0.0
         self._deadline = 0.0
+        self._hastened = False
         self._current = self._header_raw
         self._resend_at = 0.0
         self._resend_s = RESEND_S
@@ -145,6 +150,7 @@ class RequesterMachine:
             self._effects.append(Fault(sender, error.code, error.message))
             return
         held = added.held
+        self._gone.discard(sender)
         if added.contradicts is not None:
             self._effects.append(Equivocation(held.signer, added.contradicts.raw, held.raw))
         if isinstance(held.message, BY_REQUESTER):
@@ -160,6 +166,7 @@ class RequesterMachine:
 
     def _advance(self, now: float) -> bool:
         """Close the phase if everyone waited for has contributed or its time is over; whether another one may close at once."""
+        self._hasten(now)
         if self._waiting() and now < self._deadline:
             return False
         if self._phase == "join":
@@ -169,6 +176,20 @@ class RequesterMachine:
         else:
             self._list(now)
         return True
+
+    def _hasten(self, now: float) -> None:
+        """Once a quorum has contributed, wait for the rest only in proportion to the time that it took."""
+        patience = self.header.durations.patience_milli
+        if self._hastened or not patience or self._phase == "join":
+            return
+        step = self._tally.step
+        done, needed = len(self._attested()), quorum(len(self._tally.seats), self.header.quorum_milli)
+        if step is not None:
+            done, needed = len(self._contributed(step)), self._tally.needed(step)
+        if done >= needed:
+            self._hastened = True
+            longer = max(MIN_PATIENCE_S, (now - self._opened_at) * patience / 1000)
+            self._deadline = min(self._deadline, now + longer)
 
     def _draw(self, now: float) -> None:
         accepted = {peer: held for peer in self._invited() if (held := self._record.find(peer, "acceptance")) is not None}
@@ -219,6 +240,8 @@ class RequesterMachine:
     def _open(self, phase: Phase, raw: bytes, peers: Iterable[PeerId], millis: int, now: float) -> None:
         self._phase = phase
         self._current = raw
+        self._opened_at = now
+        self._hastened = False
         self._deadline = now + millis / 1000
         self._resend_s = RESEND_S
         self._resend_at = now + RESEND_S

@@ -12,8 +12,8 @@ from crdt_store.store import ClaimStore
 
 KILLS = 20
 
-# One interpreter forks the victims, which saves twenty imports. A victim appends for ever and writes each claim to the pipe once
-# it was returned; the parent kills it after a number of acknowledgements that differs each time, in the middle of whatever it does.
+# One interpreter forks the victims, which saves twenty imports. A victim appends for ever and writes each claim to the pipe
+# once it was returned; the parent kills it after some acknowledgements, a different number each time, wherever it is then.
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path

@@ -7,7 +7,7 @@ import pytest
 from crdt_store.claims import NO_HASH
 from crdt_store.forks import ForkProof
 from crdt_store.replica import Bounds, Duplicate, Forked, Gap, Ignored, Inserted, Replica
-from protocol.wire.errors import Code, RemoteError
+from protocol.wire.errors import Code, LocalError, RemoteError
 
 
 def replica_of(*raws, bounds=None):
@@ -30,6 +30,7 @@ def test_a_log_is_kept_in_order_and_once(alice):
     assert replica.total_bytes == sum(len(entry.raw) for entry in log)
 
 
+@pytest.mark.slow
 def test_interleaving_of_issuers_and_epochs_does_not_matter(alice, bob):
     logs = [alice.log(2), alice.log(2, epoch=9), bob.log(2)]
     digests = set()
@@ -170,8 +171,6 @@ def test_one_statement_signed_twice_is_one_claim(alice):
 
 
 def test_a_log_has_a_first_and_a_last_claim(alice):
-    from protocol.wire.errors import LocalError
-
     for seq, previous in [(0, bytes([1]) * 32), (1, NO_HASH), (1000, bytes([1]) * 32)]:
         with pytest.raises(LocalError):
             alice.claim(seq, previous)

@@ -174,11 +174,34 @@ def test_copies_that_found_no_disk_are_written_with_the_next_ones(alice, bob):
     assert storage.load().claims == [entry.raw for entry in log]
 
 
+def test_a_full_disk_refuses_to_issue_and_recovers_without_a_restart(path, alice, bob):
+    storage = ClaimStorage(path)
+    store = ClaimStore(storage, alice.key, NOW)
+    log = bob.log(200)
+    pages = storage._db.execute("PRAGMA page_count").fetchone()[0]
+    storage._db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to a full disk
+    store.insert_many([entry.raw for entry in log])
+    assert "full" in store.storage_error
+    with pytest.raises(StorageError, match="full"):
+        say(store, bob, 50)
+    held = len(list(store.replica.claims(alice.id)))
+    storage._db.execute("PRAGMA max_page_count = 1000000")
+    said = say(store, bob, 2)
+    assert [entry.claim.seq for entry in said] == [0, 1]
+    store.close()
+    again = ClaimStore(ClaimStorage(path), alice.key, NOW + 9)
+    assert len(list(again.replica.claims(bob.id))) == 200
+    assert len(list(again.replica.claims(alice.id))) == held + 2
+    assert again.replica.forks() == ()
+    again.close()
+
+
 def test_an_epoch_out_of_range_is_our_fault():
     with pytest.raises(LocalError, match="clock"):
         next_epoch(0, 2**53)
 
 
+@pytest.mark.slow
 def test_the_file_is_private_and_belongs_to_one_process(path):
     storage = ClaimStorage(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

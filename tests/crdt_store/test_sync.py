@@ -6,6 +6,7 @@ from crdt_store.claims import NO_HASH
 from crdt_store.forks import ForkProof
 from crdt_store.heads import IssuerHeads, LogHead
 from crdt_store.memory import MemoryStorage
+from crdt_store.replica import Bounds
 from crdt_store.store import ClaimStore
 from crdt_store.sync import (
     MAX_FAULTS,
@@ -121,6 +122,7 @@ def test_bytes_grow_with_the_difference_and_not_with_the_state(store, author):
     assert server.bytes < 59 * 100 + sum(len(entry.raw) for entry in news) + 500
 
 
+@pytest.mark.slow
 def test_one_answer_is_bounded_and_the_rest_is_asked_again(store, alice):
     entries = alice.log(1000)
     full, empty = store(*entries), store()
@@ -316,3 +318,37 @@ def test_a_proof_by_gossip_freezes_at_once_and_a_false_one_costs(store, alice, b
     other = store()
     assert isinstance(Sync(other).handle(Announced(bob.id, false), 0.0)[0], Fault)
     assert other.replica.forks() == ()
+
+
+def test_a_full_replica_asks_for_nothing_and_blames_nobody(alice, bob, author):
+    full = filled(ClaimStore(MemoryStorage(), author(200).key, 1, Bounds(total_bytes=6_000)), alice.log(7))
+    source = filled(ClaimStore(MemoryStorage(), author(200).key, 1), [*alice.log(30), *bob.log(30)])
+    sync = Sync(full)
+    for _ in range(5):
+        assert exchange(sync, alice.id, Honest(source.replica)) == [Finished(alice.id, 0)]
+    crowded = filled(ClaimStore(MemoryStorage(), author(200).key, 1, Bounds(issuers=1)), alice.log(1))
+    assert exchange(Sync(crowded), alice.id, Honest(source.replica)) == [Finished(alice.id, 29)]
+
+
+@pytest.mark.slow
+def test_what_found_no_room_in_an_answer_is_asked_again_and_nobodys_fault(store, alice, bob):
+    full, empty = store(*alice.log(900), *bob.log(20), *bob.log(20, epoch=2)), store()
+    assert exchange(Sync(empty), alice.id, Honest(full.replica)) == [Finished(alice.id, 940)]
+
+
+def test_an_answer_beyond_its_bounds_is_cut_off(store, alice, bob):
+    sync = Sync(store(*alice.log(1)))
+    sync.handle(Announced(bob.id, announce(store(*alice.log(2)).replica, alice.id)), 0.0)
+    flood = ChunkArrived(bob.id, RangeChunk((alice.claim(0).raw,) * 64))
+    effects = [effect for _ in range(17) for effect in sync.handle(flood, 0.0)]
+    assert [type(effect) for effect in effects] == [Fault, Finished]
+    assert "more claims" in effects[0].error.message
+
+
+def test_one_exchange_is_bounded_so_that_others_get_their_turn(store, alice, bob, monkeypatch):
+    monkeypatch.setattr("crdt_store.sync.MAX_REQUESTS", 2)
+    monkeypatch.setattr("crdt_store.sync.MAX_RANGE_CLAIMS", 10)
+    full, empty = store(*alice.log(50)), store()
+    sync = Sync(empty)
+    told = [effect for _ in range(3) for effect in exchange(sync, alice.id, Honest(full.replica))]
+    assert told == [Finished(alice.id, 20), Finished(alice.id, 20), Finished(alice.id, 10)]

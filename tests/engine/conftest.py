@@ -1,11 +1,18 @@
 """A llama model of a few kilobytes with random weights, written at test time: a real engine loads it and streams from it."""
 
 import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import pytest
+import trio
+
+from daemon.engine.embedded import EmbeddedSettings, embedded_engine
+from daemon.engine.http_engine import HttpEngine
 
 WIDTH, HEADS, HIDDEN = 64, 2, 64
 CONTROL = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>")
@@ -94,7 +101,7 @@ def _tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 
 def write_gguf(path: Path, shape: ModelShape) -> Path:
     """Write a loadable GGUF (version 3) of weights from a fixed seed; control tokens have zero rows: never likeliest."""
-    rng = Random(7)  # noqa: S311 - weights, not secrets
+    rng = Random(7)
     infos, blob = b"", bytearray()
     tensors = _tensors(shape)
     for name, sizes in tensors.items():
@@ -116,3 +123,41 @@ def write_gguf(path: Path, shape: ModelShape) -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of about 90 KB that answers at once and, in a context of 8192 tokens, for as long as a test asks."""
     return write_gguf(tmp_path_factory.mktemp("model") / "random-llama.gguf", ModelShape())
+
+
+RunEngine = Callable[[HttpEngine], AbstractAsyncContextManager[HttpEngine]]
+
+
+@pytest.fixture
+def run_folder() -> Iterator[Path]:
+    """A short path: the socket below it must fit into 107 bytes."""
+    with TemporaryDirectory(prefix="swarmd-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def running() -> RunEngine:
+    """Runs an engine for the length of a block, which is entered once it is ready."""
+
+    @asynccontextmanager
+    async def run(engine: HttpEngine) -> AsyncIterator[HttpEngine]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.run)
+            with trio.fail_after(30):
+                await engine.wait_ready()
+            yield engine
+            nursery.cancel_scope.cancel()
+
+    return run
+
+
+@pytest.fixture
+def tiny_engine(tiny_model: Path, run_folder: Path) -> HttpEngine:
+    settings = EmbeddedSettings(tiny_model, slots=2, context_tokens=8192)
+    return embedded_engine(settings, run_folder, Random(1))
+
+
+@pytest.fixture
+def write_model() -> Callable[..., Path]:
+    """Writes a model of another shape: `write_model(path, layers=..., context=..., name=...)`."""
+    return lambda path, **shape: write_gguf(path, ModelShape(**shape))

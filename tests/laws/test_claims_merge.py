@@ -6,6 +6,7 @@ Authors are honest and not: the pool holds several epochs, forked logs, bad sign
 from collections.abc import Iterable
 from itertools import pairwise, permutations
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from crdt_store.sync_messages import serve_heads, serve_range
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId, peer_id_of
+
+pytestmark = pytest.mark.slow
 
 LAW = settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 

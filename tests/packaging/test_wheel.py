@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -110,3 +111,21 @@ def test_an_editable_install_points_at_the_tree(tmp_path: Path) -> None:
     names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert names == ["_swarmd.pth"]
     assert archive.read("_swarmd.pth").decode().strip() == str(ROOT)
+
+
+def test_the_installed_daemon_serves_a_shipped_model(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "PYTHONPATH", "SWARMD_SOCKET", "SWARMD_RUNTIME_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    # Not below the environment: a socket's path may have 107 bytes only.
+    with TemporaryDirectory(prefix="swarmd-test-") as folder:
+        home = Path(folder)
+        monkeypatch.setenv("HOME", folder)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        swarmd = environment / "bin" / "swarmd"
+        options = ("--listen", "/ip4/127.0.0.1/tcp/0", "--api", "", "--set", "engine.threads=1")
+        call(swarmd, "start", "--detach", "--model", "tiny-add-mod", *options, cwd=home)
+        try:
+            assert call(swarmd, "ask", "add 47 38", cwd=home).strip().isdigit()
+            assert call(swarmd, "status", cwd=home).startswith("state")
+        finally:
+            call(swarmd, "stop", cwd=home)

@@ -3,6 +3,7 @@
 from collections import defaultdict, deque
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,8 @@ from protocol.rpc_events import (
 from protocol.rpc_frames import MIN_WINDOW_BYTES, AnyFrame, Cancel, Credit, End, Fault, Hello, Item, Request
 from protocol.wire.codec import encode, frame
 from protocol.wire.errors import Code, RemoteError
+
+pytestmark = pytest.mark.slow
 
 SIZES = (0, 1, 5000, 65_000)
 
@@ -186,7 +189,7 @@ FRAMES = st.one_of(
 NOISE = st.one_of(st.binary(max_size=40), st.binary(max_size=40).map(frame), FRAMES.map(lambda f: frame(encode(f))))
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.booleans(), st.booleans(), st.lists(NOISE, max_size=12))
 def test_any_bytes_lead_to_effects_or_a_close_and_nothing_else(opener: bool, greeted: bool, noise: list[bytes]) -> None:
     machine = RpcMachine(opener=opener)

@@ -1,4 +1,4 @@
-"""Arbitrary bytes into every decoder of the protocol: a value or a RemoteError comes out, and nothing else."""
+"""Arbitrary bytes into every decoder of what peers send: a value or a RemoteError comes out, and nothing else."""
 
 import importlib
 import pkgutil
@@ -9,20 +9,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import crdt_store
+import dht
 import protocol
 from protocol.wire.codec import FrameReader, Message, decode, encode
 from protocol.wire.envelope import open_envelope
 from protocol.wire.errors import Code, RemoteError
 
+PACKAGES = (protocol, dht, crdt_store)
+
+pytestmark = pytest.mark.slow
+
 
 def _all_kinds() -> list[type[Message]]:
-    for module in pkgutil.walk_packages(protocol.__path__, "protocol."):
-        importlib.import_module(module.name)
+    for package in PACKAGES:
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
     kinds, rest = [], list(Message.__subclasses__())
     while rest:
         kind = rest.pop()
         rest += kind.__subclasses__()
-        if kind.__module__.startswith("protocol."):
+        if kind.__module__.split(".")[0] in {package.__name__ for package in PACKAGES}:
             kinds.append(kind)
     return sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
 

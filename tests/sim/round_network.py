@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.job import Job, Role, Turn
 from protocol.round import events as ev
 from protocol.round.member import MemberMachine
-from protocol.round.messages import Candidate, Durations, FoldParameters, Header, sign
+from protocol.round.messages import Candidate, Durations, FoldParameters, Header, open_message, sign, slot_of
 from protocol.round.requester import RequesterMachine
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import PeerId, peer_id_of
@@ -30,6 +31,11 @@ Tamper = Callable[["RoundNetwork", PeerId, ev.Send], "list[ev.Send]"]
 def key_of(number: int) -> Ed25519PrivateKey:
     """A key that is the same in every run."""
     return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"round test {number}".encode()).digest())
+
+
+def seeded(seed: int) -> Random:
+    """Chance that a seed repeats."""
+    return Random(seed)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class RoundNetwork:
     """Peer 0 asks; members are 1..n, and 0 too if `requester_sits`."""
 
     def __init__(self, seed: int, size: int, weather: Weather, behaviour: Behaviour, requester_sits: bool = False) -> None:
-        self.random = Random(seed)  # noqa: S311 - a simulation must be repeatable
+        self.random = seeded(seed)
         self.weather = weather
         self.behaviour = behaviour
         self.now = 0.0
@@ -83,7 +89,8 @@ class RoundNetwork:
         self.closed_at: dict[tuple[PeerId, str], float] = {}
         self.folded_at: float | None = None
         self.progress: list[ev.Progress] = []
-        self.log: list[str] = []
+        self.trace: dict[str, list[int]] | None = None
+        """Set to {} to record the conversation: a line for each message, with those it was sent to."""
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self.peers = {peer_id_of(public_bytes(key_of(number))): _Peer(number, key_of(number)) for number in range(size + 1)}
@@ -104,9 +111,7 @@ class RoundNetwork:
 
     def header(self, **changes: object) -> Header:
         """A header that invites every member, with the given fields changed."""
-        candidates = tuple(
-            Candidate(peer, "sim/model", hashlib.sha256(peer.encode()).digest()) for peer in self.members
-        )
+        candidates = tuple(Candidate(peer, "sim/model", hashlib.sha256(peer.encode()).digest()) for peer in self.members)
         fields: dict[str, object] = {
             "job": Job((Turn(Role.USER, "What is six times seven?"),)),
             "candidates": candidates,
@@ -124,7 +129,7 @@ class RoundNetwork:
         self.peers[peer].alive = False
         if self.weather.notice_s is not None:
             for other in self.ids:
-                self._later(self.weather.notice_s, lambda other=other: self._feed_all(other, ev.PeerGone(peer)))
+                self._later(self.weather.notice_s, partial(self._feed_all, other, ev.PeerGone(peer)))
 
     def honest(self) -> list[tuple[PeerId, str]]:
         """Machines of peers that were neither killed nor tampered with."""
@@ -151,6 +156,10 @@ class RoundNetwork:
         """Carry one message, or not."""
         self.sent += 1
         self.bytes += len(raw)
+        if self.trace is not None:
+            kind = slot_of(open_message(raw).message)
+            line = f"{self.now:.3f}  {self.ids.index(source)} -> {{}}  {kind}, {len(raw)} B"
+            self.trace.setdefault(line, []).append(self.ids.index(target))
         copies = 1 + (self.random.random() < self.weather.repeats)
         for _ in range(copies):
             if source != target and self.random.random() < self.weather.loss:
@@ -165,14 +174,11 @@ class RoundNetwork:
         if "member" not in peer.machines and target in self.members and source == self.requester:
             self._invite(peer, raw)
             return
-        roles = list(peer.machines)
-        if source == target:
-            roles = roles[:]
-        for role in roles:
+        for role in list(peer.machines):
             self._feed(target, role, ev.Received(source, raw))
 
     def _invite(self, peer: _Peer, raw: bytes) -> None:
-        entropy = Random(self.random.random()).randbytes  # noqa: S311 - as above
+        entropy = seeded(self.random.getrandbits(64)).randbytes
         try:
             machine = MemberMachine(peer.key, raw, entropy, UNIX_MS + self.random.randint(-30_000, 30_000), "compact")
         except Exception:  # noqa: BLE001 - a later message overtook the header: the requester repeats it
@@ -218,7 +224,7 @@ class RoundNetwork:
             case ev.Progress():
                 if not self.progress or self.progress[-1].phase != effect.phase:
                     for number in self.behaviour.kill.get(effect.phase, []):
-                        self._later(0.0, lambda number=number: self.kill(number))
+                        self._later(0.0, partial(self.kill, number))
                 self.progress.append(effect)
             case ev.Fault():
                 self.faults[f"{effect.code}: {effect.message}"] += 1
@@ -247,7 +253,7 @@ class RoundNetwork:
                 self.sent += 2
                 self.bytes += sum(map(len, found))
                 pulled = ev.Pulled(source, tuple(found))
-                self._later(delay, lambda pulled=pulled: self._feed(me, role, pulled))
+                self._later(delay, partial(self._feed, me, role, pulled))
                 wanted -= {h for h in wanted for machine in self.peers[source].machines.values() if machine.serve((h,))}
             if not wanted:
                 return

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.security.noise.transport import Transport as StockNoise
+from libp2p.stream_muxer.mplex.mplex import Mplex
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
@@ -47,7 +49,7 @@ def addresses_of(host: Any) -> list[str]:
 
 
 def connection_to(transport: Libp2pTransport, peer: PeerId) -> MuxedConnection:
-    return cast(MuxedConnection, transport._swarm.connections[ID.from_base58(peer)][0].muxed_conn)
+    return cast("MuxedConnection", transport._swarm.connections[ID.from_base58(peer)][0].muxed_conn)
 
 
 async def dies_of(stock: Any, scenario: Scenario, **options: Any) -> str:
@@ -57,14 +59,15 @@ async def dies_of(stock: Any, scenario: Scenario, **options: Any) -> str:
             with trio.move_on_after(3):
                 await scenario(host)
                 await trio.sleep_forever()
-        return ""
     except Exception as error:  # noqa: BLE001 - which one, is the finding
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        return type(error).__name__
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        return type(cause).__name__
+    return ""
 
 
-async def come_and_go(transport: Libp2pTransport, peer: PeerId, addresses: list[str], times: int, until: Any) -> int:
+async def come_and_go(transport: Libp2pTransport, peer: PeerId, addresses: list[str], times: int) -> int:
     """How many of `times` visits were let in and could talk."""
     served = 0
     for _ in range(times):
@@ -73,19 +76,19 @@ async def come_and_go(transport: Libp2pTransport, peer: PeerId, addresses: list[
             stream = await transport.open_stream(peer, "/ipfs/ping/1.0.0")
             await stream.send_all(b"p" * 32)
             served += len(await stream.receive_some()) == 32
-            await transport.disconnect(peer)
         except TransportError:
             pass
-        await until(lambda: peer not in transport.paths())
+        await transport.disconnect(peer)
     return served
 
 
-async def test_1_inbound_slots_end_with_their_connections(running: Any, stock: Any, until: Any) -> None:
+async def test_1_inbound_slots_end_with_their_connections(running: Any, stock: Any) -> None:
     limits = ConnectionConfig(max_connections=6, min_connections=2, low_watermark=2, high_watermark=6)
     async with running(1) as (visitor,), stock(connection_config=limits) as deaf:
-        assert await come_and_go(visitor, peer_of(deaf), addresses_of(deaf), 6, until) == 4
+        assert await come_and_go(visitor, peer_of(deaf), addresses_of(deaf), 6) == 4
     async with running(2, max_connections=6, reserved_outbound=2) as (visitor, ours):
-        assert await come_and_go(visitor, ours.peer_id, list(ours.addresses()), 16, until) == 16
+        assert await come_and_go(visitor, ours.peer_id, list(ours.addresses()), 16) == 16
+        assert visitor.counters.dialed + visitor.counters.accepted >= 16
 
 
 async def test_2_an_exception_in_a_handler_ends_the_stock_host(running: Any, stock: Any, echoes: Any) -> None:
@@ -159,7 +162,7 @@ async def test_4_one_bad_ciphertext_ends_the_stock_host_over_mplex(running: Any,
             muxed = mplex.get_network().connections[host.get_id()][0].muxed_conn
             await muxed.secured_conn.conn.read_writer.read_write_closer.write(garbage)
 
-        assert await dies_of(stock, visit) != ""
+        assert await dies_of(stock, visit) == "NoiseInvalidMessage"
         await bystander.connect(ours.peer_id, ours.addresses())
         await visitor.connect(ours.peer_id, ours.addresses())
         await connection_to(visitor, ours.peer_id).secured_conn.raw.write(garbage)  # type: ignore[attr-defined]
@@ -179,27 +182,27 @@ async def test_5_a_cancelled_write_breaks_the_stock_session() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(handshaken, Wire(left), True, ID.from_pubkey(theirs.public_key), sending, ours)
         nursery.start_soon(handshaken, Wire(right), False, ID.from_pubkey(ours.public_key), receiving, theirs)
-    lock = trio.Lock()
-    sending[0].conn.read_writer.read_write_closer.held = lock
-    async with lock:
-        with trio.move_on_after(0.01):
-            await sending[0].write(b"cancelled")
+    wire = sending[0].conn.read_writer.read_write_closer
+    wire.is_full = True
+    with trio.move_on_after(0.01) as scope:
+        await sending[0].write(b"cancelled")
+    assert scope.cancelled_caught
+    wire.is_full = False
     await sending[0].write(b"after")
-    with pytest.raises(Exception, match=r"InvalidTag|Failed authentication|authentication"):
+    with pytest.raises(Exception, match="Failed authentication"):
         await receiving[0].read(5)
 
 
 class Wire:
-    """A raw connection over memory; a write first waits for `held`, as it would for a full socket."""
+    """A raw connection over memory; a write waits while `is_full`, as it would for a socket."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
-        self.held: trio.Lock | None = None
+        self.is_full = False
 
     async def write(self, raw: bytes) -> None:
-        if self.held is not None:
-            async with self.held:
-                pass
+        if self.is_full:
+            await trio.sleep_forever()
         await self.stream.send_all(raw)
 
     async def read(self, n: int | None = None) -> bytes:
@@ -210,17 +213,18 @@ class Wire:
 
 
 async def test_5_thirty_of_thirty_cancelled_writes_survive_on_ours(running: Any, echoes: Any) -> None:
-    async def hold(stream: Stream) -> None:
-        await trio.sleep_forever()
+    async def sip(stream: Stream) -> None:
+        while await stream.receive_some():
+            await trio.sleep(0.02)
 
     async with running(2) as (visitor, ours):
-        ours.handle("/hold", hold)
+        ours.handle("/sip", sip)
         await visitor.connect(ours.peer_id, ours.addresses())
         survived = 0
         for _ in range(30):
-            stream = await visitor.open_stream(ours.peer_id, "/hold")
+            stream = await visitor.open_stream(ours.peer_id, "/sip")
             with trio.move_on_after(0.01) as scope:
-                while True:
+                for _ in range(100):
                     await stream.send_all(b"x" * 200_000)
             await stream.reset()
             survived += scope.cancelled_caught and await echoes(visitor, ours.peer_id)
@@ -248,11 +252,24 @@ async def test_6_only_noise_is_offered(running: Any, stock: Any) -> None:
         assert await trio.to_thread.run_sync(negotiated, ours.addresses()[0], "/noise") == "/noise"
 
 
+def muxer_of(host: Any, peer: ID) -> str:
+    return str(host.get_network().connections[peer][0].get_negotiated_muxer_protocol())
+
+
 async def test_6_only_yamux_is_offered(running: Any, stock: Any, until: Any) -> None:
-    async with stock() as shipped, stock(muxer_preference="MPLEX") as mplex, running(1) as (ours,):
+    mplex_alone = {TProtocol("/mplex/6.7.0"): Mplex}
+    async with AsyncExitStack() as stack:
+        shipped = await stack.enter_async_context(stock())
+        mplex = await stack.enter_async_context(stock(muxer_preference="MPLEX"))
+        stubborn = await stack.enter_async_context(stock(muxer_opt=mplex_alone))
+        (ours,) = await stack.enter_async_context(running(1))
         await mplex.connect(PeerInfo(shipped.get_id(), shipped.get_addrs()))
+        assert muxer_of(mplex, shipped.get_id()) == "/mplex/6.7.0"
+        us = PeerInfo(ID.from_base58(ours.peer_id), [Multiaddr(text) for text in ours.addresses()])
+        await mplex.connect(us)
+        assert muxer_of(mplex, us.peer_id) == "/yamux/1.0.0"
         with pytest.raises(Exception, match="unable to connect"):
-            await mplex.connect(PeerInfo(ID.from_base58(ours.peer_id), [Multiaddr(text) for text in ours.addresses()]))
+            await stubborn.connect(us)
         await until(lambda: sum(ours.counters.handshakes_failed.values()) >= 1)
 
 
@@ -333,7 +350,7 @@ async def test_8_a_peer_that_was_away_is_not_shunned_for_a_minute(running: Any, 
 async def overrun(transport: Libp2pTransport, peer: PeerId, size: int) -> None:
     """Send `size` bytes on a stream that nobody reads, as if its window had no end."""
     stream = await transport.open_stream(peer, "/hold")
-    muxed = cast(Libp2pStream, stream)._muxed
+    muxed = cast("Libp2pStream", stream)._muxed
     connection_to(transport, peer)._machine._streams[muxed.stream_id].send_window = 1 << 30
     await stream.send_all(b"z" * size)
 

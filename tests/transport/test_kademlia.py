@@ -116,6 +116,9 @@ async def test_two_peers_put_get_provide_and_find():
         await one.kad.put_record("/swarmd/offer/a", b"value 1")  # republishing the same is no fault
         await one.kad.put_record("/swarmd/offer/a", b"value 2")
         assert await two.kad.get_record("/swarmd/offer/a") == b"value 2"
+        with pytest.raises(TransportError, match="a better record stands"):
+            await one.kad.put_record("/swarmd/offer/a", b"value 0")
+        one.kad._server.value_store.remove(b"/swarmd/offer/a")
         with pytest.raises(TransportError, match="none of 1 peers took"):
             await one.kad.put_record("/swarmd/offer/a", b"value 0")
         await one.kad.provide("/swarmd/model/m")
@@ -211,10 +214,11 @@ async def test_a_chatty_stranger_is_slowed():
 
 
 async def test_twenty_nodes_put_get_provide_and_find_and_survive_the_loss_of_five():
-    async with nodes(20) as mesh:
+    # 8 copies of a record rather than 20, so that finding one takes routing and not luck.
+    async with nodes(20, KademliaOptions(closest=8, refresh_width=3)) as mesh:
         for node in mesh[1:]:
             await node.dial(mesh[0])
-        await until(lambda: all(node.kad.peers >= 5 for node in mesh), 10)
+        await until(lambda: all(node.kad.peers >= 3 for node in mesh), 30)
         rng = Random(2)  # noqa: S311
         spent = {"put": [], "get": [], "provide": [], "find": []}
 

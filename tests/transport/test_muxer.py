@@ -10,7 +10,13 @@ import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamClosed, MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
+from libp2p.stream_muxer.exceptions import (
+    MuxedConnUnavailable,
+    MuxedStreamClosed,
+    MuxedStreamEOF,
+    MuxedStreamError,
+    MuxedStreamReset,
+)
 
 from daemon.transport.muxer import InboundSlots, MuxedConnection, MuxedStream, MuxerSettings, ReceiveMemory
 from daemon.transport.yamux import DATA, FIN, HEADER, PING, SYN, WINDOW_UPDATE, YamuxConfig

@@ -32,7 +32,16 @@ def test_equal_answers(one: str, other: str) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("Yes", "yes"), ("12.0 km", "12 km"), ("1,000", "1000"), ("1e3", "1000"), ("-5", "5"), ("0.5", ".5"), ("a b", "ab"), ("1.2.0", "1.2")],
+    [
+        ("Yes", "yes"),
+        ("12.0 km", "12 km"),
+        ("1,000", "1000"),
+        ("1e3", "1000"),
+        ("-5", "5"),
+        ("0.5", ".5"),
+        ("a b", "ab"),
+        ("1.2.0", "1.2"),
+    ],
 )
 def test_answers_that_only_a_judge_may_call_equal(one: str, other: str) -> None:
     assert normalise(one) != normalise(other)
@@ -58,7 +67,10 @@ def test_the_heaviest_class_is_first_and_ties_depend_on_the_round() -> None:
 
 @pytest.mark.parametrize(
     ("one_voice", "expected"),
-    [(True, {0: 500_000, 1: 500_000, 2: 1_000_000, 3: -250_000}), (False, {0: 1_000_000, 1: 1_000_000, 2: 1_000_000, 3: -250_000})],
+    [
+        (True, {0: 500_000, 1: 500_000, 2: 1_000_000, 3: -250_000}),
+        (False, {0: 1_000_000, 1: 1_000_000, 2: 1_000_000, 3: -250_000}),
+    ],
 )
 def test_one_configuration_is_one_voice(one_voice: bool, expected: dict[int, int]) -> None:
     digests = {0: b"x", 1: b"x", 2: b"y", 3: b"z"}

@@ -58,6 +58,14 @@ def test_trying_many_nonces_gains_no_seats() -> None:
     assert abs(seated - 5_000) < 3 * (20_000 * 0.25 * 0.75) ** 0.5
 
 
+def refused(header: Header, round_id: Hash, roster: Roster) -> bool:
+    try:
+        check_roster(header, round_id, roster)
+    except RemoteError:
+        return True
+    return False
+
+
 def test_an_honest_roster_is_accepted(network: RoundNetwork) -> None:
     header, round_id = network.header(committee=3), Hash(b"s" * 32)
     check_roster(header, round_id, roster_for(network, header, round_id, [1, 2, 4, 5]))
@@ -81,9 +89,7 @@ def test_every_bent_roster_is_refused(network: RoundNetwork) -> None:
         "an acceptance whose signature is wrong": {"acceptances": (raws[0][:-1] + bytes([raws[0][-1] ^ 1]), *raws[1:])},
     }
     for name, change in bent.items():
-        with pytest.raises(RemoteError):
-            check_roster(header, round_id, msgspec.structs.replace(honest, **change))
-            pytest.fail(name)
+        assert refused(header, round_id, msgspec.structs.replace(honest, **change)), name
 
 
 def test_a_candidate_of_no_weight_cannot_be_written() -> None:

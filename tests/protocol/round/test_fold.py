@@ -1,7 +1,6 @@
 """The fold: the same bits in any order, finite under any ballots, and the arithmetic of its tables by hand."""
 
 import math
-from random import Random
 
 import pytest
 from hypothesis import given
@@ -12,6 +11,7 @@ from protocol.round.fold import Contributions, Voice, fold, preferences, verdict
 from protocol.round.logistic import probability_milli, softmax_first_milli
 from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, WEIGHT_CLAMP_MILLI, FoldParameters, Judgement, quorum
 from protocol.wire.ids import Hash
+from tests.sim.round_network import seeded
 
 ROUND = Hash(b"r" * 32)
 
@@ -60,7 +60,9 @@ def test_sure_judges_overrule_a_close_vote() -> None:
 def test_asking_both_ways_cancels_a_taste_for_the_first_place() -> None:
     assert preferences([Judgement(0, 1, 3000), Judgement(1, 0, 3000)]) == {(0, 1): 0}
     assert preferences([Judgement(1, 0, 3000), Judgement(0, 1, -1000)]) == {(0, 1): -2000}
-    result = fold(contributions("ab", {0: [Judgement(0, 1, 3000), Judgement(1, 0, 3000)], 1: [Judgement(0, 1, 2), Judgement(1, 0, -2)]}))
+    result = fold(
+        contributions("ab", {0: [Judgement(0, 1, 3000), Judgement(1, 0, 3000)], 1: [Judgement(0, 1, 2), Judgement(1, 0, -2)]})
+    )
     assert [(row.swapped, row.consistent) for row in result.judges] == [(1, 0), (1, 1)]
 
 
@@ -107,7 +109,19 @@ def test_ties_are_broken_by_the_round_and_not_by_the_order() -> None:
 
 @pytest.mark.parametrize(
     ("count", "milli", "expected"),
-    [(1, 666, 1), (2, 666, 2), (3, 666, 2), (4, 666, 3), (5, 666, 4), (6, 666, 4), (7, 666, 5), (9, 666, 6), (50, 666, 34), (7, 1000, 7), (0, 666, 1)],
+    [
+        (1, 666, 1),
+        (2, 666, 2),
+        (3, 666, 2),
+        (4, 666, 3),
+        (5, 666, 4),
+        (6, 666, 4),
+        (7, 666, 5),
+        (9, 666, 6),
+        (50, 666, 34),
+        (7, 1000, 7),
+        (0, 666, 1),
+    ],
 )
 def test_quorum_is_two_thirds_rounded_up(count: int, milli: int, expected: int) -> None:
     assert quorum(count, milli) == expected
@@ -150,7 +164,7 @@ def test_any_ballots_fold_to_a_finite_result_in_any_order(given_: Contributions,
     assert result.winner_seat not in given_.dropped
     assert result.classes[result.winner].rank == 1
     assert all(0 <= pair.wins_milli <= 1000 for pair in result.pairs)
-    shuffle = Random(seed)
+    shuffle = seeded(seed)
     ballots = [(seat, shuffle.sample(judged, len(judged))) for seat, judged in given_.ballots.items()]
     shuffle.shuffle(ballots)
     table = shuffle.sample(list(given_.voices.items()), len(given_.voices))

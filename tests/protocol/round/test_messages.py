@@ -82,7 +82,9 @@ def test_golden_bytes() -> None:
     rows = []
     for name, message in MESSAGES.items():
         raw = sign(message, KEY)
-        rows.append({"name": name, "payload": encode(message).hex(), "envelope": raw.hex(), "address": open_message(raw).hash.hex()})
+        rows.append(
+            {"name": name, "payload": encode(message).hex(), "envelope": raw.hex(), "address": open_message(raw).hash.hex()}
+        )
     if "REWRITE" in os.environ:
         VECTORS.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert {row["name"]: row for row in rows} == golden()

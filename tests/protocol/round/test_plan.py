@@ -66,6 +66,8 @@ def test_neither_place_is_favoured_and_judges_see_different_orders() -> None:
 
 def test_seven_judges_of_seven_answers_cover_every_pair() -> None:
     seen = Counter(
-        tuple(sorted(pair)) for n in range(7) for pair in judge_plan(ROUND, (judge(n), n), classes_with(*[1] * 7), FoldParameters())
+        tuple(sorted(pair))
+        for n in range(7)
+        for pair in judge_plan(ROUND, (judge(n), n), classes_with(*[1] * 7), FoldParameters())
     )
     assert set(seen) == set(combinations(range(7), 2))

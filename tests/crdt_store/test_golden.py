@@ -1,0 +1,71 @@
+"""The bytes of claims, proofs and sync messages, as version 1 of the wire has them: a changed byte is a changed protocol."""
+
+import json
+from pathlib import Path
+
+import msgpack
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from crdt_store.claims import Claim, open_claim, sign_claim
+from crdt_store.forks import ForkProof, open_proof
+from crdt_store.heads import IssuerHeads, LogHead
+from crdt_store.replica import Forked, Inserted, Replica
+from crdt_store.sync_messages import Announcement, HeadsReply, HeadsRequest, IssuerSummary, Range, RangeChunk, RangeRequest
+from protocol.wire.codec import decode, encode
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+
+
+def rows(name):
+    return [json.loads(line) for line in (VECTORS / name).read_text().splitlines()]
+
+
+CLAIMS = rows("claims.jsonl")
+A, B = (row["fields"]["issuer"] for row in (CLAIMS[0], CLAIMS[-1]))
+H = bytes(range(32))
+
+MESSAGES = {
+    "heads request": HeadsRequest(H, A, (A, B)),
+    "heads reply": HeadsReply(H, (IssuerSummary(A, H),), True, (IssuerHeads(A, (LogHead(1, 2, H),), 3),)),
+    "range request": RangeRequest((Range(A, 1_700_000_000_000, 5, 1000),), (B,)),
+    "range chunk": RangeChunk((b"claim",), (ForkProof(b"one", b"two"),)),
+    "announcement": Announcement(H, (IssuerHeads(A, (LogHead(1, 2, H),)),), ()),
+}
+
+
+@pytest.mark.parametrize("row", CLAIMS, ids=lambda row: row["name"])
+def test_claims(row):
+    fields = {k: bytes.fromhex(v) if k in ("previous", "evidence") else v for k, v in row["fields"].items()}
+    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(row["seed"]))
+    signed = sign_claim(Claim(**fields), key)
+    assert signed.raw.hex() == row["raw"]
+    assert signed.hash.hex() == row["hash"]
+    assert open_claim(bytes.fromhex(row["raw"])) == signed
+    signer, payload, _ = msgpack.unpackb(signed.raw)
+    assert signer == fields["issuer"]
+    assert msgpack.unpackb(payload) == list(fields.values())
+
+
+def test_a_replica_of_the_golden_claims_has_the_golden_hash():
+    replica = Replica()
+    kinds = [type(replica.insert(bytes.fromhex(row["raw"]))) for row in CLAIMS]
+    assert kinds == [Inserted] * 4 + [Forked, Inserted]
+    expected = rows("claims_replica.jsonl")[0]
+    assert replica.digest().hex() == expected["digest"]
+    assert open_proof(ForkProof(*(bytes.fromhex(raw) for raw in expected["proof"]))) == replica.forks()[0]
+
+
+@pytest.mark.parametrize("row", rows("claims_sync.jsonl"), ids=lambda row: row["name"])
+def test_sync_messages(row):
+    message = MESSAGES[row["name"]]
+    raw = bytes.fromhex(row["raw"])
+    assert encode(message).hex() == row["raw"]
+    assert decode(type(message), raw) == message
+    assert msgpack.packb(msgpack.unpackb(raw)) == raw
+    appended = msgpack.packb([*msgpack.unpackb(raw), "a field of a later version"])
+    assert decode(type(message), appended) == message
+
+
+def test_every_message_has_a_vector():
+    assert {row["name"] for row in rows("claims_sync.jsonl")} == set(MESSAGES)
