@@ -247,7 +247,7 @@ class Membership:
                     log.info("peer is gone", peer=short(peer), reason=reason)
                 case directory.Refused(peer, error):
                     self.refused[str(error.code)] = self.refused.get(str(error.code), 0) + 1
-                    log.debug("presence refused", peer=short(peer), reason=str(error))
+                    log.debug("presence refused", peer=short(peer) if peer is not None else None, reason=str(error))
 
     def _joined(self, peer: PeerId) -> None:
         log.info("peer joined", peer=short(peer))
@@ -301,7 +301,7 @@ class Membership:
             config_digest=model.config_digest if model else "",
             engine=model.engine if model else "",
             engine_version=model.engine_version if model else "",
-            judge_prompt=model.judge_prompt if model else "",
+            judge_prompt="" if model is None else "compact" if model.judge_prompt == "compact" else "instructed",
             context_tokens=model.context_tokens if model else 0,
             slots=model.slots if model else 0,
             addresses=self._transport.addresses()[:MAX_ADDRESSES],

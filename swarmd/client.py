@@ -146,6 +146,8 @@ class Client:
     def _open(
         self, method: str, path: str, body: dict[str, Any] | None, timeout: float
     ) -> tuple[_UnixConnection, http.client.HTTPResponse]:
+        if places.may_be_planted(self.socket_path):
+            raise ClientError(f"{self.socket_path} lies in a folder that is not yours alone, so anybody may answer on it")
         connection = _UnixConnection(self.socket_path, timeout)
         try:
             payload = None if body is None else json.dumps(body).encode()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 SOCKET_NAME = "api.sock"
@@ -14,7 +15,7 @@ def runtime_dir(data_dir: Path | None = None) -> Path:
     folder gets a folder of its own below it, named by a hash, because a socket's path may have 107 bytes only.
     """
     session = os.environ.get("XDG_RUNTIME_DIR", "")
-    base = Path(session) / "swarmd" if session.startswith("/") else Path(f"/tmp/swarmd-{os.getuid()}")  # noqa: S108 - its owner and mode are checked before use
+    base = Path(session) / "swarmd" if session.startswith("/") else _shared_base()
     if data_dir is None:
         return base
     return base / hashlib.sha256(os.path.realpath(data_dir).encode()).hexdigest()[:12]
@@ -26,3 +27,19 @@ def socket_path() -> Path:
         return Path(named)
     configured = os.environ.get("SWARMD_RUNTIME_DIR", "")
     return (Path(configured) if configured else runtime_dir()) / SOCKET_NAME
+
+
+def may_be_planted(socket: str) -> bool:
+    """Whether `socket` lies in our folder below /tmp while that is not ours alone, so that anybody may answer on it."""
+    base = _shared_base()
+    if base not in Path(socket).parents:
+        return False
+    try:
+        info = os.lstat(base)
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or bool(info.st_mode & 0o022)
+
+
+def _shared_base() -> Path:
+    return Path(f"/tmp/swarmd-{os.getuid()}")  # noqa: S108 - the daemon and the client both check whose it is before they use it

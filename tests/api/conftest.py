@@ -94,7 +94,8 @@ class FakeBackend:
             done = {"round_id": "ab", "winner": 0} if request.strategy != "route" else None
             usage = Usage(3, 2)
             attempts = (Attempt(PEER, "ok"),)
-            await send.send(ResultEvent("forty two", PEER, "tiny-all", request.strategy, "stop", usage, attempts, "direct", 0.1, done))
+            strategy = request.strategy
+            await send.send(ResultEvent("forty two", PEER, "tiny-all", strategy, "stop", usage, attempts, "direct", 0.1, done))
 
 
 @dataclass
@@ -109,7 +110,11 @@ class Api:
 
     async def raw(self, request: bytes, over: str = "unix") -> bytes:
         """Send bytes as they are and read until the server closes or goes quiet for a second."""
-        stream = await (trio.open_unix_socket(str(self.socket)) if over == "unix" else trio.open_tcp_stream("127.0.0.1", self.port))
+        stream: trio.SocketStream
+        if over == "unix":
+            stream = await trio.open_unix_socket(str(self.socket))
+        else:
+            stream = await trio.open_tcp_stream("127.0.0.1", self.port)
         received = b""
         async with stream:
             with trio.move_on_after(1):

@@ -1,4 +1,4 @@
-"""What no client may do to the local API: each is refused with its status, nothing else changes, and the next request is served."""
+"""What no client may do to the local API: each is refused with its status, and the next request is served."""
 
 import os
 import socket
@@ -19,7 +19,8 @@ OK = b'{"messages":[{"role":"user","content":"x"}]}'
 
 def post(body: bytes, headers: bytes = b"", path: bytes = b"/v1/chat/completions", kind: bytes = b"application/json") -> bytes:
     length = b"content-length: %d\r\n" % len(body)
-    return b"POST " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: " + kind + b"\r\n" + length + headers + b"\r\n" + body
+    head = b"POST " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: " + kind + b"\r\n"
+    return head + length + headers + b"\r\n" + body
 
 
 def chat(fields: bytes) -> bytes:
@@ -102,7 +103,12 @@ async def test_control_is_on_the_socket_alone(api: Any) -> None:
 
 @pytest.mark.parametrize(
     ("header", "status"),
-    [("", 401), ("authorization: Bearer wrong\r\n", 401), ("authorization: Basic s3cret\r\n", 401), ("authorization: Bearer s3cret\r\n", 200)],
+    [
+        ("", 401),
+        ("authorization: Bearer wrong\r\n", 401),
+        ("authorization: Basic s3cret\r\n", 401),
+        ("authorization: Bearer s3cret\r\n", 200),
+    ],
 )
 async def test_a_key_is_required_where_one_is_set(start_api: Any, header: str, status: int) -> None:
     api = await start_api(key="s3cret")
@@ -125,7 +131,8 @@ async def test_slow_headers_and_slow_bodies_give_their_place_back(start_api: Any
 
 
 async def test_pipelined_requests_are_served_in_order(api: Any) -> None:
-    reply = await api.raw(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 2 + b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    last = b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    reply = await api.raw(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 2 + last)
     assert reply.count(b"HTTP/1.1 200") == 3
     assert reply.index(b"alive") < reply.index(b"reasons")
 

@@ -107,7 +107,8 @@ async def test_curl_over_the_unix_socket(api: Any) -> None:
 async def test_a_client_that_leaves_stops_the_work(api: Any, stream: str) -> None:
     api.backend.endless = True
     body = b'{"messages":[{"role":"user","content":"hi"}],"stream":%s}' % stream.encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += b"content-length: %d\r\n\r\n" % len(body)
     client = await trio.open_unix_socket(str(api.socket))
     await client.send_all(head + body)
     with trio.fail_after(2):

@@ -1,5 +1,6 @@
 """The client library against a socket that answers well, wrongly, or not at all."""
 
+import os
 import socket
 import threading
 from pathlib import Path
@@ -159,8 +160,6 @@ def test_leaving_an_ask_hangs_up(tmp_path: Path) -> None:
 
 
 def test_where_the_socket_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     assert places.socket_path() == Path(f"/tmp/swarmd-{os.getuid()}/api.sock")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
     assert places.socket_path() == Path(f"/tmp/swarmd-{os.getuid()}/api.sock")
@@ -174,3 +173,29 @@ def test_where_the_socket_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert below.parent == Path("/run/user/7/swarmd")
     assert below == places.runtime_dir(tmp_path / "x" / "..")
     assert len(below.name) == 12
+
+
+def test_a_socket_that_another_user_may_have_planted_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    uid = 3_000_000_000 + os.getpid()
+    base = Path(f"/tmp/swarmd-{uid}")
+    monkeypatch.setattr("os.getuid", lambda: uid)
+    with pytest.raises(NoDaemon):
+        Client().status()
+    base.mkdir(mode=0o700)
+    try:
+        with pytest.raises(ClientError, match="lies in a folder that is not yours alone, so anybody may answer on it"):
+            Client().status()
+        monkeypatch.undo()
+        with pytest.raises(NoDaemon):
+            Client(base / "api.sock").status()
+    finally:
+        base.rmdir()
+
+
+def test_a_shared_folder_of_ours_that_others_may_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_shared_base", lambda: tmp_path)
+    tmp_path.chmod(0o700)
+    assert not places.may_be_planted(str(tmp_path / "api.sock"))
+    tmp_path.chmod(0o777)
+    assert places.may_be_planted(str(tmp_path / "x" / "api.sock"))
+    assert not places.may_be_planted("/run/user/7/swarmd/api.sock")

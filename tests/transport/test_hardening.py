@@ -32,6 +32,7 @@ from multiaddr import Multiaddr
 from daemon.transport.host import Libp2pTransport
 from daemon.transport.interface import Stream, TransportError
 from daemon.transport.muxer import MuxedConnection
+from daemon.transport.noise_session import NoiseSession
 from daemon.transport.streams import Libp2pStream
 from protocol.wire.ids import PeerId
 
@@ -165,7 +166,7 @@ async def test_4_one_bad_ciphertext_ends_the_stock_host_over_mplex(running: Any,
         assert await dies_of(stock, visit) == "NoiseInvalidMessage"
         await bystander.connect(ours.peer_id, ours.addresses())
         await visitor.connect(ours.peer_id, ours.addresses())
-        await connection_to(visitor, ours.peer_id).secured_conn.raw.write(garbage)  # type: ignore[attr-defined]
+        await cast("NoiseSession", connection_to(visitor, ours.peer_id).secured_conn).raw.write(garbage)
         await until(lambda: ours.counters.connections_closed["cipher"] == 1)
         assert await echoes(bystander, ours.peer_id)
 
