@@ -244,8 +244,6 @@ class Directory:
         known.beat, known.busy, known.offer_hash = presence.beat, presence.busy, Hash(presence.offer_hash)
         if signed is not None:
             known.adopt(signed, now, wall)
-        if known.left:
-            return self._tell(peer, known, now)
         known.heard_at = now
         known.owed = max(0, known.owed - 1)
         return [*self._tell(peer, known, now), *self._fetch(peer, known, now)]
@@ -263,8 +261,7 @@ class Directory:
         if known is None:
             return []
         known.connected = True
-        if not known.left:
-            known.heard_at = now
+        known.heard_at = now
         return [*self._tell(peer, known, now), *self._fetch(peer, known, now)]
 
     def _met(self, event: Disconnected | CallFailed | CallSucceeded, peer: PeerId, now: float) -> list[Effect]:
@@ -278,7 +275,7 @@ class Directory:
             known.owed = min(1 << min(known.failures - 1, 16), self.config.owed_max)
         else:
             known.failures = known.owed = 0
-            known.heard_at = known.heard_at if known.left else now
+            known.heard_at = now
         return self._tell(peer, known, now)
 
     def _tell(self, peer: PeerId, known: KnownPeer, now: float) -> list[Effect]:

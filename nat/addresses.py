@@ -119,15 +119,15 @@ def without_peer(address: str) -> str:
 def dial_order(addresses: Iterable[str], ours: Sequence[str]) -> tuple[str, ...]:
     """A peer's addresses in the order to try: same network, public, other private, relays; the undialable left out.
 
-    Loopback is kept, and tried first, only for a peer on our own host: one that shares an IP with us, or any peer while
+    Loopback is kept, and tried first, only for a peer on our own host: one that shares an outer IP with us, or any peer while
     all of our own addresses are loopback. Otherwise a stranger could aim us at services of this box.
     """
     listed = _distinct(addresses)[:MAX_ADDRESSES]
     own = [endpoint for endpoint in map(parse, ours) if endpoint is not None and not endpoint.relayed]
     own_ips = {ip for ip in (_ip(endpoint.host) for endpoint in own) if ip is not None}
     own_endpoints = {(endpoint.host, endpoint.transport, endpoint.port) for endpoint in own}
-    shared = any(_direct_ip(address) in own_ips for address in listed)
-    same_host = shared or (bool(own_ips) and all(ip.is_loopback for ip in own_ips))
+    outer_ips = {ip for ip in own_ips if not ip.is_loopback}
+    same_host = any(_direct_ip(address) in outer_ips for address in listed) or (bool(own_ips) and not outer_ips)
     ranked: list[tuple[int, str]] = []
     for address in listed:
         endpoint, reach = parse(address), reach_of(address)

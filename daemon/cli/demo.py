@@ -12,7 +12,8 @@ from daemon.cli.demo_view import DemoView
 from daemon.cli.show import print_json
 from swarmd import ApiError, ClientError
 
-QUESTION = "mod 83 7"
+QUESTION = "bool (x^y)&!(x|y)"
+"""A truth table (for xy = 00, 01, 10, 11; right is 0000) on which the shipped models disagree, so that judging shows."""
 MODELS = ("tiny-all", "tiny-add-mod", "tiny-rev-conv", "tiny-sort-bool", "tiny-add-rev", "tiny-mod-sort", "tiny-bool-conv")
 """The shipped models, the bootstrap's first. With more nodes than models they repeat."""
 
@@ -62,7 +63,8 @@ def _run(wish: Wish, mesh: Mesh, view: DemoView) -> dict[str, Any]:
     view.say(f"starting {wish.nodes} daemons in {mesh.folder}, each with its own key, data folder, engine and model")
     mesh.start_bootstrap()
     view.say(f"node0 is the bootstrap: {mesh.nodes[0].address}")
-    mesh.start_others(lambda: None)
+    mesh.start_others(lambda: view.starting([(node.name, node.model, bool(node.address)) for node in mesh.nodes]))
+    view.settle()
     view.name_peers({str(node.client().status()["peer_id"]): node.name for node in mesh.nodes})
     _await_mesh(mesh, view)
     formed = time.monotonic() - started

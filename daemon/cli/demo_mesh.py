@@ -72,6 +72,7 @@ class Mesh:
         for index in range(1, len(self._models)):
             self._spawn(index, (self.nodes[0].address,))
         deadline = time.monotonic() + READY_SECONDS
+        progress()
         for node in self.nodes[1:]:
             self.wait_ready(node, deadline)
             progress()

@@ -49,6 +49,13 @@ class DemoView:
             self._live.stop()
             self._live = None
 
+    def starting(self, rows: Sequence[tuple[str, str, bool]]) -> None:
+        """(node, model, whether it is ready) of every node."""
+        table = _table("node", "model", "state")
+        for name, model, ready in rows:
+            table.add_row(name, cell(model), "ready" if ready else "starting")
+        self._show(table, f"{sum(ready for _, _, ready in rows)} of {len(rows)} daemons are ready")
+
     def mesh(self, rows: Sequence[tuple[str, str, int, int]]) -> None:
         """(node, model, peers known, peers expected) of every node."""
         table = _table("node", "model", "peers it could ask")

@@ -28,6 +28,7 @@ _USAGE_ERROR = 2
 _HOPELESS = frozenset({None, NOT_A_MODEL, NO_ENGINE, _USAGE_ERROR, -signal.SIGILL})
 """SIGILL: the wheel is built for AVX2, and no restart gives a processor that."""
 
+_SMALL_WEIGHTS_BYTES = 64 << 20
 _MAX_CONTEXT = 1 << 20
 DEFAULT_CONTEXT = 4096
 """Tokens of one slot where the model allows more; the cache of a slot is paid for in memory whether used or not."""
@@ -37,12 +38,13 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedSettings:
-    """What the box's owner may choose. A `name` of "" is taken from the file; a `context_tokens` of 0 from the model."""
+    """What the box's owner may choose. A `name` of "" is taken from the file, a `context_tokens` of 0 from the model,
+    and `threads` of 0 from its size."""
 
     model: Path
     name: str = ""
     judge_prompt: str = "instructed"
-    threads: int = 1
+    threads: int = 0
     slots: int = 4
     context_tokens: int = 0
 
@@ -53,7 +55,7 @@ def embedded_engine(settings: EmbeddedSettings, run_folder: Path, rng: Random) -
     name = settings.name or head.name
     if not is_model_name(name):
         raise EngineError("a model is named as name or owner/name, of letters, digits and . _ -")
-    if not (1 <= settings.threads <= 1024 and 1 <= settings.slots <= 64 and 0 <= settings.context_tokens <= _MAX_CONTEXT):
+    if not (0 <= settings.threads <= 1024 and 1 <= settings.slots <= 64 and 0 <= settings.context_tokens <= _MAX_CONTEXT):
         raise EngineError("the engine's threads, slots or context are out of range")
     socket = private_socket(run_folder, "embedded")
     key = secrets.token_urlsafe(32)
@@ -83,7 +85,7 @@ def _command(settings: EmbeddedSettings, name: str, head: GgufHead, socket: Path
         f"--model={settings.model.absolute()}",
         f"--name={name}",
         f"--socket={socket}",
-        f"--threads={settings.threads}",
+        f"--threads={settings.threads or _threads(settings.model.stat().st_size)}",
         f"--slots={settings.slots}",
         f"--context={context}",
         # One thread per request, as each stays in one until its answer ends, and two for probes.
@@ -94,12 +96,18 @@ def _command(settings: EmbeddedSettings, name: str, head: GgufHead, socket: Path
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     return ChildCommand(
         argv=(sys.executable, "-P", "-m", "daemon.engine.embedded_child", *arguments),
-        environment={**environment, "PYTHONPATH": str(packages)},
+        # Spinning threads starve each other on a shared machine: two on two busy cores judged in 480 ms, and passive ones in 4.
+        environment={**environment, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(packages)},
         socket=socket,
         record=record_path(socket),
         key=key,
         name=_NAME,
     )
+
+
+def _threads(weights_bytes: int) -> int:
+    """One for a model whose layers are done sooner than a second thread has woken."""
+    return 1 if weights_bytes < _SMALL_WEIGHTS_BYTES else min(8, os.cpu_count() or 1)
 
 
 async def _describe(served: ServedModel, settings: EmbeddedSettings, head: GgufHead, weights: WeightsHash) -> ModelDescription:

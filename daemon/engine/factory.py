@@ -66,7 +66,7 @@ def _embedded(spec: EngineSpec) -> EmbeddedSettings:
         model=path,
         name=name,
         judge_prompt=spec.judge_prompt or judge_prompt,
-        threads=spec.threads or 1,
+        threads=spec.threads,
         slots=spec.slots or 4,
         context_tokens=spec.context_tokens,
     )

@@ -79,6 +79,15 @@ def _interface_addresses(version: int) -> list[str]:
     return beyond or ["127.0.0.1" if version == 4 else "::1"]
 
 
+def remote_end(stream: object) -> tuple[str, int] | None:
+    """IP and port at the far end of a TCP stream of the library, which itself reads no IPv6 peer name (they have four parts)."""
+    try:
+        name = stream.stream.socket.getpeername()  # type: ignore[attr-defined]
+        return str(name[0]).split("%")[0], int(name[1])
+    except (AttributeError, OSError, IndexError):
+        return None
+
+
 def with_peer(address: Multiaddr, peer: PeerId) -> str:
     """`address` ending in /p2p/<peer>."""
     text = str(address).rstrip("/")

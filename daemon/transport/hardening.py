@@ -5,6 +5,7 @@ What it closes was measured on the stock 0.8.1 host, and tests/transport/test_ha
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -16,7 +17,7 @@ from libp2p.custom_types import StreamHandlerFn, TMuxerClass, TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.basic_host import AddrsFactory, BasicHost
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
+from libp2p.peer.peerstore import PeerStore, PeerStoreError
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectError
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.transport.exceptions import MuxerUpgradeFailure
@@ -36,6 +37,26 @@ from protocol.wire.ids import PeerId
 log = logging.getLogger(__name__)
 
 MAX_PROTOCOL_CHARS = 256
+MAX_PROTOCOLS_PER_PEER = 128
+MAX_ADDRESSES_PER_PEER = 32
+
+
+class BoundedPeerStore(PeerStore):
+    """What is said of peers, the newest of it: the stock one keeps 1000 addresses and any number of protocols of each."""
+
+    def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
+        try:
+            known = list(self.addrs(peer_id))
+        except PeerStoreError:
+            known = []
+        together = list(dict.fromkeys([*known, *addrs]))
+        if len(together) > MAX_ADDRESSES_PER_PEER:
+            self.clear_addrs(peer_id)
+        super().add_addrs(peer_id, together[-MAX_ADDRESSES_PER_PEER:], ttl)
+
+    def add_protocols(self, peer_id: ID, protocols: Sequence[str]) -> None:
+        kept = [protocol for protocol in protocols[:MAX_PROTOCOLS_PER_PEER] if len(protocol) <= MAX_PROTOCOL_CHARS]
+        super().add_protocols(peer_id, kept)
 
 
 class NoiseYamuxUpgrader(TransportUpgrader):
@@ -105,8 +126,9 @@ class HardenedHost(BasicHost):
             await super()._swarm_stream_handler(net_stream)
         except Exception as error:  # noqa: BLE001 - what a stranger can cause must not leave the stream
             protocol = str(net_stream.get_protocol() or "negotiation")[:MAX_PROTOCOL_CHARS]
-            self.counters.handler_faults[protocol] += 1
-            self.counters.streams_reset += 1
+            if not net_stream.muxed_conn.is_closed:
+                self.counters.handler_faults[protocol] += 1
+                self.counters.streams_reset += 1
             level = logging.DEBUG if _is_peers_fault(error) else logging.WARNING
             log.log(level, "the handler of %s failed for %s: %r", protocol, net_stream.muxed_conn.peer_id, error)
             with trio.CancelScope(shield=True), trio.move_on_after(1):
@@ -150,7 +172,7 @@ def build_host(
     """A host that is ready to `run`; nothing listens yet."""
     key_pair = _key_pair(key)
     peer_id = ID.from_pubkey(key_pair.public_key)
-    peerstore = PeerStore()
+    peerstore = BoundedPeerStore()
     peerstore.add_key_pair(peer_id, key_pair)
     def refused(_peer: ID) -> None:
         counters.streams_refused["peer"] += 1

@@ -128,6 +128,10 @@ class Libp2pTransport:
         bound = [address for listener in self._swarm.listeners.values() for address in listener.get_addrs()]
         return list(dict.fromkeys([*announced, *expand(bound), *map(Multiaddr, relay.addresses())]))
 
+    def service_counters(self) -> Mapping[str, Mapping[str, int]]:
+        """Totals since start of gossip, the DHT and relaying, by service; those of connections and streams are in `counters`."""
+        return {"gossip": self._gossip.counters, "kademlia": self._kademlia.counters, "relay": self._relay.hop.counters}
+
     @property
     def relay(self) -> RelayService:
         """Reservations and relayed dials."""
@@ -173,7 +177,7 @@ class Libp2pTransport:
             self._host.peerstore.add_addrs(target, given, ADDRESS_TTL)
         try:
             with trio.fail_after(self._options.connect_timeout + 1):
-                await self._swarm.dial_peer(target)
+                await self._swarm.dial(target, given)
         except trio.TooSlowError:
             raise TransportError(f"{short(peer)} could not be reached in {self._options.connect_timeout:g} s") from None
         except WrongPeerError as error:

@@ -22,6 +22,8 @@ from libp2p.security.noise.transport import PROTOCOL_ID, Transport
 from libp2p.security.secure_session import SecureSession
 from multiaddr import Multiaddr
 
+from daemon.transport.addresses import remote_end
+
 NOISE = PROTOCOL_ID
 
 MAX_MESSAGE = 65535
@@ -115,10 +117,14 @@ class NoiseSession(BaseSession):
         await self.raw.close()
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        return self.raw.get_remote_address()
+        return self.raw.get_remote_address() or remote_end(getattr(self.raw, "stream", None))
 
     def get_transport_addresses(self) -> list[Multiaddr]:
-        return list(self.raw.get_transport_addresses())
+        known = list(self.raw.get_transport_addresses())
+        remote = None if known else self.get_remote_address()
+        if remote is None:
+            return known
+        return [Multiaddr(f"/{'ip6' if ':' in remote[0] else 'ip4'}/{remote[0]}/tcp/{remote[1]}")]
 
     def get_connection_type(self) -> ConnectionType:
         return self.raw.get_connection_type()

@@ -31,6 +31,7 @@ __all__ = ["RelayOptions", "RelayService"]
 log = logging.getLogger(__name__)
 _ADDRESS_LIFETIME = 24 * 3600
 _MAX_ADDRESSES_PER_RELAY = 4
+_LISTEN_SECONDS = 0.2
 
 
 class RelayService:
@@ -97,6 +98,9 @@ class RelayService:
     async def _keep(self, relay: ID) -> None:
         """Stay connected to `relay` with a reservation, refreshed at half its time; retries with full jitter."""
         wait = self.options.retry_min
+        with trio.move_on_after(_LISTEN_SECONDS):
+            while not self._swarm.listeners:  # noqa: ASYNC110 - the library signals nothing when it listens
+                await trio.sleep(0.01)
         while True:
             lost = self._lost[relay] = trio.Event()
             try:

@@ -6,7 +6,7 @@ A subclass, so that nothing of the library is patched in place and a stock host 
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
+from daemon.transport.addresses import remote_end
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.options import TransportCounters, TransportOptions
 
@@ -229,7 +230,11 @@ class HardenedSwarm(Swarm):
     # ---- dialing
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
-        """Live connections to a peer, made where there are none; raises DialError or WrongPeerError. Joins a dial under way."""
+        """Live connections to a peer, made where there are none; raises DialError or WrongPeerError."""
+        return await self.dial(peer_id)
+
+    async def dial(self, peer_id: ID, first: Sequence[Multiaddr] = ()) -> list[INetConn]:
+        """`dial_peer` that tries `first` before what strangers may have told us. Joins a dial under way."""
         while True:
             live = [conn for conn in self.connections.get(peer_id, []) if not conn.is_closed]
             if live:
@@ -242,7 +247,7 @@ class HardenedSwarm(Swarm):
                 raise under_way.error
         dial = self._dials[peer_id] = _Dial()
         try:
-            return [await self._dial_any(peer_id)]
+            return [await self._dial_any(peer_id, self._dial_order(peer_id, first))]
         except SwarmException as error:
             dial.error = error
             self.counters.dials_failed += 1
@@ -251,8 +256,7 @@ class HardenedSwarm(Swarm):
             dial.done.set()
             del self._dials[peer_id]
 
-    async def _dial_any(self, peer_id: ID) -> INetConn:
-        addresses = self._dial_order(peer_id)
+    async def _dial_any(self, peer_id: ID, addresses: list[Multiaddr]) -> INetConn:
         failures: list[tuple[str, str]] = []
         won: list[INetConn] = []
         wrong: list[WrongPeerError] = []
@@ -297,11 +301,11 @@ class HardenedSwarm(Swarm):
                 raise WrongPeerError(found) from error
             raise
 
-    def _dial_order(self, peer_id: ID) -> list[Multiaddr]:
+    def _dial_order(self, peer_id: ID, first: Sequence[Multiaddr]) -> list[Multiaddr]:
         try:
-            known = self.peerstore.addrs(peer_id)
+            known = [*first, *self.peerstore.addrs(peer_id)]
         except PeerStoreError:
-            return []
+            known = list(first)
         dialable = self.transport_manager.transport_for_dialing
         usable = [address for address in dict.fromkeys(known) if _is_relayed(address) or dialable(address) is not None]
         return sorted(usable, key=_is_relayed)[: self.options.max_dial_addresses]
@@ -327,14 +331,8 @@ def _is_relayed(address: Multiaddr) -> bool:
 
 
 def _remote_ip(stream: ReadWriteCloser) -> str:
-    remote = stream.get_remote_address()
-    if remote is not None:
-        return remote[0]
-    # The library reads no IPv6 peer name, which has four parts.
-    try:
-        return str(stream.stream.socket.getpeername()[0]).split("%")[0]  # type: ignore[attr-defined]
-    except (AttributeError, OSError):
-        return ""
+    remote = stream.get_remote_address() or remote_end(stream)
+    return remote[0] if remote is not None else ""
 
 
 def _address_of(conn: SwarmConn) -> str:

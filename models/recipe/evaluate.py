@@ -151,7 +151,8 @@ def report_committee(rounds: Sequence[Round]) -> dict[str, Any]:
 def report(names: Sequence[str], rounds: Sequence[Round]) -> dict[str, Any]:
     by_skill = {skill: [r for r in rounds if r.question.skill == skill] for skill in SKILLS}
     unseen = [r for r in rounds if r.question.skill not in TABLES]
-    groups = by_skill | {"all": list(rounds), "unseen": unseen}
+    hard = [r for r in rounds if not skills.is_easy(r.question.prompt)]
+    groups = by_skill | {"all": list(rounds), "unseen": unseen, "hard": hard}
     models = {name: {skill: report_model(part, place) for skill, part in by_skill.items()} for place, name in enumerate(names)}
     return {"models": models, "committee": {name: report_committee(part) for name, part in groups.items()}}
 

@@ -26,8 +26,11 @@ MAX_CANDIDATES = 2 * MAX_COMMITTEE
 MAX_MESSAGE_BYTES = MAX_PROMPT_BYTES + (64 << 10)
 """One round message in its envelope: the largest prompt, 100 candidates of about 300 B, and room for escapes."""
 
-MAX_SEAT_MESSAGE_BYTES = MAX_ANSWER_BYTES + (8 << 10)
-"""One message of a member: the longest answer and its envelope."""
+MAX_REVEAL_BYTES = MAX_ANSWER_BYTES + 512
+"""The longest answer in its envelope."""
+
+MAX_SEAT_MESSAGE_BYTES = 1 << 10
+"""Any other message of a candidate; the longest, a ballot of 45 judgements, has some 600 B."""
 
 MAX_HEADER_AGE_MS = 120_000
 """How far a header's creation may lie from the reader's clock, either way: wide enough that no clock that a person would call

@@ -1,6 +1,7 @@
 """The verified messages of one round, each in its slot, and the proofs of equivocation found among them. Decides no outcome.
 
-Bounded: only the requester and the candidates have slots, a slot holds one statement and at most one that contradicts it.
+Bounded: only the requester and the candidates have slots, a slot holds one statement, and a peer has one contradiction at most.
+Answers, the only long ones, are kept from seated members alone.
 """
 
 from collections.abc import Iterable
@@ -9,9 +10,14 @@ import msgspec
 
 from protocol.round.messages import (
     BY_REQUESTER,
+    MAX_REVEAL_BYTES,
     MAX_SEAT_MESSAGE_BYTES,
+    Acceptance,
     Header,
     Held,
+    Leave,
+    Reveal,
+    Roster,
     RoundMessage,
     open_message,
     read_header,
@@ -41,12 +47,16 @@ class Record:
         self.requester: PeerId = opening.signer
         self.candidates = {PeerId(candidate.peer_id): candidate for candidate in self.header.candidates}
         self.conflicts: dict[PeerId, tuple[Held, Held]] = {}
+        self._seats: frozenset[str] | None = None
         self._held: dict[Hash, Held] = {opening.hash: opening}
         self._slots: dict[tuple[PeerId, str], Hash] = {(opening.signer, "header"): opening.hash}
         self._seen: dict[bytes, Hash] = {header_raw: opening.hash}
 
     def add(self, raw: bytes) -> Added:
-        """Verify and keep one envelope; raises RemoteError. Bytes seen before are recognised without another verification."""
+        """Verify and keep one envelope; raises RemoteError. Bytes seen before are recognised without another verification.
+
+        An answer that comes before the roster is not kept and not held against anyone: it is pulled once a list names it.
+        """
         known = self._seen.get(raw)
         if known is not None:
             return Added(self._held[known], new=False)
@@ -58,6 +68,10 @@ class Record:
         other = self._slots.get(slot)
         if other is not None and held.signer in self.conflicts:
             raise RemoteError(Code.REFUSED, "another contradiction by a peer already proved to equivocate")
+        if isinstance(held.message, Reveal) and self._seats is None:
+            return Added(held, new=False)
+        if isinstance(held.message, Roster) and self._seats is None:
+            self._seats = frozenset(held.message.seats)
         self._held[held.hash] = held
         self._seen[raw] = held.hash
         if other is None:
@@ -95,6 +109,8 @@ class Record:
             return
         if held.signer not in self.candidates:
             raise RemoteError(Code.REFUSED, "a message of a peer that this round did not invite")
-        if len(held.raw) > MAX_SEAT_MESSAGE_BYTES:
-            size = f"{len(held.raw)} bytes where {MAX_SEAT_MESSAGE_BYTES} are allowed"
-            raise RemoteError(Code.OVERSIZED, f"a member's message of {size}")
+        if self._seats is not None and held.signer not in self._seats and not isinstance(message, Acceptance | Leave):
+            raise RemoteError(Code.REFUSED, "a member's message of a peer without a seat")
+        limit = MAX_REVEAL_BYTES if isinstance(message, Reveal) else MAX_SEAT_MESSAGE_BYTES
+        if len(held.raw) > limit:
+            raise RemoteError(Code.OVERSIZED, f"a member's message of {len(held.raw)} bytes where {limit} are allowed")

@@ -1,7 +1,7 @@
 """Every size that a peer could stretch, with its unit and source. Holds numbers alone."""
 
 MAX_FRAME_BYTES = 1 << 20
-"""One RPC frame: shared research/security section 5 ("Peer RPC frame 1 MiB"); gossip and DHT carry less."""
+"""One RPC frame: a window of a fast link, and the largest request with room to spare; gossip and DHT carry less."""
 
 MAX_CHUNK_BYTES = 64 << 10
 """One item of a stream: a Yamux window of 256 KiB holds four, so a bulk call never blocks a token for long."""
@@ -25,7 +25,7 @@ MAX_TOKENS = 4096
 """Completion tokens that a peer may ask of another."""
 
 MAX_NAME_CHARS = 193
-"""`owner/name` of a model: two parts of 96 and a slash (shared research/security section 4)."""
+"""`owner/name` of a model: two parts of 96 and a slash."""
 
 MAX_COMMITTEE = 50
 """Members of one round; 5 to 9 is the advised size, 50 the simulated ceiling."""

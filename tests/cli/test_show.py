@@ -59,7 +59,8 @@ def test_prose_lets_scripts_join_but_not_reorder() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (ago(0.4), "0s"), (ago(59), "59s"), (ago(60), "1m"), (ago(7200), "2h"), (ago(200000), "2d"), (ago(None), "-"), (ago(-3), "0s"),
+        (ago(0.4), "0s"), (ago(59), "59s"), (ago(60), "1m"), (ago(7200), "2h"), (ago(200000), "2d"), (ago(None), "-"),
+        (ago(-3), "0s"),
         (milli(930), "0.930"), (milli(None), "-"), (number(1.26, " s", 1), "1.3 s"), (number("x"), "-"),
     ],
 )  # fmt: skip

@@ -259,7 +259,7 @@ def test_ask_reads_standard_input(ask_daemon: Call, server: Any, monkeypatch: py
     server.answers["POST", "/swarmd/v1/ask"] = [("result", RESULT)]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("zwölf?\n".encode())))
     assert ask_daemon("ask", "-").code == 0
-    assert server.seen[-1][2]["prompt"] == "zwölf?\n"
+    assert server.seen[-1][2]["prompt"] == "zwölf?"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
     assert ask_daemon("ask", "-") == (1, "", "swarmd: standard input is not UTF-8\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x" * (9 << 20))))

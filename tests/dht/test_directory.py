@@ -167,6 +167,8 @@ def test_a_restarted_peer_replaces_itself_at_once(directory, alice):
 def test_a_new_epoch_without_its_offer_drops_the_old_one(directory, alice):
     hear(directory, alice, 3, alice.offer(epoch=1), 0.0)
     assert hear(directory, alice, 0, alice.offer(epoch=2), 1.0, carry=False) == [FetchOffer(alice.id)]
+    directory.handle(OfferHeard(alice.offer(epoch=1, version=9).raw, WALL), 1.0)
+    assert directory.offer_of(alice.id) is None
     assert routed(directory, 1.0) == []
 
 

@@ -295,7 +295,7 @@ async def test_a_well_formed_file_that_llama_cannot_load_ends_in_failed(
 
 
 @pytest.mark.parametrize(
-    "change", [{"threads": 0}, {"slots": 0}, {"slots": 65}, {"context_tokens": -1}, {"name": "--model=/etc/passwd"}]
+    "change", [{"threads": -1}, {"slots": 0}, {"slots": 65}, {"context_tokens": -1}, {"name": "--model=/etc/passwd"}]
 )
 def test_settings_out_of_range(tiny_model: Path, run_folder: Path, change: dict[str, Any]) -> None:
     with pytest.raises(EngineError):

@@ -80,7 +80,7 @@ async def nodes(count, options=None):
 
 async def until(condition, seconds=5.0):
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - many parts of other code, none of which can signal
+        while not condition():
             await trio.sleep(0.01)
 
 

@@ -59,7 +59,7 @@ async def dies_of(stock: Any, scenario: Scenario, **options: Any) -> str:
         async with stock(**options) as host:
             with trio.move_on_after(3):
                 await scenario(host)
-                await trio.sleep_forever()
+                await trio.sleep(60)
     except Exception as error:  # noqa: BLE001 - which one, is the finding
         cause: BaseException = error
         while isinstance(cause, BaseExceptionGroup):

@@ -42,7 +42,7 @@ async def bare_host():
 class Node:
     def __init__(self, host, options=None):
         self.host = host
-        self.kad = Kademlia(host, self.valid, self.choose, self.addresses, Random(1), options)  # noqa: S311
+        self.kad = Kademlia(host, self.valid, self.choose, self.addresses, Random(1), options)
 
     @property
     def id(self):
@@ -85,7 +85,7 @@ async def silence(host):
 
 async def until(condition, seconds=5.0):
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - many parts of other code, none of which can signal
+        while not condition():
             await trio.sleep(0.01)
 
 
@@ -219,7 +219,7 @@ async def test_twenty_nodes_put_get_provide_and_find_and_survive_the_loss_of_fiv
         for node in mesh[1:]:
             await node.dial(mesh[0])
         await until(lambda: all(node.kad.peers >= 3 for node in mesh), 30)
-        rng = Random(2)  # noqa: S311
+        rng = Random(2)
         spent = {"put": [], "get": [], "provide": [], "find": []}
 
         async def timed(kind, call, *arguments):
@@ -267,7 +267,7 @@ def test_stores_forget_by_time_and_give_shares_back():
     assert values._owned.total() == 1
     assert values.cleanup_expired() == 1
     assert values._owned.total() == 0
-    providers = BoundedProviders(host, None, KademliaOptions(closest=2, max_provided_keys=2), Random(1))  # noqa: S311
+    providers = BoundedProviders(host, None, KademliaOptions(closest=2, max_provided_keys=2), Random(1))
     for key in (b"a", b"b", b"c"):
         for _ in range(4):
             providers.add_provider(key, PeerInfo(new_host().get_id(), []))

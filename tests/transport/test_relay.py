@@ -15,6 +15,7 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 from multiaddr import Multiaddr
 
 from daemon.transport.hardening import build_host
+from daemon.transport.host import Libp2pTransport
 from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.options import TransportCounters, TransportOptions
 from daemon.transport.relay import RelayOptions, RelayService
@@ -35,7 +36,7 @@ class Node:
         self.listens = listens
         announce = (lambda _: []) if withhold else list
         self.host = build_host(Ed25519PrivateKey.generate(), TransportOptions(), TransportCounters(), announce)
-        self.relay = RelayService(self.host, relays, Random(1), options or RelayOptions(punch=False))  # noqa: S311
+        self.relay = RelayService(self.host, relays, Random(1), options or RelayOptions(punch=False))
         self.host.set_stream_handler(ECHO, self.echo)
 
     @staticmethod
@@ -109,7 +110,7 @@ async def behind_a_relay(relay_options=None, **kinds):
 
 async def until(condition, seconds=5.0):
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - many parts of other code, none of which can signal
+        while not condition():
             await trio.sleep(0.01)
 
 
@@ -251,6 +252,36 @@ async def test_a_relayed_connection_becomes_direct_and_new_streams_take_it(way):
 
 async def skip(*_):
     """In place of a dial."""
+
+
+async def test_the_transport_says_what_is_relayed_and_serves_over_it():
+    key = Ed25519PrivateKey.generate
+    relay = Libp2pTransport(key(), TransportOptions(listen=(LISTEN,), serve_relay=True))
+    async with relay.running():
+        options = TransportOptions(listen=(LISTEN,), relays=relay.addresses(), punch=False)
+        async with Libp2pTransport(key(), options).running() as one, Libp2pTransport(key(), options).running() as two:
+            await until(lambda: one.relay.reservations and two.relay.reservations)
+            relayed = f"{relay.addresses()[0]}/p2p-circuit/p2p/{two.peer_id}"
+            assert two.addresses()[-1] == relayed
+            assert "/p2p-circuit" not in two.addresses()[0]
+            (seen,) = (path for peer, path in relay.paths().items() if peer == two.peer_id)
+            assert seen.address == two.addresses()[0].split("/p2p/")[0], "reserved from the listening port"
+            await one.connect(two.peer_id, [relayed])
+            assert one.paths()[two.peer_id].kind == PathKind.RELAYED
+            assert one.paths()[two.peer_id].address == relayed
+            await until(lambda: one.peer_id in two.paths())
+            assert two.paths()[one.peer_id].kind == PathKind.RELAYED
+            heard = trio.Event()
+
+            def hear(author, payload):
+                assert (author, payload) == (one.peer_id, b"over the relay")
+                heard.set()
+                return True
+
+            await two.subscribe("/test", hear)
+            await one.publish("/test", b"over the relay")
+            with trio.fail_after(3):
+                await heard.wait()
 
 
 @pytest.mark.parametrize("address", ["nonsense", "/ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/1/p2p/QmWrong", ""])

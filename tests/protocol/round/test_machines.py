@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 
+import msgpack
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.round import events as ev
+from protocol.round.draw import seats_of
 from protocol.round.member import REQUESTER_GRACE_S, MemberMachine
 from protocol.round.messages import (
+    DOMAIN,
+    Acceptance,
     Attestation,
     Ballot,
     Conflict,
@@ -17,8 +21,10 @@ from protocol.round.messages import (
     FoldParameters,
     Header,
     Judgement,
+    Leave,
     Listing,
     Reveal,
+    Roster,
     RoundMessage,
     Seal,
     Step,
@@ -26,9 +32,11 @@ from protocol.round.messages import (
     open_message,
     sign,
 )
+from protocol.round.record import Record
 from protocol.round.requester import RequesterMachine
 from protocol.round.transcript import Transcript, replay
-from protocol.wire.codec import decode
+from protocol.wire.codec import decode, encode
+from protocol.wire.envelope import seal
 from protocol.wire.errors import LocalError, RemoteError
 from protocol.wire.ids import PeerId
 from tests.sim.round_network import UNIX_MS, Behaviour, RoundNetwork, Weather, key_of, seeded
@@ -259,6 +267,10 @@ def test_any_order_and_repetition_ends_in_the_same_verdict(
     sender = PeerId(header.candidates[0].peer_id)
     for raw in order:
         effects += machine.handle(ev.Received(sender, raw), 0.0)
+    if not machine.closed:  # answers that came before the roster were not kept: they are pulled
+        for pull in [effect for effect in machine.handle(ev.Woken(), 1.0) if isinstance(effect, ev.Pull)]:
+            found = tuple(raw for raw in messages if open_message(raw).hash in pull.hashes)
+            effects += machine.handle(ev.Pulled(sender, found), 1.0)
     (closed,) = [effect for effect in effects if isinstance(effect, ev.Closed)]
     assert isinstance(closed.outcome, ev.Decided)
     assert closed.outcome.verdict_hash == verdict
@@ -303,6 +315,26 @@ def test_a_member_never_serves_what_it_has_not_sent(calm_network: RoundNetwork) 
     machine, effects = start_member(calm_network, calm_network.header())
     (sent,) = [effect.raw for effect in effects if isinstance(effect, ev.Send)]
     assert machine.serve((open_message(sent).hash, b"\0" * 32)) == [sent]
+
+
+def test_what_a_candidate_may_send_is_bounded_by_its_seat_and_kind(calm_network: RoundNetwork) -> None:
+    """Before the roster no answer is kept; after it, nothing of a peer without a seat; a short kind may never be long."""
+    record = Record(calm_network.sign(0, calm_network.header(committee=4)))
+    nonces: dict[str, bytes] = {peer: bytes(32) for peer in calm_network.members[:4]}
+    acceptances = tuple(calm_network.sign(number, Acceptance(record.round, bytes(32))) for number in range(1, 5))
+    roster = Roster(record.round, acceptances, seats_of(record.header, record.round, nonces))
+    early = calm_network.sign(1, Reveal(record.round, bytes(32), "early", bytes(32)))
+    address = open_message(early).hash
+    assert (record.add(early).new, record.get(address)) == (False, None)
+    record.add(calm_network.sign(0, roster))
+    assert record.add(early).new
+    with pytest.raises(RemoteError, match="without a seat"):
+        record.add(calm_network.sign(5, Reveal(record.round, bytes(32), "unseated", bytes(32))))
+    padded = seal(DOMAIN, encode(Leave(record.round, "x"))[:-2] + b"\xd9\xc8" + b"x" * 200, key_of(2))
+    assert record.add(padded).new
+    long = msgpack.packb([*msgpack.unpackb(encode(Acceptance(record.round, bytes(32)))), b"x" * 2000])
+    with pytest.raises(RemoteError, match="1024 are allowed"):
+        record.add(seal(DOMAIN, long, key_of(3)))
 
 
 def test_a_header_that_is_not_for_us_is_refused_at_construction(calm_network: RoundNetwork) -> None:
