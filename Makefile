@@ -34,8 +34,8 @@ $(VENV)-models/.installed: models/recipe/requirements.txt
 	$(VENV)-models/bin/python -m pip install --quiet --disable-pip-version-check -r models/recipe/requirements.txt
 	@touch $@
 
-test-vllm: $(VENV)/.installed-dev ## run the tests that need vLLM, with the `vllm` that is on the PATH or named by SWARMD_TEST_VLLM
-	$(BIN)/pytest -m vllm $(ARGS)
+test-vllm: $(VENV)/.installed-dev ## run the tests that need a real vLLM; tests/engine/vllm/README.md says how to get one
+	$(BIN)/pytest -m vllm $(ARGS) tests/engine/vllm
 
 lock: $(VENV)/.installed-dev ## write requirements.lock from what is installed
 	$(BIN)/python deploy/lock.py > requirements.lock

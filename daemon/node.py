@@ -34,7 +34,7 @@ from daemon.reputation import Reputation, statement_of
 from daemon.round_archive import RoundArchive
 from daemon.rounds import Rounds
 from daemon.serving import Serving
-from daemon.settings import engine_spec, read_key, transport_options
+from daemon.settings import api_key, engine_spec, transport_options
 from daemon.transport.host import Libp2pTransport
 from dht import records
 from protocol import inference
@@ -132,7 +132,7 @@ class Node:
 
     async def _open_api(self, nursery: trio.Nursery) -> HttpServer:
         config = self._config
-        key = read_key(config.api.key_file)
+        key = api_key(config)
         app = build_app(self._backend, self._metrics.registry, key, time.time, lambda: uuid.uuid4().hex)
         http = HttpServer(app, HttpLimits(clients=config.limits.local_clients), self._count)
         unix = await self._socket.open()

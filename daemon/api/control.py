@@ -11,6 +11,7 @@ from daemon.api.backend import AskEvent, Backend, ProgressEvent, ResultEvent, To
 from daemon.api.errors import ApiError, json_response
 from daemon.api.requests import read_control
 from daemon.api.stream import AskStream, sse
+from daemon.version import version
 
 
 def ask_events(event: AskEvent) -> Iterable[bytes]:
@@ -53,6 +54,7 @@ class Control:
     def routes(self) -> list[Route]:
         """Every control route."""
         return [
+            Route("/swarmd/v1/version", self.version),
             Route("/swarmd/v1/status", self.status),
             Route("/swarmd/v1/peers", self.peers),
             Route("/swarmd/v1/models", self.models),
@@ -65,6 +67,9 @@ class Control:
             Route("/swarmd/v1/ask", self.ask, methods=["POST"]),
             Route("/swarmd/v1/stop", self.stop, methods=["POST"]),
         ]
+
+    async def version(self, request: Request) -> Response:
+        return json_response({"version": version()})
 
     async def status(self, request: Request) -> Response:
         return json_response(await self._backend.status())

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from protocol.wire.limits import MAX_COMMITTEE
+from protocol.wire.limits import MAX_COMMITTEE, MAX_PROMPT_BYTES, MAX_TOKENS
 
 EngineKind = Literal["embedded", "vllm", "url", "none"]
 
@@ -39,15 +39,15 @@ class EngineConfig(Section, frozen=True):
     key_file: str = ""
     """File (mode 0600) with the key that the server at engine.url asks for."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    """CPU threads of the embedded engine; 0 takes one per core, up to 8. More answer sooner, alone."""
+    """CPU threads of the embedded engine; 0 takes one for a tiny model, else one per core up to 8. More answer sooner, alone."""
     slots: Annotated[int, Meta(ge=1, le=1024)] = 4
     """Requests the engine runs at once; more raise throughput and slow down each of them."""
     context_tokens: Annotated[int, Meta(ge=0, le=1 << 24)] = 0
     """Prompt and answer together, in tokens; 0 takes the model's own. More needs more memory."""
     extra_args: tuple[str, ...] = ()
     """Arguments appended to the command line of vLLM; never taken from a peer or a request."""
-    vllm_command: Annotated[tuple[str, ...], Meta(min_length=1)] = ("vllm",)
-    """How vLLM is called, as a list; a full path serves one in a venv of its own."""
+    vllm_executable: str = ""
+    """The vllm program, or a Python that has vLLM, by full path: one in a venv of its own; "" looks on the PATH."""
 
     def chosen_kind(self) -> EngineKind:
         """The engine that `kind` means: a URL is served from; a .gguf file or a bare name is embedded; owner/name is vLLM's."""
@@ -72,13 +72,13 @@ class RoundConfig(Section, frozen=True):
 
     committee: Annotated[int, Meta(ge=2, le=MAX_COMMITTEE)] = 7
     """Members that answer a question; more raise quality, cost and the time to the slowest."""
-    draw_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = 5_000
+    draw_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 5_000
     """Milliseconds to gather the committee."""
-    seal_timeout_ms: Annotated[int, Meta(ge=100, le=3_600_000)] = 30_000
+    seal_timeout_ms: Annotated[int, Meta(ge=500, le=1_800_000)] = 30_000
     """Milliseconds to answer and seal; slow models need more."""
-    reveal_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = 5_000
+    reveal_timeout_ms: Annotated[int, Meta(ge=100, le=60_000)] = 5_000
     """Milliseconds to reveal what was sealed."""
-    judge_timeout_ms: Annotated[int, Meta(ge=100, le=3_600_000)] = 30_000
+    judge_timeout_ms: Annotated[int, Meta(ge=500, le=600_000)] = 30_000
     """Milliseconds to compare answers, seal and reveal ballots."""
 
 
@@ -87,6 +87,12 @@ class LimitsConfig(Section, frozen=True):
 
     queue: Annotated[int, Meta(ge=0, le=10_000)] = 16
     """Requests that wait for an engine slot before peers are told to come back; more wait longer."""
+    peer_calls: Annotated[int, Meta(ge=1, le=1024)] = 8
+    """Requests of one peer that are served or wait at once; more let a single busy peer take every slot."""
+    prompt_bytes: Annotated[int, Meta(ge=1024, le=MAX_PROMPT_BYTES)] = MAX_PROMPT_BYTES
+    """Bytes of a peer's prompt; longer ones are refused. More let strangers keep the engine reading."""
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] = MAX_TOKENS
+    """Tokens that a peer's answer may have; a request for more is cut to it. More let strangers hold a slot for longer."""
     connections: Annotated[int, Meta(ge=32, le=1024)] = 128
     """Connections to peers at once; each may hold 256 KiB of what was received and is kept alive."""
     local_clients: Annotated[int, Meta(ge=1, le=4096)] = 64

@@ -23,7 +23,7 @@ MAX_FILE_BYTES = 256 << 10
 NOT_SETTINGS = frozenset({"SWARMD_CONFIG", "SWARMD_SOCKET"})
 """Variables of ours that are not settings."""
 
-PATH_KEYS = frozenset({"data_dir", "runtime_dir", "api.key_file", "engine.key_file"})
+PATH_KEYS = frozenset({"data_dir", "runtime_dir", "api.key_file", "engine.key_file", "engine.vllm_executable"})
 SECRET_WORDS = ("key", "token", "secret", "password")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from daemon.engine.dialect import plain_sentence
-from daemon.engine.process_group import MARK, ChildRecord, end_group, start_time, write_record
+from daemon.engine.process_group import MARK, ChildRecord, end_group, record_of, write_record
 
 TAIL_LINES = 50
 TAIL_LINE_CHARS = 500
@@ -77,7 +77,7 @@ class Child:
         except OSError as error:
             mendable = isinstance(error, FileNotFoundError | PermissionError)
             return None if mendable else NO_ROOM, f"{command.name} could not be started: {error.strerror}"
-        record = ChildRecord(process.pid, start_time(process.pid), mark, command.titles)
+        record = record_of(process.pid, mark, command.titles)
         tail = _Tail(self.lines)
         try:
             self.pid = process.pid

@@ -32,6 +32,8 @@ class ChildRecord(msgspec.Struct, frozen=True):
     mark: str
     titles: tuple[str, ...] = ()
     """Prefixes of the command lines of descendants that overwrite their own environment, as vLLM's workers do."""
+    boot: str = ""
+    """Which boot `start` counts from; process ids and start times begin anew with each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,19 @@ def start_time(pid: int) -> int:
     return 0 if found is None else found.start
 
 
+def record_of(pid: int, mark: str, titles: tuple[str, ...] = ()) -> ChildRecord:
+    """The record of a child that has just been started."""
+    return ChildRecord(pid, start_time(pid), mark, titles, boot_id())
+
+
+def boot_id() -> str:
+    """Names this boot of the machine; "" where the system does not."""
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def write_record(path: Path, record: ChildRecord) -> None:
     """Replace the record at once, readable by this user alone."""
     fresh = path.with_suffix(".new")
@@ -90,6 +105,8 @@ def records_beside(path: Path) -> list[Path]:
 
 def orphans(record: ChildRecord) -> list[int]:
     """Pids of the processes that `record` proves to be ours; a recycled pid has another start time and no mark."""
+    if record.boot != boot_id():
+        return []
     return [member.pid for member in _members(record.pgid) if _is_ours(member, record)]
 
 

@@ -281,6 +281,28 @@ class GuardedPubsub(Pubsub):
         """Whether `peer_id` is graylisted now."""
         return self.graylist.holds(peer_id, trio.current_time())
 
+    # -- streams over changing connections -----------------------------------------------------------------------------
+
+    async def handle_dead_peer_queue(self) -> None:
+        """Follow lost connections: the peer's last one ends it here, any other only moves its stream."""
+        async with self.dead_peer_receive_channel:
+            self.event_handle_dead_peer_queue_started.set()
+            async for peer in self.dead_peer_receive_channel:
+                stream = self.peers.get(peer)
+                if not self._peer_is_connected(peer) or (stream is not None and stream.muxed_conn.is_closed):
+                    self._handle_dead_peer(peer)
+
+    def _handle_dead_peer(self, peer_id: ID) -> None:
+        # The library forgets what a peer subscribed to when a stream fails, and hears of it again only when the peer happens to
+        # write on its own broken stream: after a move from a relayed to a direct path two quiet peers would be deaf for good.
+        if not self._peer_is_connected(peer_id):
+            super()._handle_dead_peer(peer_id)
+        elif peer_id in self.peers:
+            del self.peers[peer_id]
+            self.peer_queues.pop(peer_id).close()
+            self._replayed_recent_topics.pop(peer_id, None)  # what is published until the new stream stands is replayed on it
+            self._schedule_peer_stream_retry(peer_id)
+
     # -- outbound ----------------------------------------------------------------------------------------------------
 
     async def handle_sending_messages(self, peer_id: ID, stream: Any, queue: Any) -> None:

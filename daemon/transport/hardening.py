@@ -26,11 +26,12 @@ from multiaddr import Multiaddr
 
 from daemon.transport.addresses import with_peer
 from daemon.transport.interface import TransportError
-from daemon.transport.muxer import InboundSlots, MuxedConnection, MuxedStream, MuxerSettings, ReceiveMemory
+from daemon.transport.muxed_stream import MuxedStream
+from daemon.transport.muxer import InboundSlots, MuxedConnection, MuxerSettings, ReceiveMemory
 from daemon.transport.noise_session import NOISE, NoiseSecurity
 from daemon.transport.options import TransportCounters, TransportOptions
 from daemon.transport.swarm import HardenedSwarm
-from daemon.transport.yamux import YamuxConfig
+from daemon.transport.yamux_frames import YamuxConfig
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId
 
@@ -174,6 +175,7 @@ def build_host(
     peer_id = ID.from_pubkey(key_pair.public_key)
     peerstore = BoundedPeerStore()
     peerstore.add_key_pair(peer_id, key_pair)
+
     def refused(_peer: ID) -> None:
         counters.streams_refused["peer"] += 1
 
@@ -230,5 +232,3 @@ def _is_peers_fault(error: Exception) -> bool:
 
 def _key_pair(key: Ed25519PrivateKey) -> KeyPair:
     return create_new_key_pair(key.private_bytes_raw())
-
-

@@ -29,11 +29,11 @@ from daemon.transport.interface import (
     TransportError,
 )
 from daemon.transport.kademlia import Kademlia
-from daemon.transport.muxer import MuxedConnection, MuxedStream
+from daemon.transport.muxed_stream import MuxedStream
+from daemon.transport.muxer import MuxedConnection
 from daemon.transport.options import TransportCounters, TransportOptions, parse_address
 from daemon.transport.relay import RelayOptions, RelayService
 from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream
-from daemon.transport.swarm import DialError, WrongPeerError
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import PeerId, is_peer_id, peer_id_of, short
 
@@ -78,19 +78,19 @@ class Libp2pTransport:
         listen = [parse_address(text) for text in self._options.listen]
         for address in listen:
             check_listen_address(address)
+        refused: list[Multiaddr] = []
         async with self._host.run([]), trio.open_nursery() as nursery:
-            await nursery.start(self._host.run_tasks)
-            await nursery.start(self._gossip.run)
-            await nursery.start(self._kademlia.run)
-            await nursery.start(self._relay.run)
-            for address in listen:
-                if not await self._swarm.listen(address):
-                    raise TransportError(f"cannot listen on {address}")
-            task_status.started()
+            for service in (self._host.run_tasks, self._gossip.run, self._kademlia.run, self._relay.run):
+                await nursery.start(service)
+            refused = [address for address in listen if not await self._swarm.listen(address)]
             try:
-                await trio.sleep_forever()
+                if not refused:
+                    task_status.started()
+                    await trio.sleep_forever()
             finally:
                 await self._close_all()
+            nursery.cancel_scope.cancel()
+        raise TransportError(f"cannot listen on {refused[0]}")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Libp2pTransport"]:
@@ -180,10 +180,6 @@ class Libp2pTransport:
                 await self._swarm.dial(target, given)
         except trio.TooSlowError:
             raise TransportError(f"{short(peer)} could not be reached in {self._options.connect_timeout:g} s") from None
-        except WrongPeerError as error:
-            raise TransportError(f"{short(peer)} could not be reached: {error}") from None
-        except DialError as error:
-            raise TransportError(f"{short(peer)} could not be reached: {error}") from None
         except SwarmException as error:
             raise TransportError(f"{short(peer)} could not be reached: {error}") from None
 

@@ -13,16 +13,14 @@ from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import (
     MuxedConnUnavailable,
-    MuxedStreamClosed,
-    MuxedStreamEOF,
-    MuxedStreamError,
-    MuxedStreamReset,
 )
 from multiaddr import Multiaddr
 
 from daemon.transport.interface import PathKind
+from daemon.transport.muxed_stream import MuxedStream
 from daemon.transport.noise_session import CipherFault
-from daemon.transport.yamux import (
+from daemon.transport.yamux import Yamux
+from daemon.transport.yamux_frames import (
     NORMAL,
     PROTOCOL_ERROR,
     Arrived,
@@ -33,7 +31,6 @@ from daemon.transport.yamux import (
     Pong,
     Refused,
     WasReset,
-    Yamux,
     YamuxConfig,
     YamuxFault,
 )
@@ -84,125 +81,6 @@ class InboundSlots:
         self.held[peer] -= 1
         if not self.held[peer]:
             del self.held[peer]
-
-
-class MuxedStream(IMuxedStream):
-    """One stream of a `MuxedConnection`, in the shape that py-libp2p expects."""
-
-    def __init__(self, connection: "MuxedConnection", stream_id: int, inbound: bool) -> None:
-        self.muxed_conn: IMuxedConn = connection
-        self.stream_id = stream_id
-        self.is_initiator = not inbound
-        self._connection = connection
-        self._buffer = bytearray()
-        self._readable = trio.Event()
-        self._writable: trio.Event | None = None
-        self._finished = self._was_reset = self._closed = self._handled = False
-
-    # ---- told by the connection
-
-    def arrived(self, chunk: bytes) -> None:
-        self._buffer += chunk
-        self._readable.set()
-
-    def finished(self) -> None:
-        self._finished = True
-        self._readable.set()
-
-    def dropped(self) -> None:
-        """The peer, we or the connection ended both directions."""
-        self._was_reset = True
-        self._readable.set()
-        self.wake_writer()
-
-    def wake_writer(self) -> None:
-        if self._writable is not None:
-            self._writable.set()
-            self._writable = None
-
-    # ---- asked by the user
-
-    async def read(self, n: int | None = None) -> bytes:
-        """At most `n` bytes, at least one; raises MuxedStreamEOF at the end and MuxedStreamReset where it was cut."""
-        while not self._buffer:
-            if self._finished:
-                raise MuxedStreamEOF("the peer has finished")
-            if self._was_reset:
-                raise MuxedStreamReset("the stream was reset")
-            self._readable = trio.Event()
-            await self._readable.wait()
-        if n is None or n < 0 or n >= len(self._buffer):
-            taken = bytes(self._buffer)
-            self._buffer.clear()
-        else:
-            taken = bytes(self._buffer[:n])
-            del self._buffer[:n]
-        self._connection.consumed(self.stream_id, len(taken))
-        return taken
-
-    async def write(self, data: bytes) -> None:
-        """Queue all of `data` at once, after the queue has room: a cancelled call has queued all of it or nothing."""
-        while True:
-            self._check_writable()
-            if self._connection.pending(self.stream_id) < self._connection.settings.send_queue:
-                break
-            if self._writable is None:
-                self._writable = trio.Event()
-                self._connection.waiting.add(self)
-            await self._writable.wait()
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if not self._connection.send(self.stream_id, data):
-            raise MuxedStreamClosed("our direction is closed")
-
-    def _check_writable(self) -> None:
-        if self._was_reset:
-            raise MuxedStreamReset("the stream was reset")
-        if self._closed:
-            raise MuxedStreamClosed("our direction is closed")
-        if self._connection.is_closed:
-            raise MuxedStreamError("the connection is closed")
-
-    async def close(self) -> None:
-        """Finish our direction once all that is queued has left; the other stays open."""
-        self._closed = True
-        self._connection.finish(self.stream_id)
-
-    async def close_write(self) -> None:
-        await self.close()
-
-    async def reset(self) -> None:
-        """Drop both directions."""
-        self._closed = True
-        self._connection.reset(self.stream_id)
-        self.dropped()
-
-    def release(self) -> None:
-        """Finish our direction and let what the peer still sends fall to the floor."""
-        self._closed = True
-        self._buffer.clear()
-        self._connection.release(self.stream_id)
-
-    def handled(self) -> None:
-        """The handler of this inbound stream has returned: its slot is free once the stream is over too."""
-        self._handled = True
-        self.ended()
-
-    def ended(self) -> None:
-        if self._handled and not self._connection.is_open(self.stream_id):
-            self._connection.retire(self.stream_id)
-
-    @property
-    def is_closed(self) -> bool:
-        return self._was_reset or (self._closed and self._finished)
-
-    def set_deadline(self, ttl: int) -> None:
-        raise NotImplementedError("use a trio cancel scope")
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        return self._connection.get_remote_address()
-
-    async def __aenter__(self) -> "MuxedStream":
-        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,13 +93,22 @@ class RelayService:
         if self._nursery is not None:
             self._nursery.start_soon(self._keep, relay)
 
+    async def reach(self, address: str) -> None:
+        """Connect to the peer that `address` names from our listening port, as for bootstrap peers; raises TransportError."""
+        peer, known = _relay_of(address)
+        try:
+            with trio.fail_after(self.options.message_timeout):
+                await self.connect_from_listening_port(peer, known)
+        except (SwarmException, trio.TooSlowError) as error:
+            raise TransportError(f"{address} could not be reached: {error or 'no answer in time'}") from None
+
     # -- as a client -------------------------------------------------------------------------------------------------
 
     async def _keep(self, relay: ID) -> None:
         """Stay connected to `relay` with a reservation, refreshed at half its time; retries with full jitter."""
         wait = self.options.retry_min
         with trio.move_on_after(_LISTEN_SECONDS):
-            while not self._swarm.listeners:  # noqa: ASYNC110 - the library signals nothing when it listens
+            while not any(listener.get_addrs() for listener in self._swarm.listeners.values()):  # noqa: ASYNC110 - the library signals nothing when it listens
                 await trio.sleep(0.01)
         while True:
             lost = self._lost[relay] = trio.Event()

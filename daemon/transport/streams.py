@@ -4,7 +4,8 @@ import trio
 from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamEOF, MuxedStreamError
 
 from daemon.transport.interface import TransportError
-from daemon.transport.muxer import MuxedConnection, MuxedStream
+from daemon.transport.muxed_stream import MuxedStream
+from daemon.transport.muxer import MuxedConnection
 from protocol.wire.ids import PeerId, short
 
 MULTISTREAM = "/multistream/1.0.0"

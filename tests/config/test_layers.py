@@ -76,7 +76,7 @@ def test_relative_paths_are_relative_to_who_names_them(load_toml: Load, home: Pa
         ("[engine]\nthreads = true", "engine.threads: expected int, got True"),
         ("[engine]\nmodel = {a = 1}", "engine.model: expected str, got {'a': 1}"),
         ("[engine]\nextra_args = [1]", "engine.extra_args: expected a list of str, got [1]"),
-        ("[engine]\nvllm_command = []", "engine.vllm_command: expected"),
+        ("[engine]\nvllm_executable = []", "engine.vllm_executable: expected"),
         ('listen = "/ip4/127.0.0.1/tcp/1"', "listen: expected array, got '/ip4/127.0.0.1/tcp/1'"),
         ("data_dir = 3", "data_dir: expected str, got 3"),
         ('data_dir = ""', "data_dir: expected a path, got nothing"),

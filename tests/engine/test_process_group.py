@@ -8,11 +8,12 @@ from random import Random
 
 import pytest
 import trio
+from msgspec import structs
 
 from daemon.engine.child import TAIL_LINE_CHARS, TAIL_LINES, ChildCommand
 from daemon.engine.interface import EngineError, EngineState
 from daemon.engine.lifecycle import LifecycleConfig, Stage
-from daemon.engine.process_group import ChildRecord, clear_orphans, orphans, read_record, start_time, write_record
+from daemon.engine.process_group import clear_orphans, orphans, read_record, record_of, write_record
 from daemon.engine.supervisor import Supervisor
 
 pytestmark = [pytest.mark.live]
@@ -31,13 +32,13 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 
 async def test_a_recycled_process_id_is_left_alone(bystander: subprocess.Popen[bytes], tmp_path: Path) -> None:
     path = tmp_path / "child.json"
-    stranger = ChildRecord(bystander.pid, start_time(bystander.pid) - 1, "0" * 32)
-    write_record(path, stranger)
-    assert read_record(path) == stranger
-    assert await clear_orphans(path) == 0
-    assert bystander.poll() is None
-    assert not path.exists()
-    ours = ChildRecord(bystander.pid, start_time(bystander.pid), "0" * 32)
+    ours = record_of(bystander.pid, "0" * 32)
+    for stranger in (structs.replace(ours, start=ours.start - 1), structs.replace(ours, boot="an earlier one")):
+        write_record(path, stranger)
+        assert read_record(path) == stranger
+        assert await clear_orphans(path) == 0
+        assert bystander.poll() is None
+        assert not path.exists()
     assert orphans(ours) == [bystander.pid]
     write_record(path, ours)
     assert await clear_orphans(path) == 1
@@ -113,7 +114,7 @@ while True: signal.pause()
 
 
 async def test_the_engine_of_another_kind_that_was_left_is_cleared(bystander: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    write_record(tmp_path / "other.child.json", ChildRecord(bystander.pid, start_time(bystander.pid), "0" * 32))
+    write_record(tmp_path / "other.child.json", record_of(bystander.pid, "0" * 32))
     await supervised("import signal; signal.pause()", tmp_path, lambda supervisor, _r: supervisor.pid is not None)
     assert bystander.wait(timeout=5) == -9
 

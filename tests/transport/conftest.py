@@ -61,7 +61,7 @@ def echoes() -> Callable[..., Any]:
 
     async def ask(transport: Libp2pTransport, peer: Any, payload: bytes = b"are you there") -> bool:
         try:
-            with trio.fail_after(5):
+            with trio.fail_after(10):
                 stream = await transport.open_stream(peer, "/echo")
                 await stream.send_all(payload)
                 received = b""
@@ -80,9 +80,9 @@ def echoes() -> Callable[..., Any]:
 
 @pytest.fixture
 def until() -> Callable[..., Any]:
-    """`await until(lambda: condition)`: wait for a condition, five seconds at most."""
+    """`await until(lambda: condition)`: wait for a condition, ten seconds at most."""
 
-    async def wait(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    async def wait(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         with trio.fail_after(seconds):
             while not condition():
                 await trio.sleep(0.005)

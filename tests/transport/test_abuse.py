@@ -14,7 +14,7 @@ from daemon.transport.host import Libp2pTransport
 from daemon.transport.interface import Stream, TransportError
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.noise_session import NoiseSession
-from daemon.transport.yamux import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW_UPDATE
+from daemon.transport.yamux_frames import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW_UPDATE
 from protocol.wire.codec import FrameReader
 from protocol.wire.ids import PeerId
 

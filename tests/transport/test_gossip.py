@@ -232,6 +232,25 @@ async def test_the_stock_handler_lets_the_same_frame_out_and_so_ends_its_host():
     assert gossip.counters["malformed"] == 1
 
 
+async def test_gossip_moves_to_the_other_connection_when_one_is_lost():
+    async with nodes(2) as (one, two):
+        await one.join()
+        await two.join()
+        await one.dial(two)
+        await until(lambda: one.gossip.subscribers(TOPIC) and two.gossip.subscribers(TOPIC))
+        used = {node: node.gossip._pubsub.peers[other.host.get_id()].muxed_conn for node, other in ((one, two), (two, one))}
+        assert len({conn.get_transport_addresses()[0] for conn in used.values()}) == 2, "two ends of one connection"
+        await one.host.swarm._dial_addr_single_attempt(two.host.get_addrs()[0], two.host.get_id())
+        await until(lambda: len(two.host.swarm.get_connections(one.host.get_id())) == 2)
+        await used[one].close()
+        await until(lambda: len(two.host.swarm.get_connections(one.host.get_id())) == 1)
+        await one.gossip.publish(TOPIC, b"first")
+        await trio.sleep(0.2)
+        await one.gossip.publish(TOPIC, b"second")
+        await until(lambda: {payload for _, payload in two.heard} == {b"first", b"second"})
+        assert used[one] is not one.gossip._pubsub.peers[two.host.get_id()].muxed_conn
+
+
 async def test_an_author_over_its_rate_is_dropped_without_blame():
     async with nodes(2, GossipOptions(author_rate=1, author_burst=5)) as (one, two):
         await one.join()

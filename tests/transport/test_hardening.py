@@ -54,10 +54,10 @@ def connection_to(transport: Libp2pTransport, peer: PeerId) -> MuxedConnection:
 
 
 async def dies_of(stock: Any, scenario: Scenario, **options: Any) -> str:
-    """What ended a stock host while `scenario` ran against it; "" where it survived three seconds."""
+    """What ended a stock host while `scenario` ran against it; "" where it survived ten seconds."""
     try:
         async with stock(**options) as host:
-            with trio.move_on_after(3):
+            with trio.move_on_after(10):
                 await scenario(host)
                 await trio.sleep(60)
     except Exception as error:  # noqa: BLE001 - which one, is the finding
@@ -299,12 +299,12 @@ async def test_7_a_frozen_peer_is_dropped_within_seconds(running: Any, stock: An
         address = (await trio.to_thread.run_sync(child.stdout.readline)).strip()
         peer = PeerId(address.rsplit("/", 1)[1])
         gone = trio.Event()
-        async with running(1, keepalive_interval=0.3, keepalive_timeout=0.6) as (ours,), stock() as shipped:
+        async with running(1, keepalive_interval=0.5, keepalive_timeout=1.0) as (ours,), stock() as shipped:
             await ours.connect(peer, [address])
             await shipped.connect(PeerInfo(ID.from_base58(peer), [Multiaddr(address)]))
             ours.listen_to_peers(lambda who, up: gone.set() if who == peer and not up else None)
             child.send_signal(signal.SIGSTOP)
-            with trio.fail_after(4):
+            with trio.fail_after(6):
                 await gone.wait()
             assert peer not in ours.paths()
             assert ours.counters.connections_closed["silent"] == 1
@@ -328,7 +328,7 @@ async def test_8_a_dial_takes_as_long_as_its_handshake(running: Any, stock: Any)
             await ours.connect(peer_of(target), addresses_of(target))
             mine = min(mine, time.perf_counter() - began)
             await ours.disconnect(peer_of(target))
-        assert theirs / mine > 3
+        assert theirs / mine > 2
 
 
 async def test_8_a_peer_that_was_away_is_not_shunned_for_a_minute(running: Any, stock: Any) -> None:
@@ -384,8 +384,9 @@ async def test_9_a_reader_may_pause(running: Any, stock: Any, mock_clock: trio.t
             received += len(await stream.receive_some())
         await stream.send_all(b"all of it")
 
-    mock_clock.rate = 10.0
-    async with running(2) as (visitor, ours), stock() as shipped:
+    mock_clock.rate = 5.0
+    patient = {"keepalive_timeout": 100.0, "upgrade_timeout": 100.0, "connect_timeout": 100.0, "stream_open_timeout": 100.0}
+    async with running(2, **patient) as (visitor, ours), stock() as shipped:
         ours.handle("/pause", pause)
         await shipped.connect(PeerInfo(ID.from_base58(ours.peer_id), [Multiaddr(text) for text in ours.addresses()]))
         broken = await shipped.new_stream(ID.from_base58(ours.peer_id), [TProtocol("/pause")])

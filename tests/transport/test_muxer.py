@@ -18,8 +18,9 @@ from libp2p.stream_muxer.exceptions import (
     MuxedStreamReset,
 )
 
-from daemon.transport.muxer import InboundSlots, MuxedConnection, MuxedStream, MuxerSettings, ReceiveMemory
-from daemon.transport.yamux import DATA, FIN, HEADER, PING, SYN, WINDOW_UPDATE, YamuxConfig
+from daemon.transport.muxed_stream import MuxedStream
+from daemon.transport.muxer import InboundSlots, MuxedConnection, MuxerSettings, ReceiveMemory
+from daemon.transport.yamux_frames import DATA, FIN, HEADER, PING, SYN, WINDOW_UPDATE, YamuxConfig
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import peer_id_of
 

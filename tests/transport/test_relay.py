@@ -146,6 +146,19 @@ async def test_a_reservation_is_made_from_the_listening_port_and_again_when_the_
             await until(lambda: relay.relay.hop.counters["reserved"] == 2 and one.relay.addresses())
 
 
+async def test_a_bootstrap_peer_is_reached_from_the_listening_port():
+    boot, one = Node(), Node()
+    async with running(boot, one):
+        address = boot.address
+        await one.relay.reach(address)
+        await one.relay.reach(address)  # connected already: nothing happens
+        await until(lambda: boot.kinds(one))
+        (inbound,) = boot.host.swarm.get_connections(one.id)
+        assert inbound.muxed_conn.get_remote_address() == ("127.0.0.1", one.port)
+        with pytest.raises(TransportError, match="could not be reached"):
+            await one.relay.reach(f"/ip4/127.0.0.1/tcp/1/p2p/{Node().id}")
+
+
 async def test_a_reservation_is_refreshed_before_it_ends():
     async with behind_a_relay(RelayOptions(serve=True, reservation_lifetime=2)) as (relay, one, _):
         first = next(iter(one.relay.reservations.values()))

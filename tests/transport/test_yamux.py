@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.transport.yamux import (
+from daemon.transport.yamux import Yamux
+from daemon.transport.yamux_frames import (
     ACK,
     DATA,
     FIN,
@@ -26,7 +27,6 @@ from daemon.transport.yamux import (
     Pong,
     Refused,
     WasReset,
-    Yamux,
     YamuxConfig,
     YamuxFault,
 )
