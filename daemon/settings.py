@@ -1,4 +1,4 @@
-"""Turns the configuration into what each part takes: the engine's spec, the transport's options, the API key. Reads the key file."""
+"""Turns the configuration into what each part takes: the engine's spec, the transport's options, the API key."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def engine_spec(config: Config) -> EngineSpec:
 
 
 def transport_options(config: Config) -> TransportOptions:
-    """How the transport listens, how much it takes, and whose relay it uses: the bootstraps', which are reachable by definition."""
+    """How the transport listens, how much it takes, and whose relay it uses: the bootstraps', which can be reached."""
     return TransportOptions(
         listen=config.listen,
         max_connections=config.limits.connections,
