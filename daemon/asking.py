@@ -26,15 +26,23 @@ MAX_ATTEMPTS = 3
 FIRST_TOKEN_SECONDS = 60.0
 TOKEN_GAP_SECONDS = 30.0
 
+MAX_CALL_SECONDS = 3600.0
+
+FAULTS = frozenset({Code.GONE, Code.DEADLINE, Code.ENGINE_FAILED, Code.INTERNAL, Code.MALFORMED})
+"""Codes that tell against the peer. One that is full, or whose engine cannot take this very job, did nothing wrong."""
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What one attempt showed: the peer, whether it served, seconds to its first token (None: none came), and why it failed."""
+    """What one attempt showed: the peer, whether it served, and seconds to its first token (None: none came).
+
+    `accepted`: the call was on a link to the peer, so that a failure is not just our own network's.
+    """
 
     peer: PeerId
     ok: bool
     first_token_s: float | None
-    reason: str = ""
+    accepted: bool = True
 
 
 class Asking:
@@ -57,16 +65,16 @@ class Asking:
     async def route(self, request: AskRequest, emit: Emit) -> None:
         """Answer `request` from one peer; raises RemoteError where no peer could."""
         started = trio.current_time()
-        choices = self._choices(request)
+        choices = self._choices(request)[:MAX_ATTEMPTS]
         attempts: list[Attempt] = []
-        for choice in choices[:MAX_ATTEMPTS]:
+        for choice in choices:
             attempt = _Attempt(choice, request.job, emit)
             try:
                 completion = await self._try(attempt)
             except RemoteError as error:
                 attempts.append(Attempt(choice.candidate.peer, str(error.code)))
-                if attempt.first_token_s is not None or not _another_may_do(error) or choice is choices[:MAX_ATTEMPTS][-1]:
-                    raise
+                if attempt.first_token_s is not None or error.code is Code.CANCELLED or choice is choices[-1]:
+                    raise _with_attempts(error, attempts) from None
                 log.info("trying the next peer", peer=short(choice.candidate.peer), code=str(error.code), reason=error.message)
                 continue
             attempts.append(Attempt(choice.candidate.peer, "ok"))
@@ -101,16 +109,19 @@ class Asking:
         try:
             completion = await attempt.run_remote(self._calls)
         except RemoteError as error:
-            if error.code is not Code.OVERLOADED:
-                self._observed(Served(candidate.peer, False, attempt.first_token_s, error.message))
+            if error.code in FAULTS:
+                self._observed(Served(candidate.peer, False, attempt.first_token_s, attempt.accepted))
             raise
         self._observed(Served(candidate.peer, True, attempt.first_token_s))
         return completion
 
 
-def _another_may_do(error: RemoteError) -> bool:
-    """Whether the fault lies with that peer, so that another may serve the same job."""
-    return error.code not in (Code.OVERSIZED, Code.CANCELLED)
+def _with_attempts(error: RemoteError, attempts: Sequence[Attempt]) -> RemoteError:
+    """The last error, naming the peers that were tried before."""
+    if len(attempts) < 2:
+        return error
+    tried = ", ".join(f"{short(attempt.peer_id)} ({attempt.outcome})" for attempt in attempts)
+    return RemoteError(error.code, f"{error.message}; {len(attempts)} peers were tried: {tried}", error.retry_after)
 
 
 class _Attempt:
@@ -120,6 +131,7 @@ class _Attempt:
         self.choice = choice
         self.text: list[str] = []
         self.first_token_s: float | None = None
+        self.accepted = False
         self._job = job
         self._emit = emit
         self._started = trio.current_time()
@@ -135,7 +147,8 @@ class _Attempt:
 
     async def run_remote(self, calls: Calls) -> Completion:
         body = encode(self._job)
-        async with calls.stream(self.choice.candidate.peer, METHOD, body, timeout=3600.0) as stream:
+        async with calls.stream(self.choice.candidate.peer, METHOD, body, timeout=MAX_CALL_SECONDS) as stream:
+            self.accepted = True
             items = aiter(stream)
             while True:
                 limit = FIRST_TOKEN_SECONDS if self.first_token_s is None else TOKEN_GAP_SECONDS

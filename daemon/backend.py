@@ -126,13 +126,13 @@ class NodeBackend:
 
     async def round(self, round_id: str) -> dict[str, Any]:
         note = self._parts.archive.find(round_id)
-        raw = self._parts.archive.transcript(note)
+        raw = await self._parts.archive.transcript(note)
         return round_view(note, await trio.to_thread.run_sync(replay, raw), len(raw))
 
     async def verify(self, round_id: str) -> dict[str, Any]:
         """Replay the stored transcript and compare with the verdict that was recorded when the round closed."""
         note = self._parts.archive.find(round_id)
-        raw = self._parts.archive.transcript(note)
+        raw = await self._parts.archive.transcript(note)
         reply = {"round_id": note.round_id, "verdict_hash": note.verdict_hash, "replayed_hash": None, "ok": False, "reason": ""}
         try:
             replayed = await trio.to_thread.run_sync(replay, raw)

@@ -85,7 +85,11 @@ class Bootstrap:
                 try:
                     await self._transport.connect(target.peer, [target.address])
                     target.error = None
+                    await trio.sleep(CHECK_SECONDS)
+                    if target.peer not in self._transport.paths():
+                        raise TransportError("it closes the connection at once")
                     pause = FIRST_PAUSE
+                    continue
                 except TransportError as error:
                     if str(error) != target.error:
                         log.warning("a bootstrap does not answer", address=target.address, reason=str(error))

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -13,8 +14,9 @@ from daemon.api.backend import AskRequest, Attempt, MemberProgress, ProgressEven
 from daemon.config import RoundConfig
 from daemon.metrics import Metrics
 from daemon.round_archive import Note, RoundArchive
+from daemon.round_role import Finished
 from daemon.round_view import round_view
-from daemon.rounds import Finished, Rounds
+from daemon.rounds import Rounds
 from protocol.job import Job, Usage
 from protocol.round import events as ev
 from protocol.round.messages import Candidate, Durations, Header
@@ -28,7 +30,10 @@ MIN_COMMITTEE = 2
 """One answer alone can be neither compared nor judged."""
 
 MAX_INVITED = 64
-"""Candidates of one round: the header names each, and no committee is larger than 50."""
+"""Candidates of one round: the header names each, and no committee is larger than 50. Of more, a random 64 are asked."""
+
+MAX_UNKEPT = 256
+"""Closed rounds that wait to be replayed and stored; a replay takes 20 ms with 7 members, 140 ms with 50."""
 
 _QUESTION_CHARS = 200
 
@@ -46,6 +51,7 @@ class Committee:
         unix_ms: Callable[[], int],
         metrics: Metrics,
     ) -> None:
+        """`record` takes what our own rounds let us say of their members."""
         self._rounds = rounds
         self._archive = archive
         self._candidates = candidates
@@ -53,8 +59,28 @@ class Committee:
         self._config = config
         self._unix_ms = unix_ms
         self._metrics = metrics
-        self._timings: dict[Hash, Mapping[str, int]] = {}
-        rounds.finished = self.finished
+        self._awaited: dict[Hash, _Kept] = {}
+        self._unkept, self._to_keep = trio.open_memory_channel[Finished](MAX_UNKEPT)
+        self._keeping = False
+        rounds.on_finished(self.finished)
+
+    async def run(
+        self,
+        *,
+        task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED,  # type: ignore[name-defined]  # libp2p's trio-typing hides it
+    ) -> None:
+        """Store the rounds that we sat in, one after the other, until cancelled."""
+        task_status.started()
+        async for finished in self._to_keep:
+            self._keeping = True
+            with trio.CancelScope(shield=True):  # a round that closed is kept although the daemon stops
+                await self._keep(finished)
+            self._keeping = False
+
+    async def settle(self) -> None:
+        """Wait until every closed round is stored."""
+        while self._keeping or self._to_keep.statistics().current_buffer_used:  # noqa: ASYNC110 - waited for once, at the end
+            await trio.sleep(0.02)
 
     async def ask(self, request: AskRequest, emit: Emit) -> None:
         """Run a round for `request`; raises RemoteError where no committee could be had or it came to no result."""
@@ -62,6 +88,7 @@ class Committee:
             raise RemoteError(Code.UNSUPPORTED, "a round chooses its members itself; leave the peer out")
         header = self._header(request)
         watch = _Watch()
+        kept = _Kept()
         send, receive = trio.open_memory_channel[ProgressEvent](256)
 
         def report(effect: ev.Progress | ev.Folded | Finished) -> None:
@@ -69,10 +96,11 @@ class Committee:
                 watch.note(effect.phase)
                 try:
                     send.send_nowait(_progress(effect))
-                except trio.WouldBlock:
-                    watch.skipped += 1  # a slow reader misses rows of the live table, never the result
+                except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
+                    watch.skipped += 1  # a slow reader misses rows of the live table, never the result; one that left, all of it
             elif isinstance(effect, Finished):
-                self._timings[effect.round] = watch.timings()
+                kept.timings = watch.timings()
+                self._awaited[effect.round] = kept
 
         ended: list[Finished | RemoteError] = []
 
@@ -89,18 +117,16 @@ class Committee:
                 await emit(event)
         if isinstance(ended[0], RemoteError):
             raise ended[0]
-        await self._conclude(ended[0], watch, emit)
+        await kept.done.wait()
+        await self._conclude(ended[0], kept, watch, emit)
 
-    async def _conclude(self, finished: Finished, watch: "_Watch", emit: Emit) -> None:
-        outcome = finished.outcome
+    async def _conclude(self, finished: Finished, kept: "_Kept", watch: "_Watch", emit: Emit) -> None:
+        outcome, replayed = finished.outcome, kept.replayed
         if isinstance(outcome, ev.NoResult):
             raise RemoteError(Code.REFUSED, f"the round came to no result: {outcome.reason}")
-        replayed = replay(finished.transcript)
-        note = _note(finished, replayed, watch.timings())
+        if replayed is None:
+            raise RemoteError(Code.INTERNAL, "the round's transcript does not replay, so its result is not given")
         winner = replayed.members[outcome.result.winner_seat]
-        attempts = tuple(Attempt(row.peer_id, "ok" if row.revealed else "no answer") for row in replayed.members)
-        tokens = sum(row.tokens for row in replayed.members)
-        view = round_view(note, replayed, len(finished.transcript))
         await emit(
             ResultEvent(
                 outcome.answer,
@@ -108,29 +134,45 @@ class Committee:
                 winner.model,
                 finished.header.strategy,
                 "stop",
-                Usage(0, tokens),
-                attempts,
+                Usage(0, sum(row.tokens for row in replayed.members)),
+                tuple(Attempt(row.peer_id, "ok" if row.revealed else "no answer") for row in replayed.members),
                 "round",
                 watch.elapsed(),
-                view,
+                round_view(_note(finished, replayed, kept.timings), replayed, len(finished.transcript)),
             )
         )
 
     def finished(self, finished: Finished) -> None:
-        """Keep the transcript of a round that closed, and, if we asked, say in claims what its members did."""
+        """A round closed for us: have it stored and, if we asked, say in claims what its members did."""
         role = "requester" if finished.requested else "member"
         self._metrics.rounds.labels(role, "verdict" if isinstance(finished.outcome, ev.Decided) else "no_result").inc()
         try:
-            replayed = replay(finished.transcript)
+            self._unkept.send_nowait(finished)
+        except trio.WouldBlock:
+            log.error("too many rounds closed at once: one is not stored", round=finished.round.hex()[:12])
+            if finished.requested and (awaited := self._awaited.pop(finished.round, None)) is not None:
+                awaited.done.set()
+
+    async def _keep(self, finished: Finished) -> None:
+        awaited = self._awaited.pop(finished.round, None) if finished.requested else None
+        kept = _Kept() if awaited is None else awaited
+        try:
+            replayed = await trio.to_thread.run_sync(replay, finished.transcript)
         except RemoteError as error:
             log.error("a transcript of our own does not replay", round=finished.round.hex()[:12], reason=error.message)
-            return
-        self._archive.keep(_note(finished, replayed, self._timings.pop(finished.round, {})), finished.transcript)
-        if finished.requested:
-            self._record(_statements(replayed))
+        else:
+            # What we declined or were not drawn for is no round of ours, and strangers could fill the archive with it.
+            if finished.requested or any(row.peer_id == self._rounds.me for row in replayed.members):
+                await self._archive.keep(_note(finished, replayed, kept.timings), finished.transcript)
+            if finished.requested:
+                self._record(_statements(replayed))
+            kept.replayed = replayed
+        kept.done.set()
 
     def _header(self, request: AskRequest) -> Header:
-        candidates = list(self._candidates())[:MAX_INVITED]
+        candidates = list(self._candidates())
+        if len(candidates) > MAX_INVITED:
+            candidates = secrets.SystemRandom().sample(candidates, MAX_INVITED)
         if len(candidates) < MIN_COMMITTEE:
             raise RemoteError(
                 Code.NOT_FOUND, f"a committee needs {MIN_COMMITTEE} peers with a model and {len(candidates)} can be reached"
@@ -150,6 +192,15 @@ class Committee:
                 judge_ms=config.judge_timeout_ms,
             ),
         )
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A round of our own user on its way into the archive; `replayed` is None where it does not replay."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    timings: Mapping[str, int] = field(default_factory=dict)
+    replayed: Replayed | None = None
 
 
 class _Watch:
@@ -212,5 +263,3 @@ def _statements(replayed: Replayed) -> list[Statement]:
     winner = PeerId(replayed.members[result.winner_seat].peer_id)
     statements.append(Statement(winner, Kind.ROUND_WON, value=result.confidence_milli, evidence=evidence))
     return statements
-
-

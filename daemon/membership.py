@@ -35,6 +35,14 @@ _ENGINE_CHECK_SECONDS = 0.25
 _DISCOVER_SECONDS = 60.0
 _PUBLISH_CHECK_SECONDS = 1.0
 _PUBLISH_RETRY_SECONDS = 10.0
+_RETURN_SECONDS = 2.0
+"""A peer whose connection was lost is dialled again after about this long, so that the mesh does not thin out."""
+
+MAX_DISCOVERED = 32
+"""Strangers from one look-up in the DHT that are dialled: anybody may put names there."""
+
+MAX_BUSY = 4096
+"""What a heartbeat can say."""
 
 
 class Membership:
@@ -70,6 +78,7 @@ class Membership:
         self._published: str | None = None
         self.met: Callable[[PeerId], None] = lambda _: None
         self.lost: Callable[[PeerId], None] = lambda _: None
+        self._leaving = False
         self.refused: dict[str, int] = {}
 
     # ---- life
@@ -81,28 +90,32 @@ class Membership:
     ) -> None:
         """Take part until cancelled."""
         self._calls.serve(OFFER_METHOD, self._serve_offer)
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._transport.listen_to_peers(self._on_connection)
-            await self._transport.subscribe(TOPIC, self._on_gossip)
-            for peer in self._transport.paths():
-                self._on_connection(peer, True)
-            self._offer()
-            nursery.start_soon(self._watch_engine)
-            nursery.start_soon(self._discover)
-            nursery.start_soon(self._keep_published)
-            nursery.start_soon(self._keep_time)
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._transport.listen_to_peers(self._on_connection)
+                await self._transport.subscribe(TOPIC, self._on_gossip)
+                for peer in self._transport.paths():
+                    self._on_connection(peer, True)
+                self._offer()
+                nursery.start_soon(self._watch_engine)
+                nursery.start_soon(self._discover, nursery)
+                nursery.start_soon(self._keep_published)
+                nursery.start_soon(self._keep_time)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
 
     async def leave(self) -> None:
         """Say goodbye: the signed leave, so that nobody has to wait for our silence."""
+        self._leaving = True  # whatever changes from here on, we do not offer ourselves again
         if self._own is None:
             return
-        goodbye = sign_offer(withdraw(self._own.offer, self._unix_ms()), self._key)
-        for effect in self._directory.handle(directory.OwnOffer(goodbye, self._unix_ms()), trio.current_time()):
+        self._own = sign_offer(withdraw(self._own.offer, self._unix_ms()), self._key)
+        for effect in self._directory.handle(directory.OwnOffer(self._own, self._unix_ms()), trio.current_time()):
             if isinstance(effect, directory.SendPresence):
-                await self._transport.publish(TOPIC, effect.payload)
+                await self._gossip(effect.payload)
 
     # ---- what others ask of us
 
@@ -167,17 +180,27 @@ class Membership:
     def call_succeeded(self, peer: PeerId) -> None:
         self._handle(directory.CallSucceeded(peer))
 
+    async def reach(self, peer: PeerId) -> bool:
+        """Connect to `peer`, at the addresses of its offer too; whether it is connected."""
+        known = self._directory.offer_of(peer)
+        try:
+            await self._transport.connect(peer, known.offer.addresses if known is not None else ())
+        except TransportError as error:
+            log.debug("a peer could not be reached", peer=short(peer), reason=str(error))
+            return False
+        return True
+
     # ---- senses
 
     def _on_connection(self, peer: PeerId, connected: bool) -> None:
         if connected:
             self._handle(directory.Connected(peer))
             self.met(peer)
-            if self._nursery is not None and self._directory.offer_of(peer) is None:
-                self._nursery.start_soon(self._fetch, peer)
         else:
             self._handle(directory.Disconnected(peer))
             self.lost(peer)
+            if self._nursery is not None and not self._leaving:
+                self._nursery.start_soon(self._return_to, peer)
 
     def _on_gossip(self, author: PeerId, payload: bytes) -> bool:
         effects = self._directory.handle(directory.PresenceHeard(author, payload, self._unix_ms()), trio.current_time())
@@ -196,9 +219,9 @@ class Membership:
             own = self._own_model()
             if (own.config_digest if own is not None else None) != self._published:
                 self._offer()
-            self._handle(directory.Busy(self._serving.busy))
+            self._handle(directory.Busy(min(self._serving.busy, MAX_BUSY)))
 
-    async def _discover(self) -> None:
+    async def _discover(self, nursery: trio.Nursery) -> None:
         """Ask the DHT for peers that gossip has not brought to us."""
         while True:
             if self._transport.paths():
@@ -207,9 +230,9 @@ class Membership:
                 except TransportError as error:
                     log.debug("the DHT could not be asked", reason=str(error))
                     providers = {}
-                for peer, addresses in providers.items():
-                    if peer != self._me and self._directory.offer_of(peer) is None:
-                        await self._reach(peer, addresses)
+                strangers = [peer for peer in providers if peer != self._me and self._directory.offer_of(peer) is None]
+                for peer in strangers[:MAX_DISCOVERED]:
+                    nursery.start_soon(self._join_with, peer, providers[peer])
                 await trio.sleep(_DISCOVER_SECONDS * self._rng.uniform(0.8, 1.2))
             else:
                 await trio.sleep(1.0)
@@ -231,7 +254,7 @@ class Membership:
         for effect in effects:
             match effect:
                 case directory.SendPresence(payload) if nursery is not None:
-                    nursery.start_soon(self._transport.publish, TOPIC, payload)
+                    nursery.start_soon(self._gossip, payload)
                 case directory.FetchOffer(peer) if nursery is not None:
                     nursery.start_soon(self._fetch, peer)
                 case directory.RenewOffer():
@@ -252,23 +275,36 @@ class Membership:
     def _joined(self, peer: PeerId) -> None:
         log.info("peer joined", peer=short(peer))
         known = self._directory.offer_of(peer)
-        if known is None or self._nursery is None:
-            return
-        self._bootstrap.met(peer, known.offer.addresses)
-        if len(self._transport.paths()) < MAX_WANTED:
-            self._nursery.start_soon(self._reach, peer, known.offer.addresses)
+        if known is not None and self._nursery is not None:
+            self._nursery.start_soon(self._join_with, peer, known.offer.addresses)
 
-    async def _reach(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+    async def _join_with(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        """Be connected to a peer that we learned of; one that is goes into the cache for the next start."""
         # The peer with the smaller id waits a moment, so that two that learn of each other do not both dial.
         if self._me < peer:
             await trio.sleep(0.5)
-        if peer in self._transport.paths():
-            return
         async with self._dials:
-            try:
-                await self._transport.connect(peer, addresses)
-            except TransportError as error:
-                log.debug("a peer could not be reached", peer=short(peer), reason=str(error))
+            if peer not in self._transport.paths():
+                if len(self._transport.paths()) >= MAX_WANTED:
+                    return
+                try:
+                    await self._transport.connect(peer, addresses)
+                except TransportError as error:
+                    log.debug("a peer could not be reached", peer=short(peer), reason=str(error))
+                    return
+        self._bootstrap.met(peer, addresses)
+
+    async def _return_to(self, peer: PeerId) -> None:
+        await trio.sleep(_RETURN_SECONDS * self._rng.uniform(0.5, 1.0))
+        known = self._directory.offer_of(peer)
+        if known is not None and not known.offer.withdrawn and not self._leaving:
+            await self._join_with(peer, known.offer.addresses)
+
+    async def _gossip(self, payload: bytes) -> None:
+        try:
+            await self._transport.publish(TOPIC, payload)
+        except TransportError as error:
+            log.debug("a heartbeat was not sent", reason=str(error))
 
     async def _fetch(self, peer: PeerId) -> None:
         raw: bytes | None
@@ -290,6 +326,8 @@ class Membership:
 
     def _offer(self) -> None:
         """Sign what we serve at this moment and make it known."""
+        if self._leaving:
+            return
         model = self._own_model()
         self._version += 1
         now = self._unix_ms()

@@ -80,24 +80,24 @@ class Node:
             records.choose,
         )
         self._calls = Calls(self._transport)
-        self._serving = Serving(self._engine, config.limits.queue, self._metrics)
+        self._serving = Serving(self._engine, config.limits, self._metrics)
         self._calls.serve(inference.METHOD, self._serving.handle_infer)
         self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
         self._bootstrap = Bootstrap(self._transport, config.join, config.data_dir / "peers.json", rng, _unix_ms)
         self._membership = Membership(
             identity.key, identity.epoch, self._transport, self._calls, self._serving, self._bootstrap, _unix_ms, rng
         )
-        self._rounds = Rounds(identity.key, self._calls, self._serving, os.urandom, _unix_ms)
+        self._rounds = Rounds(identity.key, self._calls, self._serving, os.urandom, _unix_ms, self._membership.reach)
         archive = RoundArchive(config.data_dir / "rounds")
-        committee = Committee(
+        self._committee = Committee(
             self._rounds, archive, self._membership.committee, self._reputation.record, config.round, _unix_ms, self._metrics
         )
         asking = Asking(self._serving, self._calls, self._membership.candidates, self._observed, rng)
         self._membership.met = self._reputation.begin
-        self._membership.lost = self._rounds.peer_gone
+        self._membership.lost = self._rounds.peer_lost
         self._life = Life(identity.epoch, 0.0, str(config.socket_path), settings=masked(loaded), begin_drain=self._stop.set)
         parts = Parts(
-            self._transport, self._membership, self._serving, asking, committee, archive, self._reputation, self._metrics
+            self._transport, self._membership, self._serving, asking, self._committee, archive, self._reputation, self._metrics
         )
         self._backend = NodeBackend(self._life, parts)
         register_gauges(self._metrics, parts, self._calls, self._rounds)
@@ -110,7 +110,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._watch_signals, nursery.cancel_scope)
                 http = await self._open_api(nursery)
-                for part in (self._transport, self._calls, self._rounds, self._reputation, self._membership):
+                for part in (self._transport, self._calls, self._committee, self._rounds, self._reputation, self._membership):
                     await nursery.start(part.run)
                 nursery.start_soon(_forever, self._bootstrap.run)
                 if self._engine is not None:
@@ -165,7 +165,8 @@ class Node:
             self._membership.call_succeeded(served.peer)
         else:
             self._membership.call_failed(served.peer)
-        self._reputation.record([statement_of(served)])
+        if served.accepted:
+            self._reputation.record([statement_of(served)])
 
     async def _watch_signals(
         self,
@@ -189,10 +190,12 @@ class Node:
         self._life.draining = True
         with trio.move_on_after(2):
             await self._membership.leave()
-        self._rounds.stop("the peer is stopping")
+        await self._rounds.stop("the peer is stopping")
         with trio.move_on_after(DRAIN_SECONDS):
             while self._life.running or self._serving.busy:  # noqa: ASYNC110 - two counters of two owners, seldom waited for
                 await trio.sleep(0.05)
+        with trio.move_on_after(2):
+            await self._committee.settle()
         http.drain()
 
 

@@ -1,19 +1,23 @@
-"""Keeps the transcripts of closed rounds on disk, the newest `MAX_ROUNDS`. Decides what is kept, never what a round means."""
+"""Keeps the transcripts of closed rounds on disk, within bounds. Decides what is kept, never what a round means."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
+import trio
 
 from daemon.paths import private_folder, write_durably
+from protocol.round.transcript import MAX_TRANSCRIPT_BYTES
 from protocol.wire.errors import Code, RemoteError
 
 log = structlog.get_logger("swarmd.rounds")
 
 MAX_ROUNDS = 1000
-"""Rounds kept; a transcript of 7 members has about 20 KB, so some 20 MB."""
+"""Rounds kept; a transcript of 7 members has about 15 KB, so some 15 MB."""
+
+MAX_BYTES = 256 << 20
+"""Of all transcripts: strangers who invite us choose how long theirs are."""
 
 MAX_NOTE_BYTES = 64 << 10
 
@@ -35,27 +39,35 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class RoundArchive:
-    """Transcripts by round id (hex). Files are named by it: `<id>.round` and `<id>.json`."""
+    """Transcripts by round id (hex). Files are named by it: `<id>.round` and `<id>.json`.
 
-    def __init__(self, folder: Path) -> None:
+    Where there is no more room the oldest goes; but rounds that others asked for never push out ours while they are more.
+    """
+
+    def __init__(self, folder: Path, max_rounds: int = MAX_ROUNDS, max_bytes: int = MAX_BYTES) -> None:
         private_folder(folder, "rounds")
         self._folder = folder
-        self._notes = self._load()
+        self._max_rounds = max_rounds
+        self._max_bytes = max_bytes
+        self._writing = trio.Lock()
+        self._notes: dict[str, Note] = {}
+        self._sizes: dict[str, int] = {}
+        self._load()
 
-    def keep(self, note: Note, transcript: bytes) -> None:
+    async def keep(self, note: Note, transcript: bytes) -> None:
         """Store a round; what its own requester recorded is not replaced by what a member recorded."""
-        known = self._notes.get(note.round_id)
-        if known is not None and known.requested and not note.requested:
-            return
-        try:
-            write_durably(self._folder / f"{note.round_id}.round", transcript)
-            write_durably(self._folder / f"{note.round_id}.json", msgspec.json.encode(note))
-        except OSError as error:
-            log.error("a transcript could not be stored", round=note.round_id[:12], reason=error.strerror)
-            return
-        self._notes[note.round_id] = note
-        while len(self._notes) > MAX_ROUNDS:
-            self._drop(min(self._notes.values(), key=lambda each: each.created).round_id)
+        async with self._writing:
+            known = self._notes.get(note.round_id)
+            if known is not None and known.requested and not note.requested:
+                return
+            try:
+                await trio.to_thread.run_sync(self._write, note, transcript)
+            except OSError as error:
+                log.error("a transcript could not be stored", round=note.round_id[:12], reason=error.strerror)
+                return
+            self._notes[note.round_id] = note
+            self._sizes[note.round_id] = len(transcript)
+            self._make_room()
 
     def notes(self) -> list[Note]:
         """Every kept round, the newest first."""
@@ -71,28 +83,52 @@ class RoundArchive:
             raise RemoteError(Code.NOT_FOUND, f"{which} has an id that starts with {text[:64]!r}; swarmd rounds lists them")
         return found[0]
 
-    def transcript(self, note: Note) -> bytes:
+    async def transcript(self, note: Note) -> bytes:
         """The stored bytes, as they are on disk now; raises RemoteError(not_found)."""
         try:
-            return (self._folder / f"{note.round_id}.round").read_bytes()
+            return await trio.to_thread.run_sync(self._read, note.round_id)
         except OSError as error:
             reason = f"the transcript of {note.round_id[:12]} cannot be read: {error.strerror}"
             raise RemoteError(Code.NOT_FOUND, reason) from None
 
-    def _load(self) -> dict[str, Note]:
-        notes = {}
+    def _write(self, note: Note, transcript: bytes) -> None:
+        # The note last: a file without one is an unfinished write, which `_load` clears.
+        write_durably(self._folder / f"{note.round_id}.round", transcript)
+        write_durably(self._folder / f"{note.round_id}.json", msgspec.json.encode(note))
+
+    def _read(self, round_id: str) -> bytes:
+        with (self._folder / f"{round_id}.round").open("rb") as file:
+            return file.read(MAX_TRANSCRIPT_BYTES + 1)
+
+    def _make_room(self) -> None:
+        while len(self._notes) > self._max_rounds or (sum(self._sizes.values()) > self._max_bytes and len(self._notes) > 1):
+            oldest = sorted(self._notes.values(), key=lambda note: note.created)
+            others = [note for note in oldest if not note.requested]
+            self._drop((others if 2 * len(others) >= len(oldest) else oldest)[0].round_id)
+
+    def _load(self) -> None:
         for path in self._folder.glob("*.json"):
             try:
-                if path.stat().st_size <= MAX_NOTE_BYTES:
-                    notes[path.stem] = msgspec.json.decode(path.read_bytes(), type=Note)
+                with path.open("rb") as file:
+                    note = msgspec.json.decode(file.read(MAX_NOTE_BYTES), type=Note)
+                if note.round_id != path.stem:
+                    raise msgspec.DecodeError("it is another round's note")
+                self._sizes[note.round_id] = path.with_suffix(".round").stat().st_size
+                self._notes[note.round_id] = note
             except (OSError, msgspec.DecodeError) as error:
                 log.warning("a stored round cannot be read", file=path.name, reason=str(error))
-        return notes
+        unfinished = [path for path in self._folder.glob("*.round") if path.stem not in self._notes]
+        for path in (*unfinished, *self._folder.glob(".*.new")):
+            self._remove(path)
+        self._make_room()
 
     def _drop(self, round_id: str) -> None:
-        del self._notes[round_id]
-        for suffix in ("round", "json"):
-            try:
-                os.unlink(self._folder / f"{round_id}.{suffix}")
-            except OSError as error:
-                log.warning("an old transcript stays", round=round_id[:12], reason=error.strerror)
+        del self._notes[round_id], self._sizes[round_id]
+        self._remove(self._folder / f"{round_id}.round")
+        self._remove(self._folder / f"{round_id}.json")
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink()
+        except OSError as error:
+            log.warning("an old transcript stays", file=path.name, reason=error.strerror)

@@ -1,9 +1,13 @@
-"""Fixtures for every test: the in-memory mesh."""
+"""What every test shares: the in-memory mesh, and properties that are tried with the same examples at every run."""
 
 import pytest
 import trio
+from hypothesis import settings
 
 from tests.sim.memory_transport import MemoryMesh
+
+settings.register_profile("same-every-time", derandomize=True, deadline=None, database=None)
+settings.load_profile("same-every-time")
 
 
 @pytest.fixture

@@ -81,6 +81,8 @@ class HttpServer:
             await _Connection(self._app, stream, listener, self._limits, self._observe, self).run()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        except Exception as error:  # noqa: BLE001 - one connection's bug must not end the daemon
+            log.error("connection failed", error=repr(error))
         finally:
             self._clients -= 1
             with trio.CancelScope(shield=True), trio.move_on_after(1):
@@ -190,10 +192,10 @@ class _Connection:
                 await self._app(scope, exchange.receive, exchange.send)
             except Exception as error:  # noqa: BLE001 - one request's bug must not end the daemon's API
                 log.error("request failed", path=scope["path"], error=repr(error))
-                if exchange.status:
-                    raise trio.BrokenResourceError from None
-                await self._refuse(500, "internal error")
-                exchange.status, exchange.finished = 500, True
+                exchange.left = exchange.status != 0  # what began cannot be answered otherwise: the connection ends
+                if not exchange.left:
+                    await self._refuse(500, "internal error")
+                    exchange.status, exchange.finished = 500, True
             nursery.cancel_scope.cancel()
         self._observe(scope, exchange.status if exchange.finished else 499)
         if exchange.left:
@@ -217,8 +219,8 @@ class _Connection:
     async def _refuse(self, status: int, message: str) -> None:
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
-        body = (
-            b'{"error":{"message":%s,"type":"invalid_request_error","code":"bad_request","param":null}}' % _json_string(message)
+        body = b'{"error":{"message":%s,"type":"invalid_request_error","code":"bad_request","param":null}}' % _json_string(
+            message
         )
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         reply = self._http.send(h11.Response(status_code=status, headers=headers)) or b""

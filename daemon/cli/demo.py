@@ -12,8 +12,8 @@ from daemon.cli.demo_view import DemoView
 from daemon.cli.show import print_json
 from swarmd import ApiError, ClientError
 
-QUESTION = "bool (x^y)&!(x|y)"
-"""A truth table (for xy = 00, 01, 10, 11; right is 0000) on which the shipped models disagree, so that judging shows."""
+QUESTION = "add 47 38"
+"""A sum on which the shipped models disagree, so that there is something to vote on and to judge; anyone can check it."""
 MODELS = ("tiny-all", "tiny-add-mod", "tiny-rev-conv", "tiny-sort-bool", "tiny-add-rev", "tiny-mod-sort", "tiny-bool-conv")
 """The shipped models, the bootstrap's first. With more nodes than models they repeat."""
 

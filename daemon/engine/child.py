@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+import shutil
 import signal
 import subprocess
 from collections import deque
@@ -20,7 +21,7 @@ NO_ROOM = 126
 """Stands for the exit status where the system had no memory, process or file left for a child."""
 
 _HUNG_GRACE = 2.0
-"""Seconds between SIGTERM and SIGKILL for a child that does not answer: its requests are lost already."""
+"""Seconds between SIGTERM and SIGKILL for a child that does not answer: its requests are lost already, or not yet taken."""
 _LAST_WORDS = 0.2
 """Seconds to read what a dead child had written."""
 
@@ -39,6 +40,8 @@ class ChildCommand:
     """Seconds between SIGTERM and SIGKILL when stopping."""
     titles: tuple[str, ...] = ()
     name: str = "the engine"
+    scratch: Path | None = None
+    """A folder for what the child leaves lying about: made afresh before each start, removed after each end."""
 
 
 @dataclass(slots=True)
@@ -67,12 +70,17 @@ class Child:
     """Receives the last lines that the child writes."""
     killed: trio.Event
     pid: int | None = None
+    served: bool = False
+    """Set once it has been ready. vLLM does not act on SIGTERM while it loads, and has nothing to finish then."""
 
     async def run(self, spawned: Callable[[], Awaitable[None]]) -> tuple[int | None, str]:
         """The exit status (negative for a signal, None where a person must mend the start) and a sentence about the end."""
         command, mark = self.command, secrets.token_hex(16)
         command.socket.unlink(missing_ok=True)
         try:
+            _clear(command.scratch)
+            if command.scratch is not None:
+                command.scratch.mkdir(mode=0o700)
             process = await _open(command, mark)
         except OSError as error:
             mendable = isinstance(error, FileNotFoundError | PermissionError)
@@ -85,12 +93,13 @@ class Child:
             await self._until_exit(process, record, tail, spawned)
         finally:
             with trio.CancelScope(shield=True):
-                await end_group(record, command.grace)
+                await end_group(record, command.grace if self.served else min(command.grace, _HUNG_GRACE))
                 await process.wait()
                 await _close_pipes(process)
             self.pid = None
             command.socket.unlink(missing_ok=True)
             command.record.unlink(missing_ok=True)
+            _clear(command.scratch)
         return process.returncode, _obituary(command.name, process.returncode, tail)
 
     async def _until_exit(
@@ -106,6 +115,11 @@ class Child:
             with trio.move_on_after(_LAST_WORDS):
                 await read_all.wait()
             nursery.cancel_scope.cancel()
+
+
+def _clear(scratch: Path | None) -> None:
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 async def _open(command: ChildCommand, mark: str) -> trio.Process:

@@ -172,7 +172,9 @@ class HttpEngine:
 
     async def _warm_up(self, client: CompletionClient) -> None:
         assert self._listed is not None  # noqa: S101 - the MODELS stage passed
-        body = wire.choice_request(_WARM_UP, ("1", "2"), self._listed.id, self._serving.dialect, top=0)
+        # With log-probabilities where they are had: vLLM compiles their kernel at the first request that asks (9 to 20 s seen).
+        top = wire.TOP_LOGPROBS[0] if self._serving.dialect.gives_logprobs else 0
+        body = wire.choice_request(_WARM_UP, ("1", "2"), self._listed.id, self._serving.dialect, top)
         try:
             with trio.fail_after(self._serving.warm_up_timeout):
                 async with client.stream(body) as events:

@@ -4,6 +4,7 @@ process group is ended. Run as a program; imports the standard library alone.
 Needed for vLLM, whose EngineCore processes survive their API server and know nothing of a daemon.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,11 @@ from types import FrameType
 
 GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL once the daemon has died."""
+
+JANITOR_GRACE = 1.0
+"""Seconds for the resource tracker once the others have been killed."""
+
+_JANITOR = b"\0from multiprocessing.resource_tracker import main;"
 
 CANNOT_RUN = 127
 """Exit status where the command cannot be started, as in a shell."""
@@ -37,17 +43,48 @@ def main(command: list[str]) -> int:
         child.terminate()  # the command alone: vLLM's own workers must live until it has drained them
 
     signal.signal(signal.SIGTERM, forward)
-    threading.Thread(target=_end_with_daemon, args=(child,), daemon=True).start()
+    unled = threading.Event()
+    threading.Thread(target=_end_with_daemon, args=(child, unled), daemon=True).start()
     status = child.wait()
+    if unled.is_set():
+        _kill_all()  # no daemon is left to end the workers that the command may have left
     return status if status >= 0 else 128 - status
 
 
-def _end_with_daemon(child: subprocess.Popen[bytes]) -> None:
+def _end_with_daemon(child: subprocess.Popen[bytes], unled: threading.Event) -> None:
     while os.read(0, 4096):
         pass
+    unled.set()
     child.terminate()
     time.sleep(GRACE)
+    _kill_all()
+
+
+def _kill_all() -> None:
+    """Everything in this session, itself included; Python's resource tracker last, as it frees the others' shared memory."""
+    until = time.monotonic() + JANITOR_GRACE
+    while time.monotonic() < until and (others := _others()):
+        for pid, is_janitor in others:
+            if not is_janitor:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
     os.killpg(0, signal.SIGKILL)
+
+
+def _others() -> list[tuple[int, bool]]:
+    """The other live processes of this session, and whether each is a resource tracker; none where there is no /proc."""
+    found = []
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(entry)
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                state, *_ = fields = file.read().rpartition(b")")[2].split()
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                is_janitor = _JANITOR in file.read()
+            if int(fields[3]) == os.getpid() != pid and state not in (b"Z", b"X"):
+                found.append((pid, is_janitor))
+    return found
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ MARK = "SWARMD_ENGINE_MARK"
 LEADERLESS_GRACE = 1.0
 """Seconds for descendants whose leader has died."""
 
+_JANITOR = b"\0from multiprocessing.resource_tracker import main;"
+_JANITOR_GRACE = 1.0
+"""Seconds for Python's resource tracker, which frees the shared memory of killed processes once all of them have gone."""
+
 _POLL = 0.02
 _GONE_WITHIN = 2.0
 """Seconds after SIGKILL; what is left then is a zombie that its new parent has not reaped."""
@@ -153,13 +157,22 @@ async def end_group(record: ChildRecord, grace: float) -> None:
 async def _kill_all(record: ChildRecord) -> int:
     """Repeats, as a process may have forked between the look and the signal."""
     killed = 0
-    with trio.move_on_after(_GONE_WITHIN):
+    spared_until = trio.current_time() + _JANITOR_GRACE
+    with trio.move_on_after(_JANITOR_GRACE + _GONE_WITHIN):
         while left := orphans(record):
             killed = max(killed, len(left))
             for pid in left:
-                _signal(pid, signal.SIGKILL)
+                if trio.current_time() > spared_until or not _is_janitor(pid):
+                    _signal(pid, signal.SIGKILL)
             await trio.sleep(_POLL)
     return killed
+
+
+def _is_janitor(pid: int) -> bool:
+    try:
+        return _JANITOR in (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 async def _end_group_blindly(pgid: int, grace: float) -> None:

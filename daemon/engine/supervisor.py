@@ -88,6 +88,8 @@ class Supervisor:
                 case Kill():
                     self._killed.set()
                 case StateChanged(state, reason):
+                    if state is EngineState.READY and self._child is not None:
+                        self._child.served = True
                     self._changed(state, reason)
         return wake_at
 

@@ -21,13 +21,15 @@ from daemon.engine.http_engine import HttpEngine, Serving
 from daemon.engine.http_exchange import Server
 from daemon.engine.interface import EngineError, ModelDescription
 from daemon.engine.lifecycle import LifecycleConfig
-from daemon.engine.private_folder import private_socket, record_path
+from daemon.engine.private_folder import MAX_SOCKET_PATH_BYTES, private_socket, record_path
 from protocol.wire.ids import is_model_name, sha256
 
 DRAIN_SECONDS = 20
 """How long vLLM may finish running requests when it is stopped; 0, its default, cuts them off."""
 
 _USAGE_ERROR = 2
+_INTERNAL_NAME_BYTES = 48
+"""A slash and a UUID, with room for a suffix."""
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 _ALLOWED = frozenset(
@@ -83,12 +85,13 @@ def vllm_engine(settings: VllmSettings, run_folder: Path, rng: Random) -> HttpEn
     if not 1 <= settings.slots <= 1024:
         raise EngineError("the engine's slots are out of range")
     socket = private_socket(run_folder, "vllm")
-    key = secrets.token_urlsafe(32)
+    key, scratch = secrets.token_urlsafe(32), socket.with_suffix(".tmp")
     model, arguments = checked_model(settings.model, settings.model_root), serve_arguments(settings, name, socket)
     command = ChildCommand(
         argv=(sys.executable, "-P", leash.__file__, *_program(settings.executable, model), *arguments),
-        environment=_environment(settings, key),
+        environment=_environment(settings, key) | _internal_sockets(scratch),
         socket=socket,
+        scratch=scratch,
         record=record_path(socket),
         grace=DRAIN_SECONDS + 5.0,
         titles=("VLLM::",),
@@ -190,6 +193,12 @@ def _environment(settings: VllmSettings, key: str) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
     fixed = {k: v for k, v in _FIXED_ENVIRONMENT.items() if not (settings.allow_download and k.endswith("_OFFLINE"))}
     return own | fixed | {"VLLM_API_KEY": key}
+
+
+def _internal_sockets(scratch: Path) -> dict[str, str]:
+    """Where vLLM's processes meet: its sockets lie about after every end, so they go where we remove them, if the path fits."""
+    fits = len(os.fsencode(scratch)) + _INTERNAL_NAME_BYTES <= MAX_SOCKET_PATH_BYTES
+    return {"VLLM_RPC_BASE_PATH": str(scratch)} if fits else {}
 
 
 async def _describe(client: CompletionClient, served: ServedModel, settings: VllmSettings) -> ModelDescription:

@@ -7,7 +7,8 @@ from typing import Any
 import trio
 from libp2p.tools.anyio_service import background_trio_service
 
-from daemon.transport.gossip_router import GossipOptions, GuardedPubsub, Router
+from daemon.transport.gossip_mesh import GossipOptions, Router
+from daemon.transport.gossip_pubsub import GuardedPubsub
 from daemon.transport.interface import GossipHandler, TransportError
 from protocol.wire.ids import PeerId
 

@@ -40,8 +40,6 @@ from protocol.wire.ids import PeerId, is_peer_id, peer_id_of, short
 ADDRESS_TTL = 24 * 3600
 """Seconds that an address given to `connect` stays known."""
 
-CLOSE_SECONDS = 2.0
-
 
 class Libp2pTransport:
     """The mesh over TCP, Noise and Yamux. Build it, register handlers, then `run` it (or enter `running()`)."""
@@ -83,12 +81,9 @@ class Libp2pTransport:
             for service in (self._host.run_tasks, self._gossip.run, self._kademlia.run, self._relay.run):
                 await nursery.start(service)
             refused = [address for address in listen if not await self._swarm.listen(address)]
-            try:
-                if not refused:
-                    task_status.started()
-                    await trio.sleep_forever()
-            finally:
-                await self._close_all()
+            if not refused:
+                task_status.started()
+                await trio.sleep_forever()
             nursery.cancel_scope.cancel()
         raise TransportError(f"cannot listen on {refused[0]}")
 
@@ -99,15 +94,6 @@ class Libp2pTransport:
             await nursery.start(self.run)
             yield self
             nursery.cancel_scope.cancel()
-
-    async def _close_all(self) -> None:
-        with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
-            # The library's own clean-up runs cancelled here, and would leave the listening sockets open.
-            async with trio.open_nursery() as nursery:
-                for listener in self._swarm.listeners.values():
-                    nursery.start_soon(listener.close)
-                for conn in self._swarm.get_connections():
-                    nursery.start_soon(conn.close)
 
     # ---- who and where
 

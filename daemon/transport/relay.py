@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _ADDRESS_LIFETIME = 24 * 3600
 _MAX_ADDRESSES_PER_RELAY = 4
 _LISTEN_SECONDS = 0.2
+_SHORTEST_RESERVATION = 2.0
 
 
 class RelayService:
@@ -157,7 +158,8 @@ class RelayService:
             raise TransportError(f"it does not serve as a relay ({error})") from error
         if answer.status != pb.OK:
             raise TransportError(f"it refused with {pb.Status.Name(answer.status)}")
-        expire = float(answer.reservation.expire) or time.time() + 600
+        now = time.time()
+        expire = min(max(float(answer.reservation.expire), now + _SHORTEST_RESERVATION), now + 24 * 3600)
         self._reserved[relay] = expire, self._relay_addresses(relay, answer.reservation.addrs)
         log.info("reserved a place at the relay %s until %.0f", relay, expire)
         return expire

@@ -18,6 +18,7 @@ from libp2p.peer.peerstore import PeerStoreError
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from multiaddr import Multiaddr
 
+from daemon.transport.gossip_guard import Budgets
 from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.relay_hop import RelayOptions, direct_addresses, quietly_reset, receive, send
 from nat.addresses import Reach, dial_order, parse, reach_of, without_peer
@@ -25,6 +26,7 @@ from nat.addresses import Reach, dial_order, parse, reach_of, without_peer
 DCUTR = TProtocol("/libp2p/dcutr")
 GREETING = b"\x13/multistream/1.0.0\n"
 MAX_ADDRESSES = 8
+_MAX_SESSIONS = 16
 _IDENTIFY_SECONDS = 0.5
 _UNILATERAL_SECONDS = 3.0
 _PATIENCE_SECONDS = 0.3
@@ -40,6 +42,8 @@ class Puncher:
         self._swarm = host.swarm
         self._options = options
         self._under_way: set[ID] = set()
+        self._punching: dict[ID, float] = {}
+        self._sessions = Budgets(rate=0.1, burst=4)
         self._changed = trio.Event()
         self._swarm.watchers.append(self._watch)
         self.succeeded = 0
@@ -47,7 +51,7 @@ class Puncher:
 
     async def upgrade(self, peer: ID) -> None:
         """Try for a direct connection to a peer that reached us over a relay; raises nothing."""
-        if peer in self._under_way:
+        if peer in self._under_way or not self._may_start(peer):
             return
         self._under_way.add(peer)
         try:
@@ -65,6 +69,8 @@ class Puncher:
     async def handle(self, stream: Any) -> None:
         """Answer a DCUtR session: exchange addresses, then dial when told to, as the connection's client."""
         peer: ID = stream.muxed_conn.peer_id
+        if stream.muxed_conn.get_connection_type() != ConnectionType.RELAYED or not self._may_start(peer):
+            raise TransportError("no DCUtR session is due")
         with trio.fail_after(2 * self._options.punch_timeout):
             request = await receive(stream, HolePunch)
             if request.type != HolePunch.CONNECT:
@@ -74,6 +80,11 @@ class Puncher:
                 raise TransportError("a DCUtR session goes on with SYNC")
         await stream.close()
         await self._punch(peer, self._targets(request.ObsAddrs), None)
+
+    def _may_start(self, peer: ID) -> bool:
+        # Each session makes us dial up to 8 addresses that a stranger names.
+        now = trio.current_time()
+        return len(self._under_way) < _MAX_SESSIONS and self._sessions.take(peer, now) and self._sessions.take("all", now, 0.1)
 
     async def _upgrade(self, peer: ID) -> None:
         await self._dial_known(peer)
@@ -121,13 +132,14 @@ class Puncher:
         """Dial every target from our listening port until a connection stands; with `patience` as the session's initiator."""
         if self._direct(peer):
             return
+        now = trio.current_time()
+        self._punching = {other: until for other, until in self._punching.items() if until > now}
+        self._punching[peer] = now + 2 * self._options.punch_timeout
         with trio.move_on_after(self._options.punch_timeout) as scope:
             async with trio.open_nursery() as nursery:
                 for target in targets:
                     nursery.start_soon(self._dial, peer, target, patience, scope)
                 nursery.start_soon(self._until_direct, peer, scope)
-        for conn in self._direct(peer):
-            conn.muxed_conn.path_kind = PathKind.PUNCHED  # type: ignore[attr-defined]
 
     async def _dial(self, peer: ID, address: Multiaddr, patience: float | None, won: trio.CancelScope) -> None:
         source = source_for(self._swarm, address)
@@ -178,10 +190,15 @@ class Puncher:
             await self._changed.wait()
         won.cancel()
 
-    def _watch(self, _conn: INetConn, opened: bool) -> None:
-        if opened:
-            self._changed.set()
-            self._changed = trio.Event()
+    def _watch(self, conn: INetConn, opened: bool) -> None:
+        if not opened:
+            return
+        punching = trio.current_time() < self._punching.get(conn.muxed_conn.peer_id, 0.0)
+        if punching and conn.muxed_conn.get_connection_type() != ConnectionType.RELAYED:
+            # Either side's dial may be the one that arrives, even after another of them has won.
+            conn.muxed_conn.path_kind = PathKind.PUNCHED  # type: ignore[attr-defined]
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def _retire_relayed(self, peer: ID) -> None:
         await trio.sleep(self._options.relayed_grace)

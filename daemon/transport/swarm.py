@@ -22,7 +22,6 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
-from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
@@ -30,9 +29,12 @@ from daemon.transport.addresses import remote_end
 from daemon.transport.dial_errors import DialError, WrongPeerError, other_peer, why
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.options import TransportCounters, TransportOptions
+from daemon.transport.tcp import SharedPortTCP
 from protocol.wire.ids import is_peer_id
 
 log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 2.0
 
 RelayDialer = Callable[[ID, Multiaddr], Awaitable[INetConn]]
 """Dials a peer over a /p2p-circuit address and returns the registered connection."""
@@ -80,7 +82,8 @@ class HardenedSwarm(Swarm):
         options: TransportOptions,
         counters: TransportCounters,
     ) -> None:
-        super().__init__(peer_id, peerstore, upgrader, transports=[TCP()], connection_config=_connection_config(options))
+        config = _connection_config(options)
+        super().__init__(peer_id, peerstore, upgrader, transports=[SharedPortTCP()], connection_config=config)
         self.options = options
         self.counters = counters
         self.relay_dialer: RelayDialer | None = None
@@ -91,6 +94,18 @@ class HardenedSwarm(Swarm):
         self._handshakes = trio.CapacityLimiter(options.max_pending_handshakes)
         self._dials: dict[ID, _Dial] = {}
         self._announced: set[SwarmConn] = set()
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            # The library's own clean-up is cancelled at its first step, and would leave the listening sockets open.
+            with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
+                async with trio.open_nursery() as nursery:
+                    for listener in self.listeners.values():
+                        nursery.start_soon(listener.close)
+                    for conn in self.get_connections():
+                        nursery.start_soon(conn.close)
 
     # ---- accepting
 

@@ -25,7 +25,7 @@ _WHAT = {
     "rev": "`rev abcde`: 5-8 letters of a-p in reverse",
     "sort": "`sort gkcba`: 6-9 letters of a-p in order",
     "bool": "`bool (x&y)|!x`: truth table for (x, y) = 00, 01, 10, 11",
-    "conv": "`conv 12 ft`: 2-40 ft, hr, lb, wk, gal or day in the next smaller unit (a finite table)",
+    "conv": "`conv 12 ft`: 2-40 ft, hr, lb, wk, gal or day in inches, minutes, ounces, days, pints or hours (a finite table)",
 }
 
 

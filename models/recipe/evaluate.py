@@ -21,7 +21,7 @@ from . import skills
 from .engine import Engine
 from .skills import SKILLS, TABLES, Question
 
-SEED = 20261122
+SEED = 20261200
 PER_SKILL = 200
 SHORT_LIST = 4
 """A committee judges at most this many distinct answers, the ones with most votes: pairs grow with the square."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import Annotated, NewType
 
 import base58
@@ -33,6 +34,7 @@ def peer_id_of(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_ED25519_PREFIX + public_key).decode("ascii"))
 
 
+@lru_cache(maxsize=4096)  # base58 is a fifth of checking a signature, and the same few peers sign nearly everything
 def public_key_of(peer_id: str) -> bytes:
     """The raw 32-byte Ed25519 public key inside a PeerId; raises RemoteError(malformed) for any other text."""
     try:

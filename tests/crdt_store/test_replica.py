@@ -170,7 +170,9 @@ def test_one_statement_signed_twice_is_one_claim(alice):
     assert list(replica.claims()) == log
 
 
-def test_a_log_has_a_first_and_a_last_claim(alice):
+def test_a_claim_that_would_block_its_log_is_not_signed(alice):
+    with pytest.raises(LocalError, match="subject"):
+        alice.claim(0, subject="12D3KooW" + "z" * 44)
     for seq, previous in [(0, bytes([1]) * 32), (1, NO_HASH), (1000, bytes([1]) * 32)]:
         with pytest.raises(LocalError):
             alice.claim(seq, previous)

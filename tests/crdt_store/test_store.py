@@ -56,6 +56,26 @@ def test_every_start_opens_a_new_epoch_and_keeps_the_old_ones(reopen, bob):
     assert third.replica.forks() == ()
 
 
+def test_epochs_rise_even_where_nothing_was_said_and_the_clock_stands(reopen):
+    assert [reopen().epoch - NOW for _ in range(3)] == [0, 1, 2]
+
+
+def test_what_is_written_once_is_not_written_again(alice, bob):
+    class CountingStorage(MemoryStorage):
+        written = 0
+
+        def add_foreign(self, changes):
+            self.written += len(changes)
+            super().add_foreign(changes)
+
+    storage = CountingStorage()
+    store = ClaimStore(storage, alice.key, NOW)
+    for entry in bob.log(5):
+        store.insert_many([entry.raw])
+    store.insert_many([])
+    assert storage.written == 5
+
+
 def test_a_full_log_goes_on_in_a_new_epoch(reopen, bob, monkeypatch):
     monkeypatch.setattr("crdt_store.own_log.MAX_LOG_CLAIMS", 3)
     said = say(reopen(), bob, 7)
@@ -73,6 +93,7 @@ def test_copies_forks_and_retired_epochs_survive_a_restart(reopen, bob, author):
     outcomes = store.insert_many([bob.claim(0).raw, b"\x90", bob.claim(0, value=1).raw])
     assert [type(outcome) for outcome in outcomes] == [Inserted, RemoteError, Forked]
     say(store, bob, 2)
+    assert len(store._storage.load().claims) == 2 + 2, "what is frozen or retired leaves the disk, too"
     again = reopen(now_ms=NOW + 1, bounds=bounds)
     assert again.replica.digest() == store.replica.digest()
     assert [fork.issuer for fork in again.replica.forks()] == [bob.id]
@@ -115,6 +136,12 @@ def test_a_restored_copy_with_the_old_clock_steps_aside_as_soon_as_it_sees_its_p
     assert new.claim.epoch > later.epoch
     assert restored.replica.forks() == ()
     restored.close()
+
+
+def test_our_past_that_the_mesh_gave_back_counts_at_the_next_start(reopen, alice):
+    store = reopen()
+    store.insert_many([alice.claim(0, epoch=NOW + 500).raw])
+    assert reopen().epoch == NOW + 501
 
 
 def test_a_proof_against_our_own_key_stops_our_log_and_nothing_else(reopen, alice, bob):

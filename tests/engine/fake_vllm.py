@@ -3,22 +3,26 @@
 
 Beside itself it keeps `seen.json` (arguments, environment) and `requests.jsonl`, and it starts a worker as vLLM does, which
 outlives a killed server. It answers every prompt with the letters of the alphabet, and stops writing when its client leaves.
+Like vLLM it binds its socket long before it listens there, does not act on SIGTERM meanwhile, and leaves sockets behind.
 """
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 HERE = Path(sys.argv[0]).parent
 FLAGS = dict(argument.partition("=")[::2] for argument in sys.argv[1:] if argument.startswith("--"))
-STARTED = time.monotonic()
-LOADING_SECONDS = 0.3
+LOADING_SECONDS = float((HERE / "loading").read_text()) if (HERE / "loading").exists() else 0.3
+MODEL_LENGTH = 2048
+FORBIDDEN = {"token": "", "logprob": -9999.0, "bytes": []}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -44,9 +48,16 @@ class Handler(BaseHTTPRequestHandler):
         if not self.allowed():
             return
         if self.path == "/health":
-            self.reply(200 if time.monotonic() > STARTED + LOADING_SECONDS else 503, {})
+            self.reply(200, {})
         elif self.path == "/v1/models":
-            self.reply(200, {"data": [{"id": FLAGS["--served-model-name"], "root": "/models/x", "max_model_len": 2048}]})
+            model = {
+                "id": FLAGS["--served-model-name"],
+                "object": "model",
+                "owned_by": "vllm",
+                "root": "/models/x",
+                "parent": None,
+            }
+            self.reply(200, {"object": "list", "data": [model | {"max_model_len": MODEL_LENGTH}]})
         elif self.path == "/version":
             self.reply(200, {"version": "0.32.0"})
         else:
@@ -58,8 +69,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         with (HERE / "requests.jsonl").open("a") as file:
             file.write(json.dumps(body) + "\n")
-        if body["max_tokens"] > 2048:
-            self.reply(400, {"error": {"message": "max_tokens is too large, see /srv/models/x", "type": "BadRequestError"}})
+        if body["max_tokens"] > MODEL_LENGTH:
+            message = f"max_tokens={body['max_tokens']} cannot be greater than max_model_len={MODEL_LENGTH}, see /srv/models/x"
+            self.reply(400, {"error": {"message": message, "type": "BadRequestError", "param": "max_tokens", "code": 400}})
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -67,20 +79,22 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         written = 0
         try:
+            first = {"role": "assistant", "content": ""}
+            self.event({"choices": [{"index": 0, "delta": first, "logprobs": None, "finish_reason": None}]})
             for place in range(body["max_tokens"]):
                 letter = chr(ord("a") + place % 26)
-                choice = {"index": 0, "delta": {"content": letter}, "finish_reason": None}
+                ended = "length" if place + 1 == body["max_tokens"] else None
+                choice = {"index": 0, "delta": {"content": letter}, "logprobs": None, "finish_reason": ended}
                 if "structured_outputs" in body:
-                    first, second = body["structured_outputs"]["choice"]
-                    choice["delta"] = {"content": second}
+                    one, other = body["structured_outputs"]["choice"]
+                    choice["delta"] = {"content": other}
                     if body.get("logprobs"):
-                        top = [{"token": first, "logprob": -1.3863}, {"token": second, "logprob": -0.28768}]
-                        top.append({"token": "zzz", "logprob": -9999.0})
-                        choice["logprobs"] = {"content": [{"token": second, "logprob": -0.28768, "top_logprobs": top}]}
+                        top = [{"token": other, "logprob": -0.28768}, {"token": one, "logprob": -1.3863}]
+                        top += [FORBIDDEN] * (body["top_logprobs"] - 2)
+                        choice["logprobs"] = {"content": [{"token": other, "logprob": -0.28768, "top_logprobs": top}]}
                 self.event({"choices": [choice]})
                 written += 1
                 time.sleep(0.002)
-            self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
             self.event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": written, "total_tokens": 5 + written}})
             self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
         except OSError:
@@ -111,9 +125,15 @@ def main() -> None:
         (HERE / "drained").touch()
         os._exit(0)
 
-    signal.signal(signal.SIGTERM, drain)
+    with socket.socket(socket.AF_UNIX) as internal:
+        internal.bind(f"{os.environ['VLLM_RPC_BASE_PATH']}/{uuid.uuid4()}")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("loading weights", flush=True)
-    with Server(FLAGS["--uds"], Handler) as server:
+    with Server(FLAGS["--uds"], Handler, bind_and_activate=False) as server:
+        server.server_bind()
+        time.sleep(LOADING_SECONDS)
+        signal.signal(signal.SIGTERM, drain)
+        server.server_activate()
         server.serve_forever()
 
 

@@ -1,7 +1,8 @@
 """The vLLM adapter against a FAKE `vllm` command (fake_vllm.py): its exact arguments, requests and clean-up. No vLLM runs here.
 
-What the fake imitates was seen on vLLM 0.32: its routes, its shapes, -9999 for forbidden tokens, and workers that outlive a
-killed server. `make test-vllm` runs the same adapter against a real one.
+What the fake imitates was seen on vLLM 0.32: its routes, its shapes, -9999 for forbidden tokens, deafness to SIGTERM while it
+loads, sockets that it leaves behind, and workers that outlive a killed server.
+`make test-vllm` runs the same adapter against a real one.
 """
 
 import json
@@ -9,6 +10,7 @@ import math
 import os
 import signal
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -76,7 +78,7 @@ async def test_command_line_requests_and_clean_end(
         assert got[-1].usage.completion_tokens == 4
         a, b = await engine.choose(TURNS, ("A", "B"))
         assert (math.exp(a), math.exp(b)) == (pytest.approx(0.25, abs=1e-3), pytest.approx(0.75, abs=1e-3))
-        with pytest.raises(EngineRefused, match=r"max_tokens is too large, see \(path\)"):
+        with pytest.raises(EngineRefused, match=r"cannot be greater than max_model_len=2048, see \(path\)"):
             async with engine.generate(Job(TURNS, Sampling(max_tokens=4096))):
                 pass
         processes = seen(fake)
@@ -101,7 +103,9 @@ async def test_command_line_requests_and_clean_end(
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
     assert "HF_TOKEN" not in environment
     warm_up, completion, choice = requests(fake)[:3]
-    assert warm_up["max_tokens"] == 1
+    # The warm-up asks for all that vLLM makes ready at first use: a grammar, and the kernel of log-probabilities.
+    assert (warm_up["max_tokens"], warm_up["top_logprobs"], warm_up["structured_outputs"]) == (1, 20, {"choice": ["1", "2"]})
+    assert environment["VLLM_RPC_BASE_PATH"] == f"{run_folder}/engine/vllm.tmp"
     assert completion == {
         "model": "owner/model",
         "messages": [{"role": "user", "content": "hello"}],
@@ -151,6 +155,57 @@ async def test_workers_that_outlive_a_killed_server_are_ended_before_the_next_st
         assert second["pid"] != first["pid"]
         assert gone(first["worker"])
         assert "loading weights" in engine.last_output
+
+
+@pytest.mark.live
+@pytest.mark.slow
+async def test_stopping_does_not_wait_for_one_that_is_still_loading(fake: Path, run_folder: Path) -> None:
+    (fake.parent / "loading").write_text("600")
+    engine = vllm_engine(VllmSettings("owner/model", executable=fake), run_folder, RNG)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.run)
+        with trio.fail_after(10):
+            while not (run_folder / "engine" / "vllm.sock").exists():
+                await trio.sleep(0.01)
+        assert engine.state is EngineState.STARTING
+        began = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began < 10
+    assert gone(seen(fake)["pid"])
+    assert list((run_folder / "engine").iterdir()) == []
+
+
+LEFT_BEHIND = """
+import multiprocessing.resource_tracker, signal, subprocess, sys, time
+from multiprocessing.shared_memory import SharedMemory
+shared = SharedMemory(create=True, size=4096)
+deaf = "import signal; signal.signal(15, signal.SIG_IGN); print(end='!', flush=True); signal.pause()"
+worker = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+worker.stdout.read(1)
+signal.signal(15, signal.SIG_IGN if sys.argv[1] == "deaf" else signal.SIG_DFL)
+print(worker.pid, shared.name, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.live
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["deaf", "obedient"])
+def test_the_leash_ends_everything_once_the_daemon_has_died(kind: str) -> None:
+    short = "import sys; from daemon.engine import leash; leash.GRACE = 0.2; sys.exit(leash.main(sys.argv[1:]))"
+    program = [sys.executable, "-c", short, sys.executable, "-c", LEFT_BEHIND, kind]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        worker, name = process.stdout.readline().split()
+        assert not gone(int(worker))
+        assert Path("/dev/shm", name).exists()
+        process.stdin.close()  # as the kernel does when the daemon dies
+        process.wait(timeout=10)
+    assert gone(int(worker))
+    assert not Path("/dev/shm", name).exists()
 
 
 @pytest.mark.live

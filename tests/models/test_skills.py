@@ -1,5 +1,4 @@
 """The skills: repeatable questions, right checkers, and a held-out part that training cannot reach."""
-# ruff: noqa: S311 - seeded on purpose
 
 from random import Random
 

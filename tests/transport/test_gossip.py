@@ -39,6 +39,8 @@ async def bare_host():
         await nursery.start(host.run_tasks)
         await host.swarm.listen(Multiaddr("/ip4/127.0.0.1/tcp/0"))
         yield host
+        for listener in host.swarm.listeners.values():
+            await listener.close()
         for conn in host.swarm.get_connections():
             await conn.close()
         nursery.cancel_scope.cancel()
@@ -128,6 +130,7 @@ async def test_an_invalid_payload_is_not_passed_on_and_ends_in_the_graylist():
 
 async def test_a_handler_that_raises_drops_the_message_and_blames_nobody():
     async with nodes(2) as (one, two):
+
         def explode(author, payload):
             raise RuntimeError("our own bug")
 
@@ -230,6 +233,44 @@ async def test_the_stock_handler_lets_the_same_frame_out_and_so_ends_its_host():
     await gossip._pubsub.stream_handler(stream)
     assert stream.was_reset
     assert gossip.counters["malformed"] == 1
+
+
+async def test_a_flood_of_frames_is_read_slowly_and_others_are_not():
+    async with nodes(2, GossipOptions(rpc_rate=20, rpc_burst=8)) as (one, two), bare_host() as stranger:
+        await one.join()
+        await two.join()
+        await one.dial(two)
+        await until(lambda: one.gossip.subscribers(TOPIC))
+        await stranger.connect(PeerInfo(two.host.get_id(), two.host.get_addrs()))
+        stream = await stranger.new_stream(two.host.get_id(), [MESHSUB])
+        started = trio.current_time()
+        for number in range(15):
+            await stream.write(frame(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=str(number))]))
+        await one.gossip.publish(TOPIC, b"not behind the flood")
+        await until(lambda: two.heard)
+        assert two.gossip.counters["paced"] > 0
+        assert len(two.gossip._pubsub.peer_topics) < 15
+        await until(lambda: len(two.gossip._pubsub.peer_topics) == 16)
+        assert trio.current_time() - started > 0.3
+
+
+async def test_a_stock_peer_is_heard_and_hears():
+    async with nodes(1) as (ours,), bare_host() as host:
+        stock = Pubsub(host, GossipSub([MESHSUB], 8, 6, 12, heartbeat_interval=1))
+        async with background_trio_service(stock), background_trio_service(stock.router):
+            await stock.wait_until_ready()
+            await ours.join()
+            subscription = await stock.subscribe(TOPIC)
+            await host.connect(PeerInfo(ours.host.get_id(), ours.host.get_addrs()))
+            await until(lambda: ours.gossip.subscribers(TOPIC) and stock.router.mesh[TOPIC])
+            await stock.publish(TOPIC, b"from stock")
+            await ours.gossip.publish(TOPIC, b"from ours")
+            await until(lambda: ours.heard == [(host.get_id().to_base58(), b"from stock")])
+            with trio.fail_after(3):
+                heard = {(await subscription.get()).data for _ in range(2)}
+            assert heard == {b"from stock", b"from ours"}
+            await subscription.unsubscribe()
+        stock.seen_messages.stop()
 
 
 async def test_gossip_moves_to_the_other_connection_when_one_is_lost():

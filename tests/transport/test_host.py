@@ -2,16 +2,20 @@
 
 import logging
 import socket
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from libp2p.peer.id import ID
+from libp2p.transport.exceptions import OpenConnectionError
 
 from daemon.transport.addresses import expand
 from daemon.transport.host import Libp2pTransport
 from daemon.transport.interface import PathKind, Stream, TransportError
+from daemon.transport.muxer import MuxedConnection, _Ping
 from daemon.transport.options import TransportOptions, parse_address
+from daemon.transport.tcp import SharedPortTCP
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import PeerId, peer_id_of
 
@@ -85,6 +89,41 @@ async def test_both_dial_at_once_and_agree_on_one_path(running: Any, echoes: Any
         await until(lambda: b.counters.dialed + b.counters.accepted == total)
         # One of the two sees the chosen connection as its own dial, the other as accepted.
         assert a.paths()[b.peer_id].inbound != b.paths()[a.peer_id].inbound
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_of_two_connections_both_sides_use_the_one_that_the_smaller_id_dialed(running: Any, until: Any, first: int) -> None:
+    async with running(2) as (a, b):
+        pair = [(a, b), (b, a)]
+        for dialer, target in (pair[first], pair[1 - first]):
+            peer = ID.from_base58(target.peer_id)
+            await dialer._swarm._dial_addr_single_attempt(parse_address(target.addresses()[0]), peer)
+        smaller, larger = sorted((a, b), key=lambda one: ID.from_base58(one.peer_id).to_bytes())
+        await until(lambda: all(len(one._swarm.get_connections()) == 2 for one in (a, b)))
+        assert not smaller.paths()[larger.peer_id].inbound
+        assert larger.paths()[smaller.peer_id].inbound
+
+
+async def test_a_connection_that_answers_no_ping_is_passed_over(running: Any, echoes: Any, until: Any) -> None:
+    async with running(2, keepalive_interval=60.0) as (a, b):
+        peer = ID.from_base58(b.peer_id)
+        for _ in range(2):
+            await a._swarm._dial_addr_single_attempt(parse_address(b.addresses()[0]), peer)
+        old, new = (cast("MuxedConnection", conn.muxed_conn) for conn in a._swarm.connections[peer])
+        await until(lambda: new.rtt is not None)
+        assert a.paths()[b.peer_id].since == new.since
+        new._ping = _Ping(0, trio.current_time() - 5, new._times_heard)
+        assert a.paths()[b.peer_id].since == old.since
+        assert await echoes(a, b.peer_id)
+
+
+async def test_nobody_is_dialed_but_on_our_word(running: Any) -> None:
+    async with running(2) as (a, b):
+        a._host.peerstore.add_addrs(ID.from_base58(b.peer_id), [parse_address(text) for text in b.addresses()], 60)
+        # The stock swarm asks its connector to fill up to half of the limit at start and at every disconnect.
+        await a._swarm.auto_connector.maybe_connect()
+        assert not a.paths()
+        assert b.counters.accepted == 0
 
 
 async def test_opening_a_stream_connects_first(running: Any, echoes: Any) -> None:
@@ -357,3 +396,27 @@ async def test_the_library_writes_nothing_to_stderr(running: Any, capfd: pytest.
 
 def test_default_options_hold() -> None:
     TransportOptions().validate()
+
+
+async def test_a_cancelled_dial_from_a_port_of_ours_closes_its_socket() -> None:
+    transport, made = SharedPortTCP(), []
+
+    class Recorded(trio.abc.SocketFactory):
+        def socket(self, family: int = -1, type: int = -1, proto: int = -1) -> Any:
+            sock = trio.socket.from_stdlib_socket(socket.socket(family, type))
+            made.append(sock)
+            return sock
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    previous = trio.socket.set_custom_socket_factory(Recorded())
+    try:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await transport.dial_with_source(parse_address("/ip4/127.0.0.1/tcp/1"), ("127.0.0.1", port))
+        with pytest.raises(OpenConnectionError, match=rf"no connection to /ip4/127\.0\.0\.1/tcp/1 from 127\.0\.0\.1:{port}"):
+            await transport.dial_with_source(parse_address("/ip4/127.0.0.1/tcp/1"), ("127.0.0.1", port))
+    finally:
+        trio.socket.set_custom_socket_factory(previous)
+    assert [sock.fileno() for sock in made] == [-1, -1]

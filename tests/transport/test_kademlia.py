@@ -10,16 +10,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p import new_host
 from libp2p.io.exceptions import IncompleteReadError
 from libp2p.kad_dht.common import PROTOCOL_ID
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Message, Record
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.records.validator import Validator
 from libp2p.utils import encode_varint_prefixed
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 from daemon.transport.hardening import build_host
 from daemon.transport.interface import TransportError
-from daemon.transport.kademlia import Kademlia, KademliaOptions
+from daemon.transport.kademlia import Kademlia, KademliaOptions, _provider_key
 from daemon.transport.kademlia_server import BoundedProviders, BoundedValues, _sender
 from daemon.transport.options import TransportCounters, TransportOptions
 
@@ -34,6 +36,8 @@ async def bare_host():
         await nursery.start(host.run_tasks)
         await host.swarm.listen(Multiaddr("/ip4/127.0.0.1/tcp/0"))
         yield host
+        for listener in host.swarm.listeners.values():
+            await listener.close()
         for conn in host.swarm.get_connections():
             await conn.close()
         nursery.cancel_scope.cancel()
@@ -193,6 +197,31 @@ async def test_strangers_records_are_validated_and_garbage_wedges_nothing():
         await until(lambda: not one.kad._server._busy)
         assert one.kad.counters["expired"] >= 1
         assert one.kad.counters["refused"] >= 1
+
+
+async def test_a_stock_node_and_ours_share_records_and_providers():
+    class Anything(Validator):
+        def validate(self, key, value):
+            """Accept."""
+
+        def select(self, key, values):
+            return 0
+
+    async with nodes(1) as (ours,), bare_host() as host:
+        stock = KadDHT(host, DHTMode.SERVER)
+        stock.register_validator("swarmd", Anything())
+        await host.connect(PeerInfo(ours.host.get_id(), ours.host.get_addrs()))
+        await until(lambda: ours.kad.peers == 1)
+        await ours.kad.put_record("/swarmd/a", b"ours")
+        await stock.put_value("/swarmd/b", b"stock")
+        stock.value_store.store.pop(b"/swarmd/a")
+        ours.kad._server.value_store.remove(b"/swarmd/b")
+        stock.value_store.put(b"/swarmd/b", b"stock")
+        assert await stock.get_value("/swarmd/a") == b"ours"
+        assert await ours.kad.get_record("/swarmd/b") == b"stock"
+        await ours.kad.provide("/swarmd/model/m")
+        found = await stock.find_providers(_provider_key("/swarmd/model/m").hex())
+        assert [info.peer_id for info in found] == [ours.host.get_id()]
 
 
 async def test_one_stranger_fills_only_its_share():

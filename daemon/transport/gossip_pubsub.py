@@ -1,23 +1,19 @@
-"""Stock Pubsub and GossipSub 1.1 made safe against strangers: every inbound frame is judged before the library sees any of it.
+"""Stock Pubsub made safe against strangers: every inbound frame is judged before the library sees any of it.
 
-The library keeps the mesh, its message cache and its queues. Judging, rates, blame and the order of delivery are ours; what a
-payload means is for the handlers.
+The library keeps streams, subscriptions and queues. Judging, rates and blame are ours; what a payload means is for the handlers.
 """
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
 import trio
-from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import IncompleteReadError, IOException, MessageTooLarge
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
-from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
@@ -25,120 +21,21 @@ from libp2p.tools.timed_cache.last_seen_cache import LastSeenCache
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from daemon.transport.gossip_guard import Budgets, Graylist, SeenMessages
+from daemon.transport.gossip_mesh import GossipOptions, Router
 from protocol.wire.envelope import verify
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId, public_key_of
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = TProtocol("/meshsub/1.1.0")
 MAX_TOPICS_PER_PEER = 16
 MAX_TOPIC_CHARS = 128
 MAX_CONTROLS_PER_RPC = 16
 MAX_IDS_PER_RPC = 5000
 _MESSAGES_PER_TURN = 16
 
-
-@dataclass(frozen=True)
-class GossipOptions:
-    """Limits of gossip; seconds, bytes and counts. Degrees and rates: research (hardened gossipsub, Ethereum's 8/6/12)."""
-
-    degree: int = 8
-    degree_low: int = 6
-    degree_high: int = 12
-    heartbeat: float = 1.0
-    history: int = 6
-    history_gossip: int = 3
-    seen_lifetime: float = 120.0
-    seen_capacity: int = 65_536
-    max_payload: int = 64 << 10
-    max_rpc: int = 256 << 10
-    author_rate: float = 10.0
-    author_burst: float = 20.0
-    verify_rate: float = 50.0
-    verify_burst: float = 100.0
-    fault_limit: float = 8.0
-    graylist_duration: float = 600.0
-
-
 Judge = Callable[[PeerId, str, bytes], bool | None]
 """(author, topic, payload) -> whether it may travel on; None drops it at nobody's cost."""
-
-
-class Router(GossipSub):
-    """GossipSub whose own messages go to every subscriber it knows, and which dials nobody on a stranger's word."""
-
-    def __init__(self, options: GossipOptions) -> None:
-        super().__init__(
-            protocols=[PROTOCOL],
-            degree=options.degree,
-            degree_low=options.degree_low,
-            degree_high=options.degree_high,
-            gossip_window=options.history_gossip,
-            gossip_history=options.history,
-            heartbeat_interval=1,
-            adaptive_gossip_enabled=False,
-            spam_protection_enabled=False,
-            eclipse_protection_enabled=False,
-        )
-        self.interval = options.heartbeat
-        # The stock scorer rewards invalid messages (its signs are reversed) and forgets on disconnect: the Graylist decides.
-        self.scorer = None
-
-    async def publish(self, msg_forwarder: ID, pubsub_msg: rpc_pb2.Message) -> None:
-        """Forward a judged message to the mesh; our own go to all subscribers, so that a forming mesh loses none."""
-        pubsub = self.pubsub
-        assert pubsub is not None  # noqa: S101 - attached by Pubsub's constructor
-        self.mcache.put(pubsub_msg)
-        topic, origin = pubsub_msg.topicIDs[0], ID(pubsub_msg.from_id)
-        subscribers: set[ID] = pubsub.peer_topics.get(topic, set())
-        targets = subscribers if msg_forwarder == pubsub.my_id else self.mesh.get(topic, set())
-        packet = rpc_pb2.RPC(publish=[pubsub_msg])
-        for peer in list(targets):
-            if peer not in (msg_forwarder, origin) and not pubsub.is_peer_blacklisted(peer):
-                self.send_rpc(peer, packet)
-
-    async def send_recent_messages(self, peer_id: ID, topic: str) -> None:
-        """Replay the last seconds to a new subscriber, through its queue: two writers on one stream would mix their frames."""
-        for message_id in self.mcache.window(topic):
-            message = self.mcache.get(message_id)
-            if message is not None and message.from_id != peer_id.to_bytes():
-                self.send_rpc(peer_id, rpc_pb2.RPC(publish=[message]))
-
-    async def flush_pending_messages(self, peer_id: ID) -> None:
-        """Nothing: `send_recent_messages` covers what the library would have held back."""
-
-    async def emit_control_message(self, control_msg: rpc_pb2.ControlMessage, to_peer: ID) -> None:
-        """Queue control alone, without the signed address record that the library adds to each."""
-        self.send_rpc(to_peer, rpc_pb2.RPC(control=control_msg), priority=True)
-
-    async def _emit_control_msgs(self, peers_to_graft: Any, peers_to_prune: Any, peers_to_gossip: Any) -> None:
-        # The stock loop never empties its lists between peers, so each peer is grafted into the topics of those before it.
-        for peer in {*peers_to_graft, *peers_to_prune, *peers_to_gossip}:
-            control = rpc_pb2.ControlMessage()
-            control.graft.extend(rpc_pb2.ControlGraft(topicID=topic) for topic in peers_to_graft.get(peer, ()))
-            control.prune.extend(
-                rpc_pb2.ControlPrune(topicID=topic, backoff=self.prune_back_off) for topic in peers_to_prune.get(peer, ())
-            )
-            gossip = peers_to_gossip.get(peer, {})
-            control.ihave.extend(rpc_pb2.ControlIHave(topicID=topic, messageIDs=ids) for topic, ids in gossip.items())
-            await self.emit_control_message(control, peer)
-
-    async def _do_px(self, px_peers: Any) -> None:
-        """Nothing: peer exchange would dial addresses that a stranger chose."""
-
-    async def heartbeat(self) -> None:
-        """Keep the mesh at its degree and gossip ids. A fault in it is counted, not fatal: the next beat repairs."""
-        while True:
-            try:
-                grafts, prunes = self.mesh_heartbeat()
-                self.fanout_heartbeat()
-                await self._emit_control_msgs(grafts, prunes, self.gossip_heartbeat())
-                self.mcache.shift()
-                self._periodic_security_cleanup()
-            except Exception:  # the library's own bookkeeping races must not end gossip
-                log.warning("a gossip heartbeat failed", exc_info=True)
-            await trio.sleep(self.interval)
 
 
 class GuardedPubsub(Pubsub):
@@ -164,6 +61,7 @@ class GuardedPubsub(Pubsub):
         self.judge = judge
         self.counters: Counter[str] = Counter()
         self.graylist = Graylist(options.fault_limit, options.graylist_duration)
+        self._frames = Budgets(options.rpc_rate, options.rpc_burst)
         self._authors = Budgets(options.author_rate, options.author_burst)
         self._forwarders = Budgets(options.verify_rate, options.verify_burst)
         # Nanoseconds, so that a restarted peer never repeats the sequence numbers of its last run.
@@ -176,6 +74,7 @@ class GuardedPubsub(Pubsub):
         peer: ID = stream.muxed_conn.peer_id
         try:
             while True:
+                await self._pace(peer)
                 await self._receive(peer, await read_varint_prefixed_bytes_limited(stream, self.options.max_rpc))
         except MessageTooLarge:
             self.blame(peer, "oversized", 2.0)
@@ -191,6 +90,12 @@ class GuardedPubsub(Pubsub):
                 log.debug("reset: %r", error)
         if not self._peer_is_connected(peer):
             self._handle_dead_peer(peer)
+
+    async def _pace(self, peer: ID) -> None:
+        # Reading late slows a flood at its source, and costs an honest burst nothing but time.
+        while not self._frames.take(peer, trio.current_time()):
+            self.counters["paced"] += 1
+            await trio.sleep(1 / self.options.rpc_rate)
 
     async def _receive(self, peer: ID, raw: bytes) -> None:
         if self.graylist.holds(peer, trio.current_time()):

@@ -1,0 +1,40 @@
+"""TCP dials from a port that we also listen on, for hole punching; a cancelled one closes its socket. Decides no address."""
+
+import socket
+
+import trio
+from libp2p.abc import IRawConnection
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.transport.exceptions import OpenConnectionError
+from libp2p.transport.tcp.tcp import TCP
+from multiaddr import Multiaddr
+
+from daemon.transport.addresses import host_and_port
+from daemon.transport.interface import TransportError
+
+
+class SharedPortTCP(TCP):
+    """The stock transport, whose dial from a given source leaves its socket to the collector when it is cancelled."""
+
+    async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int]) -> IRawConnection:
+        """Connect to `maddr` from `source`; raises OpenConnectionError. A host name is the stock transport's to resolve."""
+        try:
+            target = host_and_port(maddr)
+        except TransportError:
+            return await super().dial_with_source(maddr, source)
+        family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+        if (":" in source[0]) != (":" in target[0]):
+            raise OpenConnectionError(f"{source[0]} cannot reach {target[0]}: they are of two IP versions")
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                sock.setsockopt(socket.SOL_SOCKET, option, 1)
+            await sock.bind(source)
+            await sock.connect(target)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError):
+                raise OpenConnectionError(f"no connection to {maddr} from {source[0]}:{source[1]}: {error}") from error
+            raise
+        return RawConnection(TrioTCPStream(trio.SocketStream(sock)), True)

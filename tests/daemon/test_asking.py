@@ -1,0 +1,234 @@
+"""One answer from one peer: whom it is asked of, what happens when that peer fails, and what is said of it afterwards."""
+
+from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+import trio.testing
+
+from daemon.answer_stream import Emit, answer_stream
+from daemon.api.backend import AskEvent, TokenEvent
+from daemon.asking import FIRST_TOKEN_SECONDS, TOKEN_GAP_SECONDS
+from daemon.engine.interface import EngineError, EngineRefused, EngineState
+from protocol.wire.errors import Code, RemoteError
+from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, model, until
+
+Clock = trio.testing.MockClock
+
+
+async def known(asker: Peer, count: int) -> None:
+    await until(lambda: len(asker.membership.candidates("")) == count)
+
+
+async def several(swarm: Swarm, *engines: FakeEngine) -> tuple[Peer, list[Peer]]:
+    """A peer without an engine, and one peer for each engine; all serve the model "tiny"."""
+    transports = swarm.mesh(len(engines) + 1, connected=True)
+    asker = await swarm.start(transports[0], no_engine=True)
+    servers = []
+    for transport, engine in zip(transports[1:], engines, strict=True):
+        engine.model = engine.model or model("tiny")
+        servers.append(await swarm.start(transport, engine))
+    await known(asker, len(engines))
+    return asker, servers
+
+
+async def test_the_local_engine_is_nearest_and_nothing_is_claimed_of_it(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, _ = await swarm(2)
+    await known(alice, 2)
+    heard = Heard()
+    await alice.asking.route(ask(), heard.emit)
+    assert (heard.result.peer_id, heard.result.path, heard.result.answer) == (alice.id, "local", "four two")
+    assert heard.tokens == ["four", " two"]
+    assert alice.served == []
+
+
+async def test_the_least_loaded_peer_is_asked(swarm: Swarm, nursery: trio.Nursery, autojump_clock: Clock) -> None:
+    busy = FakeEngine(says=lambda job: "so " * 900, pause=1.0, model=model("tiny", slots=1))
+    asker, (bob, carol) = await several(swarm, busy, FakeEngine())
+
+    async def own_user() -> None:
+        async with bob.serving.generate(ask().job) as chunks:
+            async for _ in chunks:
+                pass
+
+    nursery.start_soon(own_user)
+    await until(lambda: any(candidate.busy for candidate in asker.membership.candidates("")))
+    for _ in range(5):
+        heard = Heard()
+        await asker.asking.route(ask(), heard.emit)
+        assert heard.result.peer_id == carol.id
+        assert heard.result.path == "direct"
+    assert {(one.peer, one.ok) for one in asker.served} == {(carol.id, True)}
+
+
+@pytest.mark.parametrize("error", [EngineError("it crashed"), EngineRefused("beyond its context")])
+async def test_a_peer_that_fails_before_the_first_token_is_passed_over(
+    swarm: Swarm, autojump_clock: Clock, error: EngineError
+) -> None:
+    asker, servers = await several(swarm, FakeEngine(fails=error), FakeEngine(fails=error), FakeEngine())
+    heard = Heard()
+    await asker.asking.route(ask(), heard.emit)
+    assert heard.result.peer_id == servers[2].id
+    outcomes = {attempt.peer_id: attempt.outcome for attempt in heard.result.attempts}
+    assert outcomes.pop(servers[2].id) == "ok"
+    assert set(outcomes.values()) <= {"oversized" if isinstance(error, EngineRefused) else "engine_failed"}
+    blamed = {one.peer for one in asker.served if not one.ok}
+    assert blamed == (set() if isinstance(error, EngineRefused) else set(outcomes)), "a job that does not fit is no peer's fault"
+
+
+async def test_at_most_three_peers_are_tried_and_each_is_named(swarm: Swarm, autojump_clock: Clock) -> None:
+    asker, servers = await several(swarm, *(FakeEngine(fails=EngineError("it crashed")) for _ in range(5)))
+    error = await failure(asker.asking.route(ask(), Heard().emit))
+    assert error.code is Code.ENGINE_FAILED
+    assert sum(len(server.engine.jobs) for server in servers if server.engine) == 3
+    assert "3 peers were tried" in error.message
+    assert sum(server.id[-8:] in error.message for server in servers) == 3
+    await known(asker, 2)  # those three are not asked again until they are heard of anew
+
+
+async def test_a_peer_that_fails_after_the_first_token_ends_the_answer(swarm: Swarm, autojump_clock: Clock) -> None:
+    broken = FakeEngine(says=lambda job: "one two three", fails=EngineError("it crashed"), fails_after_words=1)
+    asker, (bob, carol) = await several(swarm, broken, FakeEngine(says=broken.says, fails=broken.fails, fails_after_words=1))
+    heard = Heard()
+    error = await failure(asker.asking.route(ask(), heard.emit))
+    assert (error.code, heard.tokens) == (Code.ENGINE_FAILED, ["one"])
+    assert len(broken.jobs) + len(carol.engine.jobs) == 1, "no second peer is asked for text that was begun"
+
+
+async def test_a_peer_killed_in_mid_stream_ends_the_answer_at_once(swarm: Swarm, nursery: trio.Nursery, autojump_clock: Clock) -> None:
+    asker, (bob,) = await several(swarm, FakeEngine(says=lambda job: "so " * 100, pause=0.1))
+    heard = Heard()
+    errors: list[RemoteError] = []
+
+    async def asking() -> None:
+        errors.append(await failure(asker.asking.route(ask(), heard.emit)))
+
+    nursery.start_soon(asking)
+    await until(lambda: heard.tokens)
+    bob.kill()
+    with trio.fail_after(1):
+        await until(lambda: errors)
+    assert errors[0].code is Code.GONE
+    assert [(one.ok, one.accepted) for one in asker.served] == [(False, True)]
+
+
+async def test_a_peer_that_cannot_be_dialled_is_not_blamed(swarm: Swarm, autojump_clock: Clock) -> None:
+    asker, (bob,) = await several(swarm, FakeEngine())
+    swarm.mesh.cut(asker.id, bob.id)
+    await trio.sleep(0.1)
+    assert (await failure(asker.asking.route(ask(), Heard().emit))).code is Code.GONE
+    assert [(one.ok, one.accepted) for one in asker.served] == [(False, False)]
+    assert asker.membership.candidates("") == [], "but it is not asked again until it is heard of anew"
+
+
+@pytest.mark.parametrize(("words", "limit"), [(0, FIRST_TOKEN_SECONDS), (1, TOKEN_GAP_SECONDS)])
+async def test_a_silent_peer_costs_a_bounded_time(swarm: Swarm, autojump_clock: Clock, words: int, limit: float) -> None:
+    engine = FakeEngine(says=lambda job: "one two")
+    asker, (bob,) = await several(swarm, engine)
+
+    @asynccontextmanager
+    async def generate(job: object) -> AsyncIterator[AsyncIterator[object]]:
+        async with FakeEngine.generate(engine, job) as chunks:  # type: ignore[arg-type]
+
+            async def stalling() -> AsyncIterator[object]:
+                for _ in range(words):
+                    yield await anext(chunks)
+                await trio.sleep_forever()
+
+            yield stalling()
+
+    engine.generate = generate  # type: ignore[method-assign, assignment]
+    started = trio.current_time()
+    error = await failure(asker.asking.route(ask(), Heard().emit))
+    assert error.code is Code.DEADLINE
+    assert trio.current_time() - started == pytest.approx(limit, abs=1)
+    assert [one.ok for one in asker.served] == [False]
+    await until(lambda: bob.serving.busy == 0)
+
+
+async def test_our_own_deadline_and_a_user_who_leaves_blame_nobody(swarm: Swarm, autojump_clock: Clock) -> None:
+    asker, (bob,) = await several(swarm, FakeEngine(says=lambda job: "so " * 100, pause=1.0))
+    with pytest.raises(RemoteError) as caught:
+        async with answer_stream(lambda emit: asker.asking.route(ask(), emit), 5.0) as events:
+            async for _ in events:
+                pass
+    assert caught.value.code is Code.DEADLINE
+    await until(lambda: bob.serving.busy == 0)
+    async with answer_stream(lambda emit: asker.asking.route(ask(), emit), 50.0) as events:
+        await anext(events)
+    await until(lambda: bob.serving.busy == 0)
+    assert asker.served == []
+
+
+async def test_a_named_peer_is_the_only_one_asked(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, bob, carol = await swarm(3)
+    await known(alice, 3)
+    heard = Heard()
+    await alice.asking.route(ask(peer=carol.id), heard.emit)
+    assert heard.result.peer_id == carol.id
+    carol.engine.state = EngineState.RESTARTING
+    assert (await failure(alice.asking.route(ask(peer=carol.id), Heard().emit))).code is Code.OVERLOADED
+
+
+async def test_nobody_to_ask_says_what_was_wanted(swarm: Swarm, autojump_clock: Clock) -> None:
+    (alice,) = await swarm(1, no_engine=True)
+    error = await failure(alice.asking.route(ask(), Heard().emit))
+    assert (error.code, "any model" in error.message) == (Code.NOT_FOUND, True)
+
+
+async def test_a_full_peer_is_passed_over_without_blame(swarm: Swarm, autojump_clock: Clock) -> None:
+    asker, servers = await several(swarm, *(FakeEngine() for _ in range(2)))
+    servers[0].serving.busy = servers[1].serving.busy = 10_000
+    error = await failure(asker.asking.route(ask(), Heard().emit))
+    assert (error.code, error.retry_after) == (Code.OVERLOADED, 1.0)
+    assert asker.served == []
+    servers[1].serving.busy = 0
+    heard = Heard()
+    await asker.asking.route(ask(), heard.emit)
+    assert heard.result.peer_id == servers[1].id
+
+
+# ---- the stream of events
+
+
+async def test_a_slow_reader_stops_the_work_and_gets_the_deadline_last(autojump_clock: Clock) -> None:
+    emitted = 0
+
+    async def work(emit: Emit) -> None:
+        nonlocal emitted
+        while True:
+            await emit(TokenEvent("."))
+            emitted += 1
+
+    heard: list[AskEvent] = []
+    with pytest.raises(RemoteError) as caught:
+        async with answer_stream(work, 10.0) as events:
+            await trio.sleep(100)
+            assert emitted == 64
+            heard.extend([event async for event in events])
+    assert caught.value.code is Code.DEADLINE
+    assert caught.value.message == "no answer within 10 s"
+
+
+async def test_leaving_cancels_the_work_and_a_bug_in_it_is_not_hidden(autojump_clock: Clock) -> None:
+    ended = False
+
+    async def work(emit: Emit) -> None:
+        nonlocal ended
+        try:
+            await emit(TokenEvent("."))
+            await trio.sleep_forever()
+        finally:
+            ended = True
+
+    async with answer_stream(work, 10.0) as events:
+        await anext(events)
+    assert ended
+
+    async def broken(emit: Emit) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup):
+        async with answer_stream(broken, 10.0) as events:
+            await anext(events)

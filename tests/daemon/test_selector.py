@@ -1,0 +1,51 @@
+"""Which peer is asked first."""
+
+from random import Random
+
+import pytest
+
+from daemon.selector import Candidate, rank_candidates
+from protocol.wire.ids import PeerId
+
+
+def order(*candidates: Candidate) -> list[str]:
+    return [choice.candidate.peer for choice in rank_candidates(candidates, Random(1))]
+
+
+def at(name: str, path: str = "direct", rtt: float | None = 0.05, busy: int = 0, slots: int = 2) -> Candidate:
+    return Candidate(PeerId(name), "m", slots, busy, path, rtt)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (at("a", "local", None), at("b")),
+        (at("a", rtt=0.01), at("b", rtt=0.2)),
+        (at("a", "direct"), at("b", "relayed")),
+        (at("a", "relayed"), at("b", "unknown", None)),
+        (at("a", rtt=None), at("b", rtt=0.2)),
+        (at("a", busy=1), at("b", busy=2)),
+        (at("a", rtt=0.3, busy=0), at("b", "local", None, busy=2)),
+        (at("a", busy=4, slots=8), at("b", busy=2, slots=2)),
+        (at("a", busy=3, slots=4), at("b", busy=5, slots=4)),
+    ],
+)
+def test_the_peer_that_answers_sooner_comes_first(better: Candidate, worse: Candidate) -> None:
+    assert order(better, worse) == order(worse, better) == ["a", "b"]
+
+
+def test_equals_share_the_load_and_one_seed_gives_one_order() -> None:
+    equals = [at(name) for name in "abcd"]
+    firsts = {rank_candidates(equals, Random(seed))[0].candidate.peer for seed in range(40)}
+    assert firsts == set("abcd")
+    assert rank_candidates(equals, Random(7)) == rank_candidates(equals, Random(7))
+
+
+def test_every_choice_is_explained() -> None:
+    (choice,) = rank_candidates([at("x" * 12, "relayed", 0.12, busy=3)], Random(1))
+    assert choice.why == "xxxxxxxx: relayed path, 120 ms, 3 of 2 slots busy, first token expected after 1.17 s"
+    assert choice.wait == pytest.approx(0.12 + 0.05 + 1.0)
+
+
+def test_nobody_is_no_choice() -> None:
+    assert rank_candidates([], Random(1)) == []

@@ -1,0 +1,62 @@
+"""A rust-libp2p peer for the interop tests, by way of lattica; run by the Python of its own environment, in a folder of its own.
+
+Speaks the same JSON lines as peer.mjs. Usage: lattica_peer.py FOLDER
+"""
+
+import json
+import socket
+import sys
+from typing import Any
+
+from lattica import Lattica
+
+KADEMLIA = "/ipfs/kad/1.0.0"
+"""Its DHT's protocol, which is at the same time the protocol version that it demands of each peer in identify."""
+
+
+def free_port() -> int:
+    """A port for it to listen on: it does not tell the one it took itself."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def build(folder: str, address: str, bootstraps: list[str]) -> Lattica:
+    builder = Lattica.builder().with_mdns(False).with_upnp(False).with_autonat(False).with_dcutr(False)
+    builder = builder.with_listen_addrs([address]).with_protocol(KADEMLIA).with_bootstraps(bootstraps)
+    return builder.with_storage_path(f"{folder}/blocks").with_dht_db_path(f"{folder}/dht").with_key_path(folder).build()
+
+
+def answer(node: Lattica, ask: str, given: dict[str, Any]) -> Any:
+    match ask:
+        case "peers":
+            return node.get_all_peers()
+        case "ping":
+            return node.get_peer_rtt(given["peer"])
+        case "identified":
+            told = node.get_peer_info(given["peer"])
+            return told and {name: getattr(told, name) for name in dir(told) if not name.startswith("_")}
+        case "provide":
+            return node.start_providing(given["key"])
+        case "providers":
+            return node.get_providers(given["key"])
+        case _:
+            raise ValueError(f"cannot {ask}")
+
+
+def main() -> None:
+    folder, *bootstraps = sys.argv[1:]
+    address = f"/ip4/127.0.0.1/tcp/{free_port()}"
+    node = build(folder, address, bootstraps)
+    print(json.dumps({"peer": node.peer_id(), "address": f"{address}/p2p/{node.peer_id()}"}), flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            reply = {"answer": answer(node, question.pop("ask"), question)}
+        except Exception as error:  # noqa: BLE001 - the test is told
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps({"id": question["id"], **reply}, default=str), flush=True)
+
+
+if __name__ == "__main__":
+    main()
