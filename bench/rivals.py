@@ -7,16 +7,22 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from bench.loads import Kind
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """`requirements` empty: it runs in our own environment. `alone` leaves out what its package asks for beside them."""
+    """`requirements` empty: it runs in our own environment. `alone` is installed without what it asks for.
+
+    `lacks` names the loads that it does not run; `note` is printed under its table.
+    """
 
     name: str
     title: str
     module: str
     requirements: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()
+    lacks: tuple[Kind, ...] = ()
+    note: str = ""
 
 
 RIVALS = {

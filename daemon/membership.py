@@ -10,14 +10,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from daemon.bootstrap import Bootstrap
 from daemon.calls import Calls, InboundCall
-from daemon.engine.interface import EngineState, ModelDescription
+from daemon.own_offer import OwnOffer
 from daemon.selector import Candidate
 from daemon.serving import Serving
 from daemon.transport.interface import Transport, TransportError
 from dht import directory, records
-from dht.offers import LIFETIME_MS, MAX_ADDRESSES, Offer, SignedOffer, sign_offer, withdraw
 from dht.presence import TOPIC, sign_presence
-from dht.standing import PeerView
+from dht.standing import PeerView, Standing
 from protocol.round import messages as round_messages
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import PeerId, short
@@ -33,8 +32,9 @@ _DIALS = 4
 _CALL_SECONDS = 10.0
 _ENGINE_CHECK_SECONDS = 0.25
 _DISCOVER_SECONDS = 60.0
-_PUBLISH_CHECK_SECONDS = 1.0
-_PUBLISH_RETRY_SECONDS = 10.0
+_INTRODUCE_SECONDS = 1.5
+"""Gossip takes a heartbeat of a second to make room for a new neighbour."""
+
 _RETURN_SECONDS = 2.0
 """A peer whose connection was lost is dialled again after about this long, so that the mesh does not thin out."""
 
@@ -59,8 +59,6 @@ class Membership:
         unix_ms: Callable[[], int],
         rng: Random,
     ) -> None:
-        self._key = key
-        self._epoch = epoch
         self._me = transport.peer_id
         self._transport = transport
         self._calls = calls
@@ -69,16 +67,13 @@ class Membership:
         self._unix_ms = unix_ms
         self._rng = rng
         self._directory = directory.Directory(self._me, epoch, lambda beat: sign_presence(beat, key), rng)
-        self._version = 0
-        self._own: SignedOffer | None = None
+        self._own = OwnOffer(key, epoch, transport, serving, unix_ms, rng)
         self._nursery: trio.Nursery | None = None
         self._dials = trio.CapacityLimiter(_DIALS)
         self._timer = trio.CancelScope()
         self._wake = 0.0
-        self._published: str | None = None
         self.met: Callable[[PeerId], None] = lambda _: None
         self.lost: Callable[[PeerId], None] = lambda _: None
-        self._leaving = False
         self.refused: dict[str, int] = {}
 
     # ---- life
@@ -100,7 +95,7 @@ class Membership:
                 self._offer()
                 nursery.start_soon(self._watch_engine)
                 nursery.start_soon(self._discover, nursery)
-                nursery.start_soon(self._keep_published)
+                nursery.start_soon(self._own.keep_published)
                 nursery.start_soon(self._keep_time)
                 task_status.started()
                 await trio.sleep_forever()
@@ -109,11 +104,10 @@ class Membership:
 
     async def leave(self) -> None:
         """Say goodbye: the signed leave, so that nobody has to wait for our silence."""
-        self._leaving = True  # whatever changes from here on, we do not offer ourselves again
-        if self._own is None:
+        goodbye = self._own.withdraw()
+        if goodbye is None:
             return
-        self._own = sign_offer(withdraw(self._own.offer, self._unix_ms()), self._key)
-        for effect in self._directory.handle(directory.OwnOffer(self._own, self._unix_ms()), trio.current_time()):
+        for effect in self._directory.handle(directory.OwnOffer(goodbye, self._unix_ms()), trio.current_time()):
             if isinstance(effect, directory.SendPresence):
                 await self._gossip(effect.payload)
 
@@ -122,7 +116,7 @@ class Membership:
     def candidates(self, model: str) -> list[Candidate]:
         """Who could serve `model` ("" for any) now, ourselves included."""
         found = []
-        own = self._own_model()
+        own = self._own.model()
         if own is not None and model in ("", own.name):
             found.append(Candidate(self._me, own.name, own.slots, self._serving.busy, "local"))
         paths = self._transport.paths()
@@ -137,7 +131,7 @@ class Membership:
     def committee(self) -> list[round_messages.Candidate]:
         """Everybody who could sit in a round now, ourselves included."""
         seats = []
-        own = self._own_model()
+        own = self._own.model()
         if own is not None:
             seats.append(round_messages.Candidate(self._me, own.name, bytes.fromhex(own.config_digest)))
         for candidate in self._directory.candidates("", trio.current_time()):
@@ -194,12 +188,18 @@ class Membership:
 
     def _on_connection(self, peer: PeerId, connected: bool) -> None:
         if connected:
+            returning = self._directory.offer_of(peer) is not None
             self._handle(directory.Connected(peer))
             self.met(peer)
+            if self._nursery is not None:
+                if returning:  # perhaps restarted: then what we hold of it is another process's offer
+                    self._nursery.start_soon(self._fetch, peer)
+                if len(self._transport.paths()) == 1:
+                    self._nursery.start_soon(self._introduce)
         else:
             self._handle(directory.Disconnected(peer))
             self.lost(peer)
-            if self._nursery is not None and not self._leaving:
+            if self._nursery is not None and not self._own.withdrawn:
                 self._nursery.start_soon(self._return_to, peer)
 
     def _on_gossip(self, author: PeerId, payload: bytes) -> bool:
@@ -208,16 +208,15 @@ class Membership:
         return not any(isinstance(effect, directory.Refused) for effect in effects)
 
     async def _serve_offer(self, call: InboundCall) -> bytes:
-        if self._own is None:
+        if self._own.signed is None:
             raise RemoteError(Code.NOT_FOUND, "no offer yet", retry_after=1.0)
-        return self._own.raw
+        return self._own.signed.raw
 
     async def _watch_engine(self) -> None:
         """Offer the model while it answers, and stop offering it at once when it does not."""
         while True:
             await trio.sleep(_ENGINE_CHECK_SECONDS)
-            own = self._own_model()
-            if (own.config_digest if own is not None else None) != self._published:
+            if self._own.outdated():
                 self._offer()
             self._handle(directory.Busy(min(self._serving.busy, MAX_BUSY)))
 
@@ -230,12 +229,29 @@ class Membership:
                 except TransportError as error:
                     log.debug("the DHT could not be asked", reason=str(error))
                     providers = {}
+                self._keep_company(nursery)
                 strangers = [peer for peer in providers if peer != self._me and self._directory.offer_of(peer) is None]
                 for peer in strangers[:MAX_DISCOVERED]:
                     nursery.start_soon(self._join_with, peer, providers[peer])
                 await trio.sleep(_DISCOVER_SECONDS * self._rng.uniform(0.8, 1.2))
             else:
                 await trio.sleep(1.0)
+
+    def _offer(self) -> None:
+        """Sign what we serve at this moment and make it known."""
+        signed = self._own.renew()
+        if signed is not None:
+            self._handle(directory.OwnOffer(signed, self._unix_ms()))
+
+    def _keep_company(self, nursery: trio.Nursery) -> None:
+        """Remember who is connected, and dial known peers that are not."""
+        room = MAX_WANTED - len(self._transport.paths())
+        for view in self.peers():
+            if view.connected:
+                self._remember(view.peer)
+            elif room > 0 and view.standing is Standing.ALIVE and view.signed is not None:
+                room -= 1
+                nursery.start_soon(self._join_with, view.peer, view.signed.offer.addresses)
 
     async def _keep_time(self) -> None:
         while True:
@@ -294,10 +310,21 @@ class Membership:
                     return
         self._bootstrap.met(peer, addresses)
 
+    def _remember(self, peer: PeerId) -> None:
+        known = self._directory.offer_of(peer)
+        if known is not None and peer in self._transport.paths():
+            self._bootstrap.met(peer, known.offer.addresses)
+
+    async def _introduce(self) -> None:
+        """Gossip our offer again: nobody heard what was said before the first connection."""
+        await trio.sleep(_INTRODUCE_SECONDS)
+        if self._own.signed is not None and not self._own.withdrawn:
+            self._handle(directory.OwnOffer(self._own.signed, self._unix_ms()))
+
     async def _return_to(self, peer: PeerId) -> None:
         await trio.sleep(_RETURN_SECONDS * self._rng.uniform(0.5, 1.0))
         known = self._directory.offer_of(peer)
-        if known is not None and not known.offer.withdrawn and not self._leaving:
+        if known is not None and not known.offer.withdrawn and not self._own.withdrawn:
             await self._join_with(peer, known.offer.addresses)
 
     async def _gossip(self, payload: bytes) -> None:
@@ -317,59 +344,7 @@ class Membership:
                 raw = None
         if raw:
             self._handle(directory.OfferHeard(raw, self._unix_ms()))
-
-    # ---- our own offer
-
-    def _own_model(self) -> ModelDescription | None:
-        engine = self._serving.engine
-        return engine.model if engine is not None and engine.state is EngineState.READY else None
-
-    def _offer(self) -> None:
-        """Sign what we serve at this moment and make it known."""
-        if self._leaving:
-            return
-        model = self._own_model()
-        self._version += 1
-        now = self._unix_ms()
-        offer = Offer(
-            peer=self._me,
-            epoch=self._epoch,
-            version=self._version,
-            model=model.name if model else "",
-            config_digest=model.config_digest if model else "",
-            engine=model.engine if model else "",
-            engine_version=model.engine_version if model else "",
-            judge_prompt="" if model is None else "compact" if model.judge_prompt == "compact" else "instructed",
-            context_tokens=model.context_tokens if model else 0,
-            slots=model.slots if model else 0,
-            addresses=self._transport.addresses()[:MAX_ADDRESSES],
-            issued=now,
-            expires=now + LIFETIME_MS,
-        )
-        self._own = sign_offer(offer, self._key)
-        self._published = model.config_digest if model else None
-        self._handle(directory.OwnOffer(self._own, now))
-
-    async def _keep_published(self) -> None:
-        """Bring every new offer into the DHT, as soon as there is anybody to hold it."""
-        in_dht: SignedOffer | None = None
-        while True:
-            await trio.sleep(_PUBLISH_CHECK_SECONDS)
-            signed = self._own
-            if signed is None or signed is in_dht or not self._transport.paths():
-                continue
-            try:
-                await self._publish(signed)
-                in_dht = signed
-            except TransportError as error:
-                log.debug("the offer is not in the DHT yet", reason=str(error))
-                await trio.sleep(_PUBLISH_RETRY_SECONDS * self._rng.uniform(0.5, 1.0))
-
-    async def _publish(self, signed: SignedOffer) -> None:
-        await self._transport.put_record(records.offer_key(self._me), signed.raw)
-        if signed.offer.model:
-            await self._transport.provide(records.ANY_KEY)
-            await self._transport.provide(records.model_key(signed.offer.model))
+            self._remember(peer)
 
     def counters(self) -> dict[str, int]:
         """Counts for `status`: calls that broke the contract and presence that was refused."""

@@ -12,8 +12,8 @@ import trio
 from bench.loads import ACK, PUSH_CHUNK_BYTES, Kind
 
 HEAD = struct.Struct(">IQB")
-ECHO, WHOLE, PART, STREAM = range(4)
-"""What a frame asks: its body back; a short reply; nothing yet (more parts of a push follow); a stream of items."""
+ECHO, WHOLE, PART, FINISH, STREAM = range(5)
+"""What a frame asks: its body back; a short reply; nothing yet; how many bytes the parts had; a stream of items."""
 
 QUEUE_BYTES = 1 << 20
 """Unsent bytes at which callers wait, as in swarmd."""
@@ -43,7 +43,8 @@ class FrameWriter:
     async def put(self, call: int, what: int, body: bytes) -> None:
         """Queue one frame; waits while the queue is full."""
         while self._size >= QUEUE_BYTES:
-            self._room = trio.Event()
+            if self._room.is_set():
+                self._room = trio.Event()
             await self._room.wait()
         self._parts += (HEAD.pack(len(body), call, what), body)
         self._size += len(body)
@@ -87,20 +88,18 @@ async def serve_pipe(pipe: Pipe) -> None:
         item = bytes(size)
         for _ in range(count):
             await writer.put(call, STREAM, item)
-            await trio.lowlevel.checkpoint()
 
     def take(call: int, what: int, body: bytes) -> Awaitable[None] | None:
         nonlocal received
-        received += len(body)
         if what == PART:
+            received += len(body)
             return None
         if what == STREAM:
             return items(call, body)
-        if what == ECHO:
-            return writer.put(call, what, body)
-        said = b"%d" % received if not body else ACK
-        received = 0
-        return writer.put(call, what, said)
+        reply = body if what == ECHO else ACK
+        if what == FINISH:
+            reply, received = b"%d" % received, 0
+        return writer.put(call, what, reply)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
@@ -156,7 +155,7 @@ class PipeCaller:
     async def push(self, body: bytes) -> int:
         for start in range(0, len(body), PUSH_CHUNK_BYTES):
             await self._writer.put(0, PART, body[start : start + PUSH_CHUNK_BYTES])
-        return int((await self._call(WHOLE, b"")).body)
+        return int((await self._call(FINISH, b"")).body)
 
     async def items(self, count: int, size: int) -> int:
         return (await self._call(STREAM, ITEMS.pack(count, size), count)).received

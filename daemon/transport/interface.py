@@ -59,7 +59,10 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 """Serves one inbound stream. Whatever it raises ends that stream alone and is counted."""
 
 GossipHandler = Callable[[PeerId, bytes], bool]
-"""(author, payload) -> whether the payload is valid and may travel on. Synchronous and quick; False costs the author."""
+"""(author, payload) -> whether the payload is valid and may travel on. Synchronous and quick.
+
+False costs the peer that handed it over, who should have checked; blaming the author would let anyone frame it with a replay.
+"""
 
 PeerListener = Callable[[PeerId, bool], None]
 """(peer, connected): called when the first path to a peer opens and when the last one is gone."""

@@ -5,6 +5,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,6 +30,7 @@ from daemon.rounds import Rounds
 from daemon.serving import Serving
 from protocol import inference
 from protocol.job import Job, Role, Turn, Usage
+from protocol.wire import envelope
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId
 from tests.sim.memory_transport import MemoryMesh, MemoryTransport
@@ -222,6 +224,13 @@ def inline_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         return work(*arguments)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+
+
+@pytest.fixture
+def one_verification_per_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` and `public_key_of` are pure functions: members in one process that check one signature need it computed once."""
+    monkeypatch.setattr(envelope, "verify", cache(envelope.verify))
+    monkeypatch.setattr(envelope, "public_key_of", cache(envelope.public_key_of))
 
 
 @dataclass

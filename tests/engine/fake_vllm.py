@@ -21,6 +21,7 @@ from socketserver import ThreadingMixIn, UnixStreamServer
 HERE = Path(sys.argv[0]).parent
 FLAGS = dict(argument.partition("=")[::2] for argument in sys.argv[1:] if argument.startswith("--"))
 LOADING_SECONDS = float((HERE / "loading").read_text()) if (HERE / "loading").exists() else 0.3
+DRAIN_SECONDS = 0.2
 MODEL_LENGTH = 2048
 FORBIDDEN = {"token": "", "logprob": -9999.0, "bytes": []}
 
@@ -122,6 +123,7 @@ def main() -> None:
 
     def drain(*_: object) -> None:
         worker.kill()
+        time.sleep(DRAIN_SECONDS)
         (HERE / "drained").touch()
         os._exit(0)
 

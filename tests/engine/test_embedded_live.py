@@ -324,9 +324,17 @@ async def test_the_shipped_default_answers_and_judges(run_folder: Path, running:
         assert (engine.model.name, engine.model.judge_prompt, engine.model.context_tokens) == ("tiny-all", "compact", 128)
         answer, reason, _ = await finish(engine, Job((question,), Sampling(max_tokens=12)))
         assert (answer, reason) == ("edcba", "stop")
-        seen = 0.0
-        for first, second, sign in (("edcba", "abcde", 1), ("abcde", "edcba", -1)):
-            turns = (question, Turn(Role.ASSISTANT, answer), Turn(Role.USER, f"A:{first}\nB:{second}"))
-            a, b = await engine.choose(turns, ("A", "B"))
-            seen += sign * (a - b)
-        assert seen > 0
+        pairs = (
+            ("add 12 34", "46", "47"), ("add 47 38", "85", "75"), ("mod 83 7", "6", "2"),
+            ("conv 12 ft", "144", "134"), ("sort gkcbaf", "abcfgk", "abcgfk"), ("rev abcde", "edcba", "abcde"),
+        )  # fmt: skip
+        judged_right = 0
+        for asked, right, wrong in pairs:
+            seen = 0.0
+            for first, second, sign in ((right, wrong, 1), (wrong, right, -1)):
+                letters = Turn(Role.USER, f"A:{first}\nB:{second}")
+                a, b = await engine.choose((Turn(Role.USER, asked), Turn(Role.ASSISTANT, right), letters), ("A", "B"))
+                assert math.exp(a) + math.exp(b) == pytest.approx(1)
+                seen += sign * (a - b)
+            judged_right += seen > 0
+        assert judged_right >= 4  # its card says 0.64 to 0.85 on pairs that were hard enough for somebody to err

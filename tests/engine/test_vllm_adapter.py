@@ -63,6 +63,7 @@ async def test_command_line_requests_and_clean_end(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr("daemon.engine.child._HUNG_GRACE", 0.05)  # shorter than it drains: one that has served is given longer
     settings = VllmSettings(
         "owner/model", executable=fake, slots=3, context_tokens=2048, revision="v1.0", extra_arguments=("--dtype=bfloat16",)
     )

@@ -35,6 +35,7 @@ class Foreign:
         self.address: str = hello["address"]
         self._process = process
         self._numbers = itertools.count(1)
+        self._asking = trio.Lock()
         self._waiting: dict[int, trio.MemorySendChannel[dict[str, Any]]] = {}
 
     async def ask(self, question: str, **given: Any) -> Any:
@@ -42,7 +43,8 @@ class Foreign:
         number = next(self._numbers)
         self._waiting[number], answered = trio.open_memory_channel[dict[str, Any]](1)
         with trio.fail_after(20):
-            await self._process.stdin.send_all(json.dumps({"id": number, "ask": question, **given}).encode() + b"\n")
+            async with self._asking:
+                await self._process.stdin.send_all(json.dumps({"id": number, "ask": question, **given}).encode() + b"\n")
             reply = await answered.receive()
         if "error" in reply:
             raise RuntimeError(reply["error"])

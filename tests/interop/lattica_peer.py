@@ -3,15 +3,27 @@
 Speaks the same JSON lines as peer.mjs. Usage: lattica_peer.py FOLDER
 """
 
+import hashlib
 import json
+import os
 import socket
 import sys
 from typing import Any
 
-from lattica import Lattica
+from lattica import ConnectionHandler, Lattica, rpc_method
 
 KADEMLIA = "/ipfs/kad/1.0.0"
 """Its DHT's protocol, which is at the same time the protocol version that it demands of each peer in identify."""
+
+_calls: list[Any] = []
+
+
+class Service(ConnectionHandler):  # type: ignore[misc]
+    """What it serves on /rpc/req-resp/1.0.0."""
+
+    @rpc_method  # type: ignore[untyped-decorator]
+    def echo(self, payload: bytes) -> bytes:
+        return payload
 
 
 def free_port() -> int:
@@ -27,8 +39,17 @@ def build(folder: str, address: str, bootstraps: list[str]) -> Lattica:
     return builder.with_storage_path(f"{folder}/blocks").with_dht_db_path(f"{folder}/dht").with_key_path(folder).build()
 
 
-def answer(node: Lattica, ask: str, given: dict[str, Any]) -> Any:
+def call(service: Service, peer: str, size: int) -> str:
+    """Send `peer` a call with `size` random bytes, whose hash this is; what becomes of the call does not matter."""
+    payload = os.urandom(size)
+    _calls.append(service.get_stub(peer).echo(payload))
+    return hashlib.sha256(payload).hexdigest()
+
+
+def answer(node: Lattica, service: Service, ask: str, given: dict[str, Any]) -> Any:
     match ask:
+        case "call":
+            return call(service, **given)
         case "peers":
             return node.get_all_peers()
         case "ping":
@@ -48,14 +69,16 @@ def main() -> None:
     folder, *bootstraps = sys.argv[1:]
     address = f"/ip4/127.0.0.1/tcp/{free_port()}"
     node = build(folder, address, bootstraps)
+    service = Service(node)
     print(json.dumps({"peer": node.peer_id(), "address": f"{address}/p2p/{node.peer_id()}"}), flush=True)
     for line in sys.stdin:
         question = json.loads(line)
+        number = question.pop("id")
         try:
-            reply = {"answer": answer(node, question.pop("ask"), question)}
+            reply = {"answer": answer(node, service, question.pop("ask"), question)}
         except Exception as error:  # noqa: BLE001 - the test is told
             reply = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps({"id": question["id"], **reply}, default=str), flush=True)
+        print(json.dumps({"id": number, **reply}, default=str), flush=True)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,8 @@ def test_health_ready_and_metrics_answer_over_loopback(mesh: list[Daemon]) -> No
     assert not any(daemon.peer_id in text for daemon in mesh)
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{base}/swarmd/v1/status", timeout=5)  # noqa: S310 - loopback
-    assert caught.value.code == 403
+    with caught.value as refusal:
+        assert refusal.code == 403
 
 
 def test_every_read_verb_prints_json(mesh: list[Daemon]) -> None:

@@ -1,0 +1,107 @@
+"""What this peer offers: signed whenever it changes, put into the DHT, withdrawn at the end. Gossips nothing."""
+
+from collections.abc import Callable
+from random import Random
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from daemon.engine.interface import EngineState, ModelDescription
+from daemon.serving import Serving
+from daemon.transport.interface import Transport, TransportError
+from dht import records
+from dht.offers import LIFETIME_MS, MAX_ADDRESSES, Offer, SignedOffer, sign_offer, withdraw
+
+log = structlog.get_logger("swarmd.membership")
+
+_PUBLISH_CHECK_SECONDS = 1.0
+_PUBLISH_RETRY_SECONDS = 10.0
+
+
+class OwnOffer:
+    """Our offer. `signed` is the latest one, None before the first; `withdrawn`: we said goodbye, and offer nothing again."""
+
+    def __init__(  # noqa: PLR0913 - what an offer states comes from as many places
+        self,
+        key: Ed25519PrivateKey,
+        epoch: int,
+        transport: Transport,
+        serving: Serving,
+        unix_ms: Callable[[], int],
+        rng: Random,
+    ) -> None:
+        self.signed: SignedOffer | None = None
+        self.withdrawn = False
+        self._key = key
+        self._epoch = epoch
+        self._transport = transport
+        self._serving = serving
+        self._unix_ms = unix_ms
+        self._rng = rng
+        self._version = 0
+        self._offered: str | None = None
+
+    def model(self) -> ModelDescription | None:
+        """What we can serve now; None while the engine does not answer."""
+        engine = self._serving.engine
+        return engine.model if engine is not None and engine.state is EngineState.READY else None
+
+    def outdated(self) -> bool:
+        """Whether we serve something else by now than the latest offer says."""
+        model = self.model()
+        return (None if model is None else model.config_digest) != self._offered
+
+    def renew(self) -> SignedOffer | None:
+        """Sign what we serve at this moment; None once we have left."""
+        if self.withdrawn:
+            return None
+        model = self.model()
+        self._version += 1
+        now = self._unix_ms()
+        offer = Offer(
+            peer=self._transport.peer_id,
+            epoch=self._epoch,
+            version=self._version,
+            model=model.name if model else "",
+            config_digest=model.config_digest if model else "",
+            engine=model.engine if model else "",
+            engine_version=model.engine_version if model else "",
+            judge_prompt="" if model is None else "compact" if model.judge_prompt == "compact" else "instructed",
+            context_tokens=model.context_tokens if model else 0,
+            slots=model.slots if model else 0,
+            addresses=self._transport.addresses()[:MAX_ADDRESSES],
+            issued=now,
+            expires=now + LIFETIME_MS,
+        )
+        self.signed = sign_offer(offer, self._key)
+        self._offered = model.config_digest if model else None
+        return self.signed
+
+    def withdraw(self) -> SignedOffer | None:
+        """The signed goodbye; None where nothing was offered."""
+        self.withdrawn = True
+        if self.signed is not None:
+            self.signed = sign_offer(withdraw(self.signed.offer, self._unix_ms()), self._key)
+        return self.signed
+
+    async def keep_published(self) -> None:
+        """Bring every new offer into the DHT, as soon as there is anybody to hold it."""
+        in_dht: SignedOffer | None = None
+        while True:
+            await trio.sleep(_PUBLISH_CHECK_SECONDS)
+            signed = self.signed
+            if signed is None or signed is in_dht or not self._transport.paths():
+                continue
+            try:
+                await self._publish(signed)
+                in_dht = signed
+            except TransportError as error:
+                log.debug("the offer is not in the DHT yet", reason=str(error))
+                await trio.sleep(_PUBLISH_RETRY_SECONDS * self._rng.uniform(0.5, 1.0))
+
+    async def _publish(self, signed: SignedOffer) -> None:
+        await self._transport.put_record(records.offer_key(self._transport.peer_id), signed.raw)
+        if signed.offer.model and not signed.offer.withdrawn:
+            await self._transport.provide(records.ANY_KEY)
+            await self._transport.provide(records.model_key(signed.offer.model))

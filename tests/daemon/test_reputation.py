@@ -1,0 +1,188 @@
+"""What peers claim of each other reaches every peer, whatever was cut or lost; and lies cost who tells them."""
+
+import trio
+import trio.testing
+
+from crdt_store import sync_messages
+from crdt_store.claims import Kind
+from crdt_store.heads import IssuerHeads, LogHead
+from crdt_store.own_log import Statement
+from crdt_store.sync import MAX_FAULTS
+from crdt_store.sync_messages import HEADS_METHOD, RANGE_METHOD, TOPIC, Announcement, HeadsRequest, Range, RangeRequest
+from daemon.asking import Served
+from daemon.calls import InboundCall
+from daemon.reputation import MAX_SERVED, statement_of
+from protocol.wire.codec import encode
+from protocol.wire.errors import Code
+from protocol.wire.ids import Hash, PeerId
+from tests.daemon.conftest import Peer, Swarm, failure, until
+
+Clock = trio.testing.MockClock
+
+
+def digests(*peers: Peer) -> set[bytes]:
+    return {bytes(peer.store.replica.digest()) for peer in peers}
+
+
+def say(peer: Peer, subject: Peer, count: int = 1) -> None:
+    peer.reputation.record([Statement(subject.id, Kind.CALL_SERVED, value=number) for number in range(count)])
+
+
+async def test_claims_reach_everybody_soon(swarm: Swarm, autojump_clock: Clock) -> None:
+    peers = await swarm(4)
+    say(peers[0], peers[1], 3)
+    say(peers[1], peers[0], 2)
+    await until(lambda: len(digests(*peers)) == 1 and len(peers[3].store.replica) == 5, 3)
+    view = peers[3].reputation.view(None)
+    assert (view["claims"], view["issuers"], view["forks"]) == (5, 2, [])
+    assert {row["kind"] for row in view["claims_list"]} == {"call_served"}
+    about = peers[3].reputation.view(peers[1].id)["claims_list"]
+    assert {(row["issuer"], row["subject"], row["value"]) for row in about} == {(peers[0].id, peers[1].id, n) for n in range(3)}
+
+
+async def test_a_partition_heals_without_gossip(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, bob = await swarm(2)
+    say(alice, bob, 5)
+    await until(lambda: len(digests(alice, bob)) == 1)
+    swarm.mesh.cut(alice.id, bob.id)
+    say(alice, bob, 150)
+    say(bob, alice, 70)
+    await trio.sleep(5)
+    assert len(digests(alice, bob)) == 2
+    swarm.mesh.heal(alice.id, bob.id)
+    await alice.transport.connect(bob.id)
+    await until(lambda: len(digests(alice, bob)) == 1, 60)
+    assert len(alice.store.replica) == 225
+    assert sum(alice.reputation.faults.values()) == sum(bob.reputation.faults.values()) == 0
+
+
+async def test_a_newcomer_gets_everything_from_one_neighbour(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, bob = await swarm(2)
+    say(alice, bob, 120)
+    say(bob, alice, 30)
+    await until(lambda: len(digests(alice, bob)) == 1)
+    (carol,) = await swarm(1, connected=False)
+    await carol.transport.connect(bob.id)
+    await until(lambda: len(digests(alice, bob, carol)) == 1, 5)
+
+
+async def test_heads_without_claims_cost_their_sender(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, liar, bob = await swarm(3)
+    for number in range(MAX_FAULTS):
+        lie = IssuerHeads(bob.id, (LogHead(epoch=2 * 10**12 + number, length=5, hash=Hash(bytes([number]) * 32)),))
+        await liar.transport.publish(TOPIC, encode(Announcement(Hash(bytes(32)), (lie,))))
+        await until(lambda n=number: alice.reputation.faults["malformed"] == n + 1, 30)  # type: ignore[misc]
+    assert alice.reputation._sync.shunned(liar.id, trio.current_time())
+    say(bob, alice)
+    await until(lambda: len(digests(alice, bob)) == 1, 3)
+
+
+async def test_garbage_is_refused_counted_and_does_not_travel(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, bob = await swarm(2)
+    for method in (HEADS_METHOD, RANGE_METHOD):
+        for body in (b"", b"\xc1", bytes(300_000)):
+            error = await failure(_drain(alice, bob, method, body))
+            assert error.code in (Code.MALFORMED, Code.OVERSIZED)
+    await alice.transport.publish(TOPIC, b"\xc1")
+    await trio.sleep(1)
+    assert bob.transport.gossip_refused == 1
+    assert bob.transport.faults == 0
+
+
+async def _drain(asker: Peer, server: Peer, method: str, body: bytes) -> list[bytes]:
+    async with asker.calls.stream(server.id, method, body, timeout=100) as stream:
+        return [item async for item in stream]
+
+
+async def test_a_peer_that_answers_with_garbage_is_counted(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, bob = await swarm(2, connected=False)
+
+    async def garbage(call: InboundCall) -> bytes:
+        return b"\xc1garbage"
+
+    bob.calls._handlers[HEADS_METHOD] = garbage
+    await alice.transport.connect(bob.id)
+    await until(lambda: alice.reputation.faults["malformed"] == 1, 5)
+    assert not alice.reputation._sync.busy(bob.id)
+    assert alice.reputation._calling == {}
+
+
+async def test_the_end_of_an_exchange_cancels_the_call_that_is_open(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, bob = await swarm(2, connected=False)
+    sent = 0
+
+    async def endless(call: InboundCall) -> bytes:
+        nonlocal sent
+        while True:
+            await call.send(encode(sync_messages.RangeChunk((b"not a claim",))))
+            sent += 1
+            await trio.sleep(0.1)
+
+    say(bob, alice, 3)
+    bob.calls._handlers[RANGE_METHOD] = endless
+    await alice.transport.connect(bob.id)
+    await until(lambda: alice.reputation._sync.shunned(bob.id, trio.current_time()), 10)
+    await trio.sleep(5)
+    assert sent <= MAX_FAULTS + 1
+    assert alice.reputation._calling == {}
+    assert len(alice.store.replica) == 0
+
+
+async def test_one_peer_has_a_few_answers_at_once(swarm: Swarm, nursery: trio.Nursery, autojump_clock: Clock) -> None:
+    alice, bob, carol = await swarm(3)
+    say(bob, alice, 400)
+    request = encode(RangeRequest((Range(bob.id, bob.store.epoch, 0, 400),)))
+    async with trio.open_nursery() as slow:
+        for _ in range(MAX_SERVED):
+            await slow.start(_hold, alice, bob, request)
+        error = await failure(_drain(alice, bob, RANGE_METHOD, request))
+        assert (error.code, error.retry_after) == (Code.OVERLOADED, 1.0)
+        assert len(await _drain(carol, bob, RANGE_METHOD, request)) > 1
+        slow.cancel_scope.cancel()
+    await trio.sleep(1)
+    assert len(await _drain(alice, bob, RANGE_METHOD, request)) > 1
+
+
+async def _hold(asker: Peer, server: Peer, body: bytes, *, task_status: "trio.TaskStatus[None]") -> None:  # type: ignore[name-defined]
+    gate = trio.Event()
+
+    async def handler_blocked() -> None:
+        with server.reputation._served.hold(asker.id):
+            gate.set()
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handler_blocked)
+        await gate.wait()
+        task_status.started()
+
+
+async def test_equal_replicas_exchange_one_hash(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, bob = await swarm(2)
+    say(alice, bob, 50)
+    await until(lambda: len(digests(alice, bob)) == 1)
+    body = await alice.calls.unary(bob.id, HEADS_METHOD, encode(HeadsRequest(alice.store.replica.digest())), timeout=5)
+    assert len(body) < 60
+
+
+async def test_a_full_disk_costs_the_claim_and_not_the_daemon(swarm: Swarm, autojump_clock: Clock) -> None:
+    from crdt_store.store import StorageError
+
+    alice, bob = await swarm(2)
+
+    def full(entry: object) -> None:
+        raise StorageError("the disk is full")
+
+    original = alice.store._storage.append_own
+    alice.store._storage.append_own = full  # type: ignore[method-assign]
+    say(alice, bob)
+    assert len(alice.store.replica) == 0
+    alice.store._storage.append_own = original  # type: ignore[method-assign]
+    say(alice, bob)
+    await until(lambda: len(bob.store.replica) == 1)
+
+
+def test_what_a_call_lets_us_say() -> None:
+    served = statement_of(Served(PeerId("p"), True, 0.0125))
+    assert (served.kind, served.value) == (Kind.CALL_SERVED, 12)
+    assert statement_of(Served(PeerId("p"), False, 3.0)) == Statement(PeerId("p"), Kind.CALL_FAILED)
