@@ -32,6 +32,12 @@ def register_gauges(metrics: Metrics, parts: Parts, calls: Calls, rounds: Rounds
     def faults() -> dict[str, float]:
         return _floats(rounds.faults)
 
+    def claim_faults() -> dict[str, float]:
+        return _floats(parts.reputation.faults)
+
+    def presence_refused() -> dict[str, float]:
+        return _floats(parts.membership.refused)
+
     metrics.read_gauge("swarmd_mesh_connections", "Connected peers by kind of path", "kind", paths)
     metrics.read_gauge("swarmd_mesh_peers", "Known peers by state", "state", peers)
     metrics.read_gauge("swarmd_engine_state", "1 for the state the engine is in", "state", engine)
@@ -40,6 +46,8 @@ def register_gauges(metrics: Metrics, parts: Parts, calls: Calls, rounds: Rounds
     metrics.read_counter("swarmd_rpc_calls", "Calls between peers by side/method/outcome", "call", outcomes)
     metrics.read_counter("swarmd_rpc_breaches", "Links dropped because a peer broke the contract", "reason", breaches)
     metrics.read_counter("swarmd_round_faults", "Round messages that broke the protocol", "reason", faults)
+    metrics.read_counter("swarmd_claim_faults", "Answers about claims that broke the protocol", "reason", claim_faults)
+    metrics.read_counter("swarmd_presence_refused", "Heartbeats that were not believed", "reason", presence_refused)
 
 
 def _floats(counts: Mapping[str, int]) -> dict[str, float]:

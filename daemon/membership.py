@@ -38,6 +38,9 @@ _INTRODUCE_SECONDS = 1.5
 _RETURN_SECONDS = 2.0
 """A peer whose connection was lost is dialled again after about this long, so that the mesh does not thin out."""
 
+_STEADY_SECONDS = 10.0
+"""Unless the connection held for less: whoever is full and hangs up is not dialled every other second."""
+
 MAX_DISCOVERED = 32
 """Strangers from one look-up in the DHT that are dialled: anybody may put names there."""
 
@@ -69,6 +72,8 @@ class Membership:
         self._directory = directory.Directory(self._me, epoch, lambda beat: sign_presence(beat, key), rng)
         self._own = OwnOffer(key, epoch, transport, serving, unix_ms, rng)
         self._nursery: trio.Nursery | None = None
+        self._since: dict[PeerId, float] = {}
+        self._joining: set[PeerId] = set()
         self._dials = trio.CapacityLimiter(_DIALS)
         self._timer = trio.CancelScope()
         self._wake = 0.0
@@ -188,6 +193,7 @@ class Membership:
 
     def _on_connection(self, peer: PeerId, connected: bool) -> None:
         if connected:
+            self._since[peer] = trio.current_time()
             returning = self._directory.offer_of(peer) is not None
             self._handle(directory.Connected(peer))
             self.met(peer)
@@ -199,7 +205,8 @@ class Membership:
         else:
             self._handle(directory.Disconnected(peer))
             self.lost(peer)
-            if self._nursery is not None and not self._own.withdrawn:
+            held = trio.current_time() - self._since.pop(peer, trio.current_time())
+            if self._nursery is not None and held >= _STEADY_SECONDS:
                 self._nursery.start_soon(self._return_to, peer)
 
     def _on_gossip(self, author: PeerId, payload: bytes) -> bool:
@@ -296,19 +303,22 @@ class Membership:
 
     async def _join_with(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """Be connected to a peer that we learned of; one that is goes into the cache for the next start."""
-        # The peer with the smaller id waits a moment, so that two that learn of each other do not both dial.
-        if self._me < peer:
-            await trio.sleep(0.5)
-        async with self._dials:
-            if peer not in self._transport.paths():
-                if len(self._transport.paths()) >= MAX_WANTED:
-                    return
-                try:
+        if peer in self._joining:
+            return
+        self._joining.add(peer)
+        try:
+            # The peer with the smaller id waits a moment, so that two that learn of each other do not both dial.
+            if self._me < peer:
+                await trio.sleep(0.5)
+            async with self._dials:
+                if peer not in self._transport.paths() and len(self._transport.paths()) < MAX_WANTED:
                     await self._transport.connect(peer, addresses)
-                except TransportError as error:
-                    log.debug("a peer could not be reached", peer=short(peer), reason=str(error))
-                    return
-        self._bootstrap.met(peer, addresses)
+        except TransportError as error:
+            log.debug("a peer could not be reached", peer=short(peer), reason=str(error))
+        finally:
+            self._joining.discard(peer)
+        if peer in self._transport.paths():
+            self._bootstrap.met(peer, addresses)
 
     def _remember(self, peer: PeerId) -> None:
         known = self._directory.offer_of(peer)

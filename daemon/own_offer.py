@@ -22,7 +22,7 @@ _PUBLISH_RETRY_SECONDS = 10.0
 class OwnOffer:
     """Our offer. `signed` is the latest one, None before the first; `withdrawn`: we said goodbye, and offer nothing again."""
 
-    def __init__(  # noqa: PLR0913 - what an offer states comes from as many places
+    def __init__(
         self,
         key: Ed25519PrivateKey,
         epoch: int,

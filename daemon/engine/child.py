@@ -1,6 +1,7 @@
 """Runs one child process from its start until nothing of it is left. Decides nothing about when, and knows nothing of engines."""
 
 import contextlib
+import re
 import secrets
 import shutil
 import signal
@@ -15,7 +16,7 @@ import trio
 from daemon.engine.dialect import plain_sentence
 from daemon.engine.process_group import MARK, ChildRecord, end_group, record_of, write_record
 
-TAIL_LINES = 50
+TAIL_LINES = 200
 TAIL_LINE_CHARS = 500
 NO_ROOM = 126
 """Stands for the exit status where the system had no memory, process or file left for a child."""
@@ -40,6 +41,8 @@ class ChildCommand:
     """Seconds between SIGTERM and SIGKILL when stopping."""
     titles: tuple[str, ...] = ()
     name: str = "the engine"
+    telling: re.Pattern[str] | None = None
+    """Finds the cause of its death in a line of its output, as group 1; without one, or a match, the last line has to do."""
     scratch: Path | None = None
     """A folder for what the child leaves lying about: made afresh before each start, removed after each end."""
 
@@ -49,16 +52,21 @@ class _Tail:
     """Fills `lines` with the last lines of a child's output; holds at most one unfinished line."""
 
     lines: deque[str]
+    telling: re.Pattern[str] | None = None
+    _cause: str = ""
     _rest: bytes = b""
 
     def feed(self, chunk: bytes) -> None:
         *whole, rest = (self._rest + chunk).split(b"\n")
-        self.lines.extend(line[:TAIL_LINE_CHARS].decode(errors="replace") for line in whole if line.strip())
         self._rest = rest[:TAIL_LINE_CHARS]
+        for line in [line[:TAIL_LINE_CHARS].decode(errors="replace") for line in whole if line.strip()]:
+            self.lines.append(line)
+            if self.telling is not None and (found := self.telling.search(line)):
+                self._cause = found[1]
 
     def last(self) -> str:
         self.feed(b"\n")
-        return self.lines[-1] if self.lines else ""
+        return self._cause or (self.lines[-1] if self.lines else "")
 
 
 @dataclass(slots=True)
@@ -86,7 +94,7 @@ class Child:
             mendable = isinstance(error, FileNotFoundError | PermissionError)
             return None if mendable else NO_ROOM, f"{command.name} could not be started: {error.strerror}"
         record = record_of(process.pid, mark, command.titles)
-        tail = _Tail(self.lines)
+        tail = _Tail(self.lines, command.telling)
         try:
             self.pid = process.pid
             write_record(command.record, record)

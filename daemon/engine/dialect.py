@@ -5,6 +5,7 @@ Engines agree on the endpoints and differ in a few fields: those are a `Dialect`
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -16,6 +17,9 @@ from protocol.job import FinishReason, Job, Turn, Usage
 
 TOP_LOGPROBS = (20, 5, 0)
 """Asked for in turn until the server does not refuse: OpenAI's and vLLM's ceiling, that of older servers, none."""
+
+_PATH = re.compile(r"(?:^|[^\w<])/")
+"""A slash that begins something: not that of and/or, nor that of </s>."""
 
 _GAVE_UP = ("abort", "error", "cancelled")
 
@@ -240,4 +244,4 @@ def _log_sum(values: Sequence[float]) -> float:
 def plain_sentence(text: str) -> str:
     """Foreign text made fit to pass on: one line, at most 200 characters, no control characters, no absolute paths."""
     words = ("".join(c for c in word if c.isprintable()) for word in text.split())
-    return " ".join("(path)" if "/" in word.lstrip("'\"(")[:1] or "://" in word else word for word in words)[:200]
+    return " ".join("(path)" if _PATH.search(word) or "://" in word else word for word in words)[:200]

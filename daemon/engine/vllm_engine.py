@@ -32,6 +32,9 @@ _INTERNAL_NAME_BYTES = 48
 """A slash and a UUID, with room for a suffix."""
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
+_CAUSE = re.compile(r"^\((?:EngineCore|Worker)\b.*? ERROR .*?\] ((?!.*root cause)[\w.]*(?:Error|Exception)\b.*)")
+"""The API server dies of "See root cause above", some hundred lines below what its EngineCore or Worker died of."""
+
 _ALLOWED = frozenset(
     {
         "--block-size", "--cpu-offload-gb", "--data-parallel-size", "--dtype", "--enable-chunked-prefill",
@@ -95,6 +98,7 @@ def vllm_engine(settings: VllmSettings, run_folder: Path, rng: Random) -> HttpEn
         record=record_path(socket),
         grace=DRAIN_SECONDS + 5.0,
         titles=("VLLM::",),
+        telling=_CAUSE,
         name="vLLM",
     )
 

@@ -1,5 +1,6 @@
 """Getting into the mesh: pauses that grow, bootstraps that come late or hang up, and the peers of the run before."""
 
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -56,7 +57,7 @@ async def test_pauses_double_with_jitter_up_to_the_longest(
     monkeypatch.setattr(alice, "connect", counted)
     nursery.start_soon(bootstrap(alice, tmp_path, bob).run)
     await trio.sleep(300)
-    pauses = [b - a for a, b in zip(tries, tries[1:], strict=False)]
+    pauses = [b - a for a, b in pairwise(tries)]
     for place, pause in enumerate(pauses):
         full = min(LONGEST_PAUSE, 0.5 * 2**place)
         assert full / 2 <= pause <= full

@@ -44,7 +44,7 @@ async def test_a_round_yields_progress_a_result_and_claims(swarm: Swarm, autojum
     result = heard.result
     assert (result.answer, result.strategy, result.path, result.usage.completion_tokens) == ("42", "rank", "round", 3)
     assert {attempt.outcome for attempt in result.attempts} == {"ok"}
-    assert [event.phase for event in heard.phases][0] == "join"
+    assert heard.phases[0].phase == "join"
     assert heard.phases[-1].of == 3
     shown = result.round
     assert shown is not None
@@ -162,7 +162,8 @@ async def test_a_transcript_of_another_round_does_not_verify(swarm: Swarm, autoj
     for _ in range(2):
         await peers[0].committee.ask(ask(strategy="rank"), Heard().emit)
     one, other = peers[0].archive.notes()
-    folder = next(path.parent for path in tmp_path.glob(f"*/rounds/{one.round_id}.json") if b'requested":true' in path.read_bytes())
+    copies = tmp_path.glob(f"*/rounds/{one.round_id}.json")
+    folder = next(path.parent for path in copies if b'requested":true' in path.read_bytes())
     (folder / f"{one.round_id}.round").write_bytes((folder / f"{other.round_id}.round").read_bytes())
     verified = await backend_of(peers[0]).verify(one.round_id)
     assert (verified["ok"], verified["reason"]) == (False, "the transcript is of another round")
@@ -264,7 +265,9 @@ async def test_a_round_is_found_by_the_start_of_its_id(tmp_path: Path, autojump_
         archive.find("abc")
 
 
-async def test_a_full_disk_costs_the_transcript_alone(tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_costs_the_transcript_alone(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = RoundArchive(tmp_path / "rounds")
 
     def full(path: Path, content: bytes) -> None:

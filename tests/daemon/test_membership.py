@@ -135,11 +135,33 @@ async def test_load_is_told_and_never_more_than_a_heartbeat_can_say(swarm: Swarm
 async def test_a_connection_that_broke_is_made_again(swarm: Swarm, autojump_clock: Clock) -> None:
     alice, bob = peers = await swarm(2)
     await everyone_knows(peers)
+    await trio.sleep(10)
     swarm.mesh.part(alice.id, bob.id)
     await until(lambda: bob.id in alice.transport.paths(), 3)
     assert await alice.membership.reach(bob.id)
     swarm.mesh.cut(alice.id, bob.id)
     assert not await alice.membership.reach(bob.id)
+
+
+async def test_a_peer_that_keeps_hanging_up_is_dialled_once_a_minute(
+    swarm: Swarm, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    alice, bob = peers = await swarm(2)
+    await everyone_knows(peers)
+    bob.scope.cancel()  # only its transport lives on
+    taken = 0
+
+    def hang_up(peer: str, connected: bool) -> None:
+        nonlocal taken
+        if connected:
+            taken += 1
+            nursery.start_soon(bob.transport.disconnect, alice.id)
+
+    bob.transport.listen_to_peers(hang_up)
+    await trio.sleep(12)
+    swarm.mesh.part(alice.id, bob.id)
+    await trio.sleep(25)
+    assert taken <= 2
 
 
 async def test_forged_presence_is_refused_counted_and_not_passed_on(swarm: Swarm, autojump_clock: Clock) -> None:
@@ -167,7 +189,7 @@ async def test_an_offer_of_somebody_else_in_the_dht_is_not_believed(swarm: Swarm
     offer = msgspec.structs.replace(await _offer(alice), peer=transport.peer_id)
     with pytest.raises(Exception, match="invalid offer"):
         sign_offer(offer, stranger)
-    swarm.mesh.records[records.offer_key(transport.peer_id)] = (await _raw(alice))
+    swarm.mesh.records[records.offer_key(transport.peer_id)] = await _raw(alice)
     await alice.membership._fetch(transport.peer_id)
     assert routes_to(alice) == {alice.id}
 

@@ -1,4 +1,4 @@
-"""What one engine serves to whom: slots, the queue, each peer's share, limits, slow readers, and work that nobody wants any more."""
+"""What one engine serves to whom: slots, the queue, each peer's share, limits, slow readers, and work nobody wants any more."""
 
 import pytest
 import trio
@@ -14,6 +14,7 @@ from protocol.wire.errors import Code, RemoteError
 from tests.daemon.conftest import FakeEngine, Peer, Swarm, failure, job, model, until
 
 Clock = trio.testing.MockClock
+
 
 async def infer(asker: Peer, server: Peer, wanted: Job | None = None) -> tuple[str, str]:
     """(text, finish reason) of one call."""
@@ -45,13 +46,12 @@ async def test_more_calls_than_slots_wait_and_more_than_the_queue_are_sent_away(
             await infer(alice, bob)
             codes.append("ok")
         except RemoteError as error:
-            assert error.retry_after == 1.0
-            codes.append(str(error.code))
+            codes.append(f"{error.code} {error.retry_after}")
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(one)
-    assert sorted(codes) == ["ok", "ok", "ok", "overloaded", "overloaded"]
+    assert sorted(codes) == ["ok", "ok", "ok", "overloaded 1.0", "overloaded 1.0"]
     assert bob.serving.busy == 0
 
 

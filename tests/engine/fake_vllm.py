@@ -23,6 +23,7 @@ FLAGS = dict(argument.partition("=")[::2] for argument in sys.argv[1:] if argume
 LOADING_SECONDS = float((HERE / "loading").read_text()) if (HERE / "loading").exists() else 0.3
 DRAIN_SECONDS = 0.2
 MODEL_LENGTH = 2048
+TRACEBACK = "  File core.py, in __init__\n" * 250
 FORBIDDEN = {"token": "", "logprob": -9999.0, "bytes": []}
 
 
@@ -115,7 +116,16 @@ class Server(ThreadingMixIn, UnixStreamServer):
         return self.socket.accept()[0], ("local", 0)
 
 
+CRASH = """
+(Worker pid=3) ERROR 11-23 03:46:03 [multiproc_executor.py:953] RuntimeError: Cannot find any model weights with `/srv/models/x`
+(EngineCore pid=2) ERROR 11-23 03:46:05 [core.py:1510] Exception: WorkerProc failed to start. See stack trace for root cause.
+"""
+LAST_WORDS = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}"
+
+
 def main() -> None:
+    if (HERE / "broken").exists():
+        sys.exit(f"{CRASH}{TRACEBACK}{LAST_WORDS}")
     worker = subprocess.Popen([sys.executable, "-c", "import signal; signal.signal(15, signal.SIG_IGN); signal.pause()"])
     seen = {"argv": sys.argv[1:], "environment": dict(os.environ), "pid": os.getpid(), "worker": worker.pid}
     (HERE / "seen.new").write_text(json.dumps(seen))

@@ -210,6 +210,19 @@ def test_the_leash_ends_everything_once_the_daemon_has_died(kind: str) -> None:
 
 
 @pytest.mark.live
+async def test_the_cause_of_a_failed_start_is_told(fake: Path, run_folder: Path) -> None:
+    (fake.parent / "broken").touch()
+    engine = vllm_engine(VllmSettings("owner/model", executable=fake), run_folder, RNG)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.run)
+        with trio.fail_after(10):
+            await engine.wait_changed()
+        assert engine.state is EngineState.RESTARTING
+        assert engine.reason == "vLLM ended with status 1: RuntimeError: Cannot find any model weights with (path)"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.live
 async def test_a_program_that_cannot_run_ends_in_failed(run_folder: Path, tmp_path: Path) -> None:
     program = tmp_path / "vllm"
     program.write_text("#!/nonexistent/interpreter\n")

@@ -1,4 +1,4 @@
-"""Peers of other libp2p implementations in their own processes, driven by JSON lines, and ours, which serves the same protocols."""
+"""Peers of other libp2p implementations, each a process that JSON lines drive, and ours, which serves the same protocols."""
 
 import hashlib
 import itertools
@@ -66,7 +66,8 @@ async def foreign(command: list[str]) -> AsyncIterator[Foreign]:
         async for received in process.stdout:
             *whole, rest = (rest + received).split(b"\n")
             for line in whole:
-                yield json.loads(line)
+                if line.startswith(b"{"):
+                    yield json.loads(line)
 
     process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=HERE)
     heard = lines()
@@ -97,12 +98,11 @@ async def js() -> AsyncIterator[Foreign]:
 
 
 @pytest.fixture
-async def lattica(tmp_path: Path) -> AsyncIterator[Foreign]:
-    """A rust-libp2p peer, by way of the lattica wheel."""
+def lattica(tmp_path: Path) -> Callable[..., Any]:
+    """`async with lattica(address, ...) as peer`: a rust-libp2p peer, by way of the lattica wheel, that dials these addresses."""
     if not LATTICA_PYTHON.exists():
         pytest.skip("needs the lattica wheel, in the environment that `make interop` makes")
-    async with foreign([str(LATTICA_PYTHON), "lattica_peer.py", str(tmp_path)]) as peer:
-        yield peer
+    return lambda *addresses: foreign([str(LATTICA_PYTHON), "lattica_peer.py", str(tmp_path), *addresses])
 
 
 class Ours(Libp2pTransport):
@@ -164,23 +164,6 @@ def ours() -> Callable[..., Any]:
     return run
 
 
-@pytest.fixture(params=["we dial", "they dial"])
-def meet(request: pytest.FixtureRequest, ours: Callable[..., Any]) -> Callable[..., Any]:
-    """`async with meet(js, option=...) as transport`: one of ours and the foreign peer, connected; once each way."""
-
-    @asynccontextmanager
-    async def connected(foreign: Foreign, **given: Any) -> AsyncIterator[Ours]:
-        async with ours(**given) as transport:
-            if request.param == "we dial":
-                await transport.connect(foreign.peer, [foreign.address])
-            else:
-                await foreign.ask("dial", address=transport.addresses()[0])
-            assert transport.paths()[foreign.peer].inbound is (request.param == "they dial")
-            yield transport
-
-    return connected
-
-
 @pytest.fixture
 def until() -> Callable[..., Any]:
     """`await until(condition)`: the first true answer of a function, async or not, within ten seconds."""
@@ -195,6 +178,26 @@ def until() -> Callable[..., Any]:
                 await trio.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture(params=["we dial", "js dials"])
+def meet(request: pytest.FixtureRequest, ours: Any, js: Foreign, until: Any) -> Callable[..., Any]:
+    """`async with meet(option=...) as transport`: one of ours and the js peer, connected; once each way."""
+
+    @asynccontextmanager
+    async def connected(**given: Any) -> AsyncIterator[Ours]:
+        async with ours(**given) as transport:
+            if request.param == "we dial":
+                await transport.connect(js.peer, [js.address])
+            else:
+                await js.ask("dial", address=transport.addresses()[0])
+            # Who dials is done a moment before who accepts.
+            path = await until(lambda: transport.paths().get(js.peer))
+            await until(lambda: js.ask("connected", peer=transport.peer_id))
+            assert path.inbound is (request.param == "js dials")
+            yield transport
+
+    return connected
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ const { gossipsub } = await import('@libp2p/gossipsub')
 const { circuitRelayServer, circuitRelayTransport } = await import('@libp2p/circuit-relay-v2')
 const { multiaddr } = await import('@multiformats/multiaddr')
 const { CID } = await import('multiformats/cid')
-const { sha256 } = await import('multiformats/hashes/sha2')
+const { decode } = await import('multiformats/hashes/digest')
 
 const STREAMS = 256
 const PIECE = 64 * 1024
@@ -131,7 +131,7 @@ node.services.pubsub.addEventListener('message', ({ detail }) => {
 const idOf = name => node.getPeers().find(peer => peer.toString() === name)
 const open = (peer, name) => node.dialProtocol(idOf(peer), `/interop/${name}/1`, LIMITS)
 const utf8 = text => new TextEncoder().encode(text)
-const cidOf = async key => CID.createV1(RAW, await sha256.digest(utf8(key)))
+const cidOf = multihash => CID.createV1(RAW, decode(Buffer.from(multihash, 'hex')))
 
 async function collect (events, name) {
   const found = []
@@ -215,11 +215,11 @@ const asked = {
     const [first] = await collect(node.services.dht.get(utf8(key)), 'VALUE')
     return first && new TextDecoder().decode(first.value)
   },
-  async provide ({ key }) {
-    await collect(node.services.dht.provide(await cidOf(key)), 'PEER_RESPONSE')
+  async provide ({ multihash }) {
+    await collect(node.services.dht.provide(cidOf(multihash)), 'PEER_RESPONSE')
   },
-  async providers ({ key }) {
-    const found = await collect(node.services.dht.findProviders(await cidOf(key)), 'PROVIDER')
+  async providers ({ multihash }) {
+    const found = await collect(node.services.dht.findProviders(cidOf(multihash)), 'PROVIDER')
     return found.flatMap(({ providers }) => providers.map(({ id }) => id.toString()))
   },
   // A second peer, which only a relay makes reachable.
