@@ -247,7 +247,7 @@ def _note(finished: Finished, replayed: Replayed, timings: Mapping[str, int]) ->
 
 
 def _statements(replayed: Replayed) -> list[Statement]:
-    """What the requester can say of each member from the transcript alone; the verdict's hash is the evidence."""
+    """What the requester can say of each other member from the transcript alone; the verdict's hash is the evidence."""
     result = replayed.result
     if result is None or replayed.verdict_hash is None:
         return []
@@ -255,11 +255,14 @@ def _statements(replayed: Replayed) -> list[Statement]:
     statements = []
     for row in replayed.members:
         peer = PeerId(row.peer_id)
+        if peer == replayed.requester:
+            continue  # nobody is a witness in its own cause
         if row.sealed and not row.revealed:
             statements.append(Statement(peer, Kind.ROUND_ABORTED, evidence=evidence))
         elif row.revealed and row.class_index is not None:
             rank = result.classes[row.class_index].rank
             statements.append(Statement(peer, Kind.ROUND_TOOK_PART, value=rank, evidence=evidence))
     winner = PeerId(replayed.members[result.winner_seat].peer_id)
-    statements.append(Statement(winner, Kind.ROUND_WON, value=result.confidence_milli, evidence=evidence))
+    if winner != replayed.requester:
+        statements.append(Statement(winner, Kind.ROUND_WON, value=result.confidence_milli, evidence=evidence))
     return statements

@@ -1,7 +1,7 @@
 """A ranking round among up to 50 members over bad networks, with killed, aborting and equivocating members.
 
-`SEED=n` runs every scenario with that seed. Bounds on time, messages and bytes are promises, set by hand above what the default seeds
-showed.
+`SEED=n` runs every scenario with that seed. Bounds on time, messages and bytes are promises, set by hand above what the
+default seeds showed.
 """
 
 import os
