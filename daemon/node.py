@@ -45,6 +45,9 @@ log = structlog.get_logger("swarmd.node")
 DRAIN_SECONDS = 20.0
 """How long running answers may go on after the first Ctrl-C; systemd's default patience is 90 s."""
 
+RELAY_SECONDS = 3.0
+"""How long a peer that listens nowhere waits for its first relay before it says that it is ready."""
+
 Ready = Callable[[Sequence[str], str], None]
 """(addresses to give to others, URL of the OpenAI endpoint or ""), called once when the daemon can answer."""
 
@@ -128,6 +131,11 @@ class Node:
 
     async def _announce(self, answers: Callable[[], Awaitable[None]]) -> None:
         await answers()
+        if self._config.join and not self._config.listen:
+            # Without a listener the only address is a relay's, which takes a moment to be had.
+            with trio.move_on_after(RELAY_SECONDS):
+                while not self._transport.addresses():  # noqa: ASYNC110 - once, at start
+                    await trio.sleep(0.05)
         self._ready(self._transport.addresses(), self._life.api_url)
 
     async def _open_api(self, nursery: trio.Nursery) -> HttpServer:

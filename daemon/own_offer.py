@@ -15,6 +15,9 @@ from dht.offers import LIFETIME_MS, MAX_ADDRESSES, Offer, SignedOffer, sign_offe
 
 log = structlog.get_logger("swarmd.membership")
 
+ADDRESS_SECONDS = 2.0
+"""An offer for the sake of new addresses alone at most this often."""
+
 _PUBLISH_CHECK_SECONDS = 1.0
 _PUBLISH_RETRY_SECONDS = 10.0
 
@@ -41,6 +44,7 @@ class OwnOffer:
         self._rng = rng
         self._version = 0
         self._offered: str | None = None
+        self._offered_at = 0.0
 
     def model(self) -> ModelDescription | None:
         """What we can serve now; None while the engine does not answer."""
@@ -48,9 +52,13 @@ class OwnOffer:
         return engine.model if engine is not None and engine.state is EngineState.READY else None
 
     def outdated(self) -> bool:
-        """Whether we serve something else by now than the latest offer says."""
+        """Whether we serve something else by now than the latest offer says, or are reached elsewhere."""
         model = self.model()
-        return (None if model is None else model.config_digest) != self._offered
+        if (None if model is None else model.config_digest) != self._offered:
+            return True
+        # Addresses may flap; a model that is not there must be said at once, a new relay can wait a moment.
+        settled = trio.current_time() - self._offered_at >= ADDRESS_SECONDS
+        return settled and self.signed is not None and self._addresses() != self.signed.offer.addresses
 
     def renew(self) -> SignedOffer | None:
         """Sign what we serve at this moment; None once we have left."""
@@ -70,13 +78,17 @@ class OwnOffer:
             judge_prompt="" if model is None else "compact" if model.judge_prompt == "compact" else "instructed",
             context_tokens=model.context_tokens if model else 0,
             slots=model.slots if model else 0,
-            addresses=self._transport.addresses()[:MAX_ADDRESSES],
+            addresses=self._addresses(),
             issued=now,
             expires=now + LIFETIME_MS,
         )
         self.signed = sign_offer(offer, self._key)
         self._offered = model.config_digest if model else None
+        self._offered_at = trio.current_time()
         return self.signed
+
+    def _addresses(self) -> tuple[str, ...]:
+        return self._transport.addresses()[:MAX_ADDRESSES]
 
     def withdraw(self) -> SignedOffer | None:
         """The signed goodbye; None where nothing was offered."""

@@ -110,7 +110,8 @@ class Starter:
         """A daemon that may not be ready yet."""
         reading, writing = os.pipe()
         folder = self._base / name
-        command = [*COMMAND, "start", *self.arguments(name), "--listen", listen, "--api", "127.0.0.1:0"]
+        command = [*COMMAND, "start", *self.arguments(name), "--api", "127.0.0.1:0"]
+        command += ["--listen", listen] if listen else []
         environ = {key: value for key, value in os.environ.items() if not key.startswith("SWARMD_")}
         with (folder / "log").open("ab") as log:
             child = subprocess.Popen(
