@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check wheel models test-vllm lock clean
+.PHONY: help demo test check wheel models test-vllm interop lock clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,6 +36,18 @@ $(VENV)-models/.installed: models/recipe/requirements.txt
 
 test-vllm: $(VENV)/.installed-dev ## run the tests that need a real vLLM; tests/engine/vllm/README.md says how to get one
 	$(BIN)/pytest -m vllm $(ARGS) tests/engine/vllm
+
+interop: $(VENV)/.installed-dev $(VENV)-interop/.installed tests/interop/node_modules/.package-lock.json ## run our transport against js-libp2p and rust-libp2p (needs node and npm)
+	SWARMD_LATTICA_PYTHON=$(abspath $(VENV)-interop/bin/python) $(BIN)/pytest -m interop $(ARGS) tests/interop
+
+$(VENV)-interop/.installed:
+	$(PYTHON) -m venv $(VENV)-interop
+	$(VENV)-interop/bin/python -m pip install --quiet --disable-pip-version-check lattica==1.0.21
+	@touch $@
+
+tests/interop/node_modules/.package-lock.json: tests/interop/package.json tests/interop/package-lock.json
+	cd tests/interop && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
 
 lock: $(VENV)/.installed-dev ## write requirements.lock from what is installed
 	$(BIN)/python deploy/lock.py > requirements.lock

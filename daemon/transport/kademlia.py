@@ -183,6 +183,8 @@ class Kademlia:
         await trio.sleep(0.2)
         if self._server.routing_table.peer_in_table(peer):
             return  # we dialed it in a walk and have its answer, or it asked us
+        if peer not in self._host.get_connected_peers():
+            return  # it left again; asking would dial it, and greet it anew, for as long as it keeps leaving
         reply = await self._walker.ask(peer, Message(type=Message.MessageType.FIND_NODE, key=self._me.to_bytes()))
         if reply is not None and (self._walker.closer(reply) or self.peers == 1):
             self._refresh_due.set()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
+from libp2p.abc import INetStream
 from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.kad_dht.utils import sort_peer_ids_by_distance
@@ -104,9 +105,7 @@ class Walker:
                 stream = await self._host.new_stream(peer, [PROTOCOL_ID])
                 try:
                     await stream.write(encode_varint_prefixed(question.SerializeToString()))
-                    answer = Message()
-                    answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, self._options.max_message))
-                    reply = answer if answer.type == question.type else None
+                    reply = await self._answer(stream, question)
                 finally:
                     with trio.CancelScope(deadline=trio.current_time() + 1, shield=True):
                         await stream.close()
@@ -117,6 +116,13 @@ class Walker:
         else:
             await self._remember(peer)
         return reply
+
+    async def _answer(self, stream: INetStream, question: Message) -> Message | None:
+        if question.type == Message.MessageType.ADD_PROVIDER:
+            return question  # the Kademlia specification has no answer to it; py-libp2p alone sends one
+        answer = Message()
+        answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, self._options.max_message))
+        return answer if answer.type == question.type else None
 
     async def _remember(self, peer: ID) -> None:
         addresses = self._host.get_peerstore().addrs(peer) if peer in self._host.get_peerstore().peers_with_addrs() else []

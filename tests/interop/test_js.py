@@ -222,7 +222,6 @@ async def test_we_find_what_js_provides(js: Any, meet: Any, until: Any) -> None:
         assert js.address.split("/p2p/")[0] in {address.split("/p2p/")[0] for address in found[js.peer]}
 
 
-@pytest.mark.xfail(raises=TransportError, reason="provide() waits for an answer to ADD_PROVIDER, which py-libp2p alone gives")
 async def test_js_finds_what_we_provide(js: Any, meet: Any, until: Any) -> None:
     async with meet() as ours:
         await until(lambda: ours._kademlia.peers == 1)

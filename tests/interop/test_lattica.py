@@ -93,6 +93,6 @@ async def test_eight_mebibytes_cross_each_way(meet: Any, until: Any) -> None:
         # Its own request, sent back to it, makes it echo the payload to us.
         stream = await ours.open_stream(peer.peer, CALLS)
         await stream.send_all(requests[0])
-        await stream._muxed.close()  # type: ignore[attr-defined]
+        await stream._muxed.close()
         with trio.fail_after(10):
             assert holds(await read_all(stream), payload)
