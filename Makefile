@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check wheel models test-vllm interop lock clean
+.PHONY: help demo test check wheel models test-vllm interop bench lock clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +48,9 @@ $(VENV)-interop/.installed:
 tests/interop/node_modules/.package-lock.json: tests/interop/package.json tests/interop/package-lock.json
 	cd tests/interop && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
+
+bench: $(VENV)/.installed-dev ## measure calls and streams against Lattica, in one run
+	$(BIN)/python -m bench.rpc $(ARGS)
 
 lock: $(VENV)/.installed-dev ## write requirements.lock from what is installed
 	$(BIN)/python deploy/lock.py > requirements.lock

@@ -1,4 +1,4 @@
-"""What the RPC benchmark measures: the loads, their units and the ratios they must reach. Standard library only; measures nothing.
+"""What the RPC benchmark measures: the loads, their units, the ratios they must reach. Standard library only; measures nothing.
 
 Every side runs exactly these loads, so that a ratio compares the same work.
 """
@@ -14,7 +14,7 @@ PUSH_CHUNK_BYTES = 64 * KIB
 """What swarmd and the limit send as one item of a pushed body; a rival with its own way of sending one body uses that."""
 
 ITEMS_PER_STREAM = 1024
-"""Items of one stream: as many tokens as a long answer has. Lattica 1.0.21 loses the end of streams that are a few times longer."""
+"""Items of one stream: as many tokens as a long answer has. Of longer ones, Lattica 1.0.21 often loses the end."""
 
 ACK = b"received"
 """The short reply to a body that is only sent up."""

@@ -59,14 +59,17 @@ def as_table(report: Report) -> str:
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}. CPU: microseconds per unit, caller / server."
     ]
     for rival in report.rivals:
-        rows = [(*row, "") for row in _rows(report, rival)]
-        header = ("", "unit", "swarmd", rival, "ratio", "rounds", "target", "CPU swarmd", f"CPU {rival}", "")
+        rows = _rows(report, rival)
+        header = ("", "unit", "swarmd", rival, "ratio", "rounds", "target", "CPU swarmd", f"CPU {rival}")
         widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
         lines += ["", f"swarmd against {RIVALS[rival].title}"]
         for row in [header, *rows]:
-            cells = [cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
-            lines.append("  ".join(cells).rstrip())
-        lines += [note for note in (RIVALS[rival].note,) if note]
+            sized = enumerate(zip(row, widths, strict=True))
+            cells = (cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in sized)
+            lines.append("  ".join(cells))
+        cut = sum(sample.cut for comparison in report.comparisons for sample in comparison.samples.get(rival, ()))
+        if cut:
+            lines.append(f"{rival} ended {cut} item streams early without an error; the items that came are counted")
         lines += [f"{rival} was started anew: {failure}" for failure in report.failures[rival]]
     return "\n".join(lines)
 
@@ -97,6 +100,7 @@ def as_json(report: Report) -> str:
                 side: {
                     "rate": comparison.rate(side),
                     "rates": [sample.rate for sample in samples],
+                    "streams_cut": sum(sample.cut for sample in samples),
                     "cpu_us_per_unit": dict(zip(("caller", "server"), comparison.cpu(side), strict=True)),
                 }
                 for side, samples in comparison.samples.items()
@@ -113,8 +117,8 @@ def as_json(report: Report) -> str:
         }
         for comparison in report.comparisons
     ]
-    machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0]}
-    return json.dumps({"rounds": report.rounds, "seconds": report.seconds, "machine": machine, "loads": loads, "failures": report.failures}, indent=1)
+    run = {"rounds": report.rounds, "seconds": report.seconds, "cpus": os.cpu_count(), "load_average": os.getloadavg()[0]}
+    return json.dumps({**run, "loads": loads, "failures": report.failures}, indent=1)
 
 
 def shortfalls(report: Report) -> list[str]:

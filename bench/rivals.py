@@ -1,4 +1,4 @@
-"""What swarmd is measured against, and where each rival's Python comes from. Installs a rival into its own environment, never ours."""
+"""What swarmd is measured against, and the Python that runs each rival: in an environment of its own, never in ours."""
 
 import subprocess
 import sys
@@ -9,11 +9,12 @@ from platformdirs import user_cache_path
 
 from bench.loads import Kind
 
+
 @dataclass(frozen=True, slots=True)
 class Rival:
     """`requirements` empty: it runs in our own environment. `alone` is installed without what it asks for.
 
-    `lacks` names the loads that it does not run; `note` is printed under its table.
+    `lacks` names the loads that it does not run.
     """
 
     name: str
@@ -22,7 +23,6 @@ class Rival:
     requirements: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()
     lacks: tuple[Kind, ...] = ()
-    note: str = ""
 
 
 RIVALS = {
@@ -31,8 +31,8 @@ RIVALS = {
         Rival("lattica", "Lattica 1.0.21", "bench.peers.lattica", ("lattica==1.0.21",)),
         Rival(
             "hivemind", "hivemind 1.1.12", "bench.peers.hivemind",
-            ("protobuf>=5,<6", "base58", "cryptography", "multihash", "py-multihash", "varint", "pyyaml", "msgpack"),
-            ("hivemind==1.1.12",),
+            ("protobuf>=5,<6", "base58", "cryptography", "py-multihash", "varint", "pyyaml", "msgpack", "multiaddr", "uvloop"),
+            ("hivemind==1.1.12",), (Kind.PUSH, Kind.ITEMS),
         ),
         Rival("stock", "stock py-libp2p streams", "bench.peers.stock"),
         Rival("tcp", "plain TCP, same cipher (the limit)", "bench.peers.tcp"),
@@ -57,4 +57,4 @@ def environment(rival: Rival) -> str:
 
 
 def _install(python: Path, *arguments: str) -> None:
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments], check=True)

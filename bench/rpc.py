@@ -1,4 +1,4 @@
-"""Calls and streams of swarmd against rivals: two processes a side on TCP loopback, alternating, medians. Decides what is compared.
+"""Calls and streams of swarmd against rivals: two processes a side on TCP loopback, alternating. Decides what is compared.
 
     python -m bench.rpc [--against lattica|hivemind|stock|tcp ...] [--quick] [--json] [--check]
 
@@ -29,8 +29,8 @@ OURS = "swarmd"
 @click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True, help="Rounds whose median counts.")
 @click.option("--seconds", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Time of one load on one side.")
 @click.option("--quick", is_flag=True, help="3 rounds of 0.3 s: whether it works, roughly how fast.")
-@click.option("--lattica-python", type=click.Path(exists=True, dir_okay=False), help="A Python that has lattica. [made on demand]")
-@click.option("--hivemind-python", type=click.Path(exists=True, dir_okay=False), help="A Python that has hivemind. [made on demand]")
+@click.option("--lattica-python", type=click.Path(exists=True, dir_okay=False), help="One that has lattica. [made on demand]")
+@click.option("--hivemind-python", type=click.Path(exists=True, dir_okay=False), help="One that has hivemind. [made on demand]")
 @click.option("--json", "json_wanted", is_flag=True, help="Print every sample as JSON instead of the table.")
 @click.option("--check", is_flag=True, help="Exit 1, naming each figure, where one is short of its target.")
 def main(  # noqa: PLR0913 - one argument per option

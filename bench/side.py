@@ -34,13 +34,16 @@ class Sample:
     rate: float
     caller_cpu: float
     server_cpu: float
+    cut: int = 0
+    """Streams that ended before their last item without an error."""
 
 
 class _Process:
     """One of a side's processes: lines of JSON in and out, everything else kept for the error message."""
 
     def __init__(self, python: str, module: str, address: str = "") -> None:
-        self._said: IO[bytes] = tempfile.TemporaryFile()
+        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        self._module = module
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         arguments = [python, "-m", module] + ([address] if address else [])
         pipe = subprocess.PIPE
@@ -101,7 +104,7 @@ class _Process:
     def _complaint(self, what: str) -> str:
         self._said.seek(0)
         last = self._said.read()[-2000:].decode("utf-8", "replace").strip()
-        return f"{' '.join(self._process.args[2:3])} {what}: {last or 'it left no message'}"  # type: ignore[index]
+        return f"{self._module} {what}: {last or 'it left no message'}"
 
 
 class Side:
@@ -158,4 +161,4 @@ class Side:
             (process.cpu_seconds() - earlier) / outcome["units"] * 1e6
             for process, earlier in zip(self._processes, before, strict=True)
         )
-        return Sample(outcome["units"] / outcome["seconds"], caller_cpu, server_cpu)
+        return Sample(outcome["units"] / outcome["seconds"], caller_cpu, server_cpu, outcome["cut"])

@@ -4,10 +4,10 @@ A link belongs to the peer that opened it: only the opener starts calls on it, t
 links to each other at the same moment therefore have two independent links, and ids need no agreement.
 """
 
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf
 
+from protocol.rpc_call import OpenCall
 from protocol.rpc_events import (
     Breach,
     CallEnded,
@@ -41,7 +41,7 @@ from protocol.rpc_frames import (
     Request,
 )
 from protocol.rpc_queue import Lane, SendQueue
-from protocol.wire.codec import FrameReader, decode, encode, frame
+from protocol.wire.codec import FrameReader, decode, encode
 from protocol.wire.errors import Code, LocalError, RemoteError
 from protocol.wire.limits import MAX_CHUNK_BYTES, MAX_FRAME_BYTES
 
@@ -50,22 +50,6 @@ STRAY_BYTES = 512
 
 MAX_UNREAD_BYTES = 4 << 20
 """Queued answers at which a peer that asks and does not read is dropped; a link's own flow never queues half of it."""
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Call(Lane):
-    id: int
-    deadline: float
-    request_bytes: int
-    credit: int
-    """What we may still send."""
-    granted: int
-    """What the peer may still send."""
-    more: bool
-    unreported: int = 0
-    """Taken by the application since our last Credit."""
-    sent_end: bool = False
-    got_end: bool = False
 
 
 class _Violation(Exception):
@@ -88,12 +72,13 @@ class RpcMachine:
         self.broken = False
         self._reader = FrameReader(MAX_FRAME_BYTES)
         self._queue = SendQueue()
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, OpenCall] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._last_id = 0
         self._request_bytes = 0
+        self._growth = 0
         self._stray_allowance = 0
-        self._queue.push_urgent(frame(encode(hello)))
+        self._queue.push_urgent(encode(hello))
 
     @property
     def wants_to_write(self) -> bool:
@@ -116,6 +101,10 @@ class RpcMachine:
     def open_calls(self) -> int:
         """Calls open now."""
         return len(self._calls)
+
+    def fits(self, body_bytes: int) -> bool:
+        """Whether the open requests leave room for one of `body_bytes`; `start` refuses it otherwise."""
+        return self._request_bytes + body_bytes <= MAX_OPEN_REQUEST_BYTES
 
     def take(self) -> bytes:
         """The next bytes to write, small frames first; b"" where nothing waits."""
@@ -147,7 +136,7 @@ class RpcMachine:
             new.priority,
             new.traceparent[:MAX_TRACEPARENT_CHARS],
         )
-        self._queue.push(call, frame(encode(request)), opens=True)
+        self._queue.push(call, encode(request), opens=True)
         return call.id
 
     def send_item(self, call_id: int, body: bytes) -> bool:
@@ -159,7 +148,7 @@ class RpcMachine:
         if call is None or call.credit < cost:
             return False
         call.credit -= cost
-        self._queue.push(call, frame(encode(Item(call_id, body))))
+        self._queue.push(call, encode(Item(call_id, body)))
         return True
 
     def end(self, call_id: int, body: bytes = b"") -> None:
@@ -169,7 +158,7 @@ class RpcMachine:
         call = self._sending(call_id)
         if call is not None:
             call.sent_end = True
-            self._queue.push(call, frame(encode(End(call_id, body))))
+            self._queue.push(call, encode(End(call_id, body)))
             if not self.opener:
                 self._close(call)
 
@@ -186,7 +175,7 @@ class RpcMachine:
             call.dropped = True
             if call.left:
                 self._stray_allowance += call.granted + MAX_FRAME_BYTES
-                self._queue.push_urgent(frame(encode(Cancel(call_id))))
+                self._queue.push_urgent(encode(Cancel(call_id)))
             self._close(call)
 
     def consumed(self, call_id: int, body_bytes: int) -> None:
@@ -195,10 +184,14 @@ class RpcMachine:
         if call is None or call.got_end:
             return
         call.unreported += body_bytes + ITEM_OVERHEAD_BYTES
-        if call.unreported * 2 >= self.hello.window:
-            call.granted += call.unreported
-            self._queue.push_urgent(frame(encode(Credit(call_id, call.unreported))))
+        growth = call.earned_growth(self._growth)
+        if growth or call.unreported * 2 >= call.window:
+            call.window += growth
+            self._growth += growth
+            allowance = call.unreported + growth
+            call.granted += allowance
             call.unreported = 0
+            self._queue.push_urgent(encode(Credit(call_id, allowance)))
 
     def lost(self, reason: str) -> list[Effect]:
         """The stream is gone: every open call fails with GONE."""
@@ -304,7 +297,7 @@ class RpcMachine:
             IncomingCall(call.id, new.method, new.body, deadline, new.more, new.priority, new.traceparent),
         )
 
-    def _on_item(self, call: _Call, body: bytes, effects: list[Effect]) -> None:
+    def _on_item(self, call: OpenCall, body: bytes, effects: list[Effect]) -> None:
         if call.got_end or (not self.opener and not call.more):
             raise _Violation(Breach.WRONG_SIDE, "an item where none may follow")
         call.granted -= len(body) + ITEM_OVERHEAD_BYTES
@@ -312,7 +305,7 @@ class RpcMachine:
             raise _Violation(Breach.CREDIT, "more items than the credit allows")
         effects.append(IncomingItem(call.id, body))
 
-    def _on_end(self, call: _Call, body: bytes, effects: list[Effect]) -> None:
+    def _on_end(self, call: OpenCall, body: bytes, effects: list[Effect]) -> None:
         if call.got_end or (not self.opener and not call.more):
             raise _Violation(Breach.WRONG_SIDE, "an end where none may follow")
         call.got_end = True
@@ -322,7 +315,7 @@ class RpcMachine:
         else:
             effects.append(IncomingEnd(call.id, body))
 
-    def _on_credit(self, call: _Call, allowance: int, effects: list[Effect]) -> None:
+    def _on_credit(self, call: OpenCall, allowance: int, effects: list[Effect]) -> None:
         call.credit += allowance
         if call.credit > MAX_CREDIT_BYTES:
             raise _Violation(Breach.CREDIT, "a credit beyond every window")
@@ -336,14 +329,15 @@ class RpcMachine:
 
     # Calls.
 
-    def _admit(self, call_id: int, new: NewCall, credit: int) -> _Call:
-        call = _Call(
+    def _admit(self, call_id: int, new: NewCall, credit: int) -> OpenCall:
+        call = OpenCall(
             id=call_id,
             deadline=new.deadline,
             request_bytes=len(new.body),
             credit=credit,
             granted=self.hello.window,
             more=new.more,
+            window=self.hello.window,
         )
         self._calls[call_id] = call
         self._request_bytes += call.request_bytes
@@ -353,21 +347,22 @@ class RpcMachine:
             heapify(self._deadlines)
         return call
 
-    def _sending(self, call_id: int) -> _Call | None:
+    def _sending(self, call_id: int) -> OpenCall | None:
         call = self._calls.get(call_id)
         if call is not None and (call.sent_end or (self.opener and not call.more)):
             raise LocalError("this side of the call is finished")
         return call
 
-    def _fault(self, call: _Call, error: RemoteError) -> None:
+    def _fault(self, call: OpenCall, error: RemoteError) -> None:
         hint = None if error.retry_after is None else min(MAX_DEADLINE_MS, max(0, round(error.retry_after * 1000)))
         said = Fault(call.id, error.code.value, error.message[:MAX_FAULT_CHARS], hint)
-        self._queue.push(Lane() if call.dropped else call, frame(encode(said)))
+        self._queue.push(Lane() if call.dropped else call, encode(said))
         self._close(call)
 
-    def _close(self, call: _Call) -> None:
+    def _close(self, call: OpenCall) -> None:
         del self._calls[call.id]
         self._request_bytes -= call.request_bytes
+        self._growth -= call.window - self.hello.window
         if not self.opener or call.more:
             flow = call.granted + MAX_FRAME_BYTES if call.more and not call.got_end else 0
             self._stray_allowance += STRAY_BYTES + flow
@@ -376,7 +371,7 @@ class RpcMachine:
         return [*self.lost("the link was closed"), LinkBroken(breach, detail)]
 
 
-def _parse(raw: bytes) -> AnyFrame:
+def _parse(raw: bytes | memoryview) -> AnyFrame:
     received: AnyFrame = decode(AnyFrame, raw)  # type: ignore[arg-type]  # a union is a form, not a type
     return received
 

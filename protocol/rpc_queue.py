@@ -2,7 +2,9 @@
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
+
+from protocol.wire.codec import LENGTH_BYTES
 
 EXPRESS_BYTES: Final = 4 << 10
 """Frames up to this size overtake bigger ones: control frames and tokens fit, chunks of a bulk transfer do not."""
@@ -21,8 +23,7 @@ class Lane:
     dropped: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Entry:
+class _Entry(NamedTuple):
     lane: Lane
     raw: bytes
     opens: bool
@@ -43,7 +44,7 @@ class SendQueue:
     def push(self, lane: Lane, raw: bytes, *, opens: bool = False) -> None:
         """Queue a frame of its call, in order; frames that open calls also keep their order among each other."""
         entry = _Entry(lane, raw, opens)
-        self.queued += len(raw)
+        self.queued += len(raw) + LENGTH_BYTES
         if len(raw) > EXPRESS_BYTES or lane.bulk or (opens and self._bulk_requests):
             lane.bulk += 1
             self._bulk_requests += opens
@@ -53,7 +54,7 @@ class SendQueue:
 
     def push_urgent(self, raw: bytes) -> None:
         """Queue a frame that may overtake its own call's items: a cancel or a credit."""
-        self.queued += len(raw)
+        self.queued += len(raw) + LENGTH_BYTES
         self._express.append(_Entry(Lane(), raw, opens=False))
 
     def batch(self) -> list[bytes]:
@@ -62,19 +63,21 @@ class SendQueue:
         room = BATCH_BYTES
         while self._express and room > 0:
             entry = self._express.popleft()
-            self.queued -= len(entry.raw)
+            size = len(entry.raw)
+            self.queued -= size + LENGTH_BYTES
             if not entry.lane.dropped:
                 entry.lane.left = True
-                room -= len(entry.raw)
-                frames.append(entry.raw)
+                room -= size + LENGTH_BYTES
+                frames += (size.to_bytes(LENGTH_BYTES, "big"), entry.raw)
         room = max(room, 1)
         while self._bulk and room > 0:
             entry = self._bulk.popleft()
-            self.queued -= len(entry.raw)
+            size = len(entry.raw)
+            self.queued -= size + LENGTH_BYTES
             entry.lane.bulk -= 1
             self._bulk_requests -= entry.opens
             if not entry.lane.dropped:
                 entry.lane.left = True
-                room -= len(entry.raw)
-                frames.append(entry.raw)
+                room -= size + LENGTH_BYTES
+                frames += (size.to_bytes(LENGTH_BYTES, "big"), entry.raw)
         return frames

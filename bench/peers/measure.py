@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from bench.loads import ACK, ITEMS_PER_STREAM, Kind, Load
@@ -22,12 +23,21 @@ class Caller(Protocol):
         """Take a stream of `count` items; how many bytes came."""
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`cut` counts streams that ended before their last item without an error: what came of them is in `units`."""
+
+    units: float
+    seconds: float
+    cut: int = 0
+
+
 class WrongReplyError(Exception):
     """A reply did not hold what it must: the figure would be worthless."""
 
 
-async def measure(caller: Caller, load: Load, seconds: float, together: Together) -> tuple[float, float]:
-    """Run `load` for `seconds` and let what is in flight end; the units done and the seconds that it all took."""
+async def measure(caller: Caller, load: Load, seconds: float, together: Together) -> Measured:
+    """Run `load` for `seconds` and let what is in flight end; what was done in which time."""
     body = bytes(load.size) if load.kind is not Kind.ITEMS else b""
     units = 0
     start = time.perf_counter()
@@ -43,7 +53,7 @@ async def measure(caller: Caller, load: Load, seconds: float, together: Together
 
     await together([work] * load.in_flight)
     elapsed = time.perf_counter() - start
-    return (units / 1e6 if load.kind is Kind.PUSH else units), elapsed
+    return Measured(units / 1e6 if load.kind is Kind.PUSH else units, elapsed)
 
 
 async def _once(caller: Caller, load: Load, body: bytes) -> int:

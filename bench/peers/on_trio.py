@@ -29,8 +29,7 @@ async def _run(program: Program, server: Server, dial: Dial) -> None:
     async with dial(program.address) as caller:
         program.say(ready=True)
         while order := await trio.to_thread.run_sync(program.next_order):
-            units, seconds = await measure(caller, order.load, order.seconds, _together)
-            program.say(units=units, seconds=seconds)
+            program.say_measured(await measure(caller, order.load, order.seconds, _together))
 
 
 async def _together(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:

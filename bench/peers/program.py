@@ -6,10 +6,11 @@ Whatever else a library prints goes to standard error. Standard library only: ri
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from bench.loads import BY_NAME, Load
+from bench.peers.measure import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,13 @@ class Program:
         os.dup2(2, 1)
 
     def say(self, **fields: Any) -> None:
-        """One line to the benchmark: `address` from a server, `ready` from a caller, then `units` and `seconds` per order."""
+        """One line to the benchmark: `address` from a server, `ready` from a caller, `Measured` per order."""
         self._out.write(json.dumps(fields) + "\n")
         self._out.flush()
+
+    def say_measured(self, measured: Measured) -> None:
+        """The outcome of an order."""
+        self.say(**asdict(measured))
 
     def next_order(self) -> Order | None:
         """Wait for the next order; None once the benchmark has gone or is done."""

@@ -11,9 +11,9 @@ from libp2p import new_host
 from libp2p.abc import INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
+from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
-from libp2p.network.stream.exceptions import StreamEOF
 from multiaddr import Multiaddr
 
 from bench.peers.multiplex import PipeCaller, serve_pipe

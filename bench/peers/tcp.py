@@ -5,6 +5,7 @@ No handshake, no muxer, a key that both sides know: for loopback measurements al
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -68,9 +69,7 @@ async def _serve_one(stream: trio.SocketStream) -> None:
 async def serve() -> AsyncIterator[str]:
     """Serve on a free port of loopback; gives the port."""
     async with trio.open_nursery() as nursery:
-        listeners: list[trio.SocketListener] = await nursery.start(
-            lambda task_status: trio.serve_tcp(_serve_one, 0, host="127.0.0.1", task_status=task_status)
-        )
+        listeners: list[trio.SocketListener] = await nursery.start(partial(trio.serve_tcp, _serve_one, 0, host="127.0.0.1"))
         yield str(listeners[0].socket.getsockname()[1])
         nursery.cancel_scope.cancel()
 

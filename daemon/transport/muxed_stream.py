@@ -1,5 +1,6 @@
 """One stream of a Yamux connection in the shape that py-libp2p expects: reading, queueing, ending. Frames nothing itself."""
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from daemon.transport.muxer import MuxedConnection
 
 
+SMALL_BYTES = 4 << 10
+"""Chunks below it are joined while nobody reads, so that a peer's one-byte frames cost no object each."""
+
+
 class MuxedStream(IMuxedStream):
     """One stream of a `MuxedConnection`, in the shape that py-libp2p expects."""
 
@@ -18,7 +23,7 @@ class MuxedStream(IMuxedStream):
         self.stream_id = stream_id
         self.is_initiator = not inbound
         self._connection = connection
-        self._buffer = bytearray()
+        self._buffer: deque[bytes | bytearray] = deque()
         self._readable = trio.Event()
         self._writable: trio.Event | None = None
         self._finished = self._was_reset = self._closed = self._handled = False
@@ -26,7 +31,11 @@ class MuxedStream(IMuxedStream):
     # ---- told by the connection
 
     def arrived(self, chunk: bytes) -> None:
-        self._buffer += chunk
+        last = self._buffer[-1] if self._buffer else None
+        if isinstance(last, bytearray) and len(last) < SMALL_BYTES:
+            last += chunk
+        else:
+            self._buffer.append(chunk if len(chunk) >= SMALL_BYTES or last is None else bytearray(chunk))
         self._readable.set()
 
     def finished(self) -> None:
@@ -55,12 +64,10 @@ class MuxedStream(IMuxedStream):
                 raise MuxedStreamReset("the stream was reset")
             self._readable = trio.Event()
             await self._readable.wait()
-        if n is None or n < 0 or n >= len(self._buffer):
-            taken = bytes(self._buffer)
-            self._buffer.clear()
-        else:
-            taken = bytes(self._buffer[:n])
-            del self._buffer[:n]
+        taken = bytes(self._buffer.popleft())
+        if n is not None and 0 <= n < len(taken):
+            self._buffer.appendleft(taken[n:])
+            taken = taken[:n]
         self._connection.consumed(self.stream_id, len(taken))
         return taken
 

@@ -4,6 +4,7 @@ The stock session reads a length and a body per message and loses its place when
 one receive brought, seals a whole batch at once, and is driven by one reader and one writer task only.
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import cast
 
@@ -23,6 +24,7 @@ from libp2p.security.secure_session import SecureSession
 from multiaddr import Multiaddr
 
 from daemon.transport.addresses import remote_end
+from daemon.transport.tcp import plain_socket, receive, send_all
 
 NOISE = PROTOCOL_ID
 
@@ -53,7 +55,7 @@ class Sealer:
             parts += (len(message).to_bytes(LENGTH_BYTES, "big"), message)
         return b"".join(parts)
 
-    def open(self, buffer: bytearray, plaintext: bytearray) -> None:
+    def open(self, buffer: bytearray, plaintext: "deque[bytes]") -> None:
         """Move every whole message of `buffer` to `plaintext`; raises CipherFault."""
         start, end = 0, len(buffer)
         with memoryview(buffer) as view:
@@ -62,9 +64,11 @@ class Sealer:
                 if after > end:
                     break
                 try:
-                    plaintext += self._cipher.decrypt(self._next(), view[start + LENGTH_BYTES : after], b"")
+                    opened = self._cipher.decrypt(self._next(), view[start + LENGTH_BYTES : after], b"")
                 except (InvalidTag, ValueError):
                     raise CipherFault("a message that does not authenticate") from None
+                if opened:
+                    plaintext.append(opened)
                 start = after
         del buffer[:start]
 
@@ -90,28 +94,28 @@ class NoiseSession(BaseSession):
         sending, receiving = protocol.cipher_state_encrypt, protocol.cipher_state_decrypt
         self._sealer = Sealer(bytes(sending.k), sending.n)
         self._opener = Sealer(bytes(receiving.k), receiving.n)
+        self._socket = plain_socket(raw)
         self._received = bytearray()
-        self._plaintext = bytearray()
+        self._plaintext: deque[bytes] = deque()
 
     async def read(self, n: int | None = None) -> bytes:
-        """At most `n` bytes (None: all that is there), at least one; b"" once the peer has closed."""
+        """At most `n` bytes (None: one message), at least one; b"" once the peer has closed."""
         while not self._plaintext:
-            received = await self.raw.read(RECEIVE_BYTES)
+            received = await (self.raw.read(RECEIVE_BYTES) if self._socket is None else receive(self._socket, RECEIVE_BYTES))
             if not received:
                 return b""
             self._received += received
             self._opener.open(self._received, self._plaintext)
-        if n is None or n >= len(self._plaintext):
-            taken = bytes(self._plaintext)
-            self._plaintext.clear()
-        else:
-            taken = bytes(self._plaintext[:n])
-            del self._plaintext[:n]
+        taken = self._plaintext.popleft()
+        if n is not None and n < len(taken):
+            self._plaintext.appendleft(taken[n:])
+            taken = taken[:n]
         return taken
 
     async def write(self, data: bytes) -> None:
         """Seal and send `data`; a cancelled call leaves the connection unusable, so only the muxer's writer task calls it."""
-        await self.raw.write(self._sealer.seal(data))
+        sealed = self._sealer.seal(data)
+        await (self.raw.write(sealed) if self._socket is None else send_all(self._socket, sealed))
 
     async def close(self) -> None:
         await self.raw.close()

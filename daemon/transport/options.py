@@ -36,7 +36,7 @@ class TransportOptions:
     """For a relay that holds a reservation of ours: every peer that reaches us through it is one of its streams."""
     max_inbound_streams_per_protocol: int = 16
     max_outbound_streams: int = 256
-    max_stream_window: int = 1 << 20
+    max_stream_window: int = 4 << 20
     receive_memory: int = 256 << 20
     send_queue: int = 1 << 20
     keepalive_interval: float = 3.0

@@ -1,5 +1,6 @@
 """TCP dials from a port that we also listen on, for hole punching; a cancelled one closes its socket. Decides no address."""
 
+import os
 import socket
 
 import trio
@@ -38,3 +39,33 @@ class SharedPortTCP(TCP):
                 raise OpenConnectionError(f"no connection to {maddr} from {source[0]}:{source[1]}: {error}") from error
             raise
         return RawConnection(TrioTCPStream(trio.SocketStream(sock)), True)
+
+
+def plain_socket(raw: IRawConnection) -> "trio.socket.SocketType | None":
+    """The socket of a TCP connection; None where something else carries it, such as a relay."""
+    stream = getattr(raw, "stream", None)
+    return stream.stream.socket if isinstance(stream, TrioTCPStream) else None
+
+
+# py-libp2p's TCP stream takes a lock and a checkpoint for each read and write: three turns of the event loop per message. One
+# reader and one writer need no lock. The descriptor is asked for anew each time: once closed it is -1, never another file's.
+
+
+async def receive(sock: "trio.socket.SocketType", limit: int) -> bytes:
+    """At most `limit` bytes, b"" at the end; raises OSError or trio.ClosedResourceError."""
+    while True:
+        await trio.lowlevel.wait_readable(sock.fileno())
+        try:
+            return os.read(sock.fileno(), limit)
+        except BlockingIOError:
+            continue
+
+
+async def send_all(sock: "trio.socket.SocketType", payload: bytes) -> None:
+    """Send all of `payload`; no checkpoint while the kernel takes it; raises OSError or trio.ClosedResourceError."""
+    view = memoryview(payload)
+    while view:
+        try:
+            view = view[os.write(sock.fileno(), view) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock.fileno())

@@ -39,13 +39,14 @@ from daemon.transport.yamux_frames import (
 class _Stream:
     __slots__ = (
         "credit", "drained", "draining", "fin_received", "fin_sent", "fin_wanted",
-        "granted", "held", "id", "inbound", "pending", "send_window", "window",
+        "granted", "held", "id", "inbound", "pending", "pending_bytes", "send_window", "window",
     )  # fmt: skip
 
     def __init__(self, stream_id: int, inbound: bool) -> None:
         self.id = stream_id
         self.inbound = inbound
-        self.pending = bytearray()
+        self.pending: deque[bytes | memoryview] = deque()
+        self.pending_bytes = 0
         self.send_window = INITIAL_WINDOW
         self.granted = INITIAL_WINDOW
         """Bytes the peer may still send."""
@@ -220,13 +221,14 @@ class Yamux:
         if payload:
             if not stream.pending and stream.send_window:
                 self._ready.append(stream)
-            stream.pending += payload
+            stream.pending.append(payload)
+            stream.pending_bytes += len(payload)
         return True
 
     def pending(self, stream_id: int) -> int:
         """Bytes queued on a stream and not yet framed."""
         stream = self._streams.get(stream_id)
-        return len(stream.pending) if stream is not None else 0
+        return stream.pending_bytes if stream is not None else 0
 
     def finish(self, stream_id: int) -> None:
         """Send no more after what is queued."""
@@ -294,21 +296,17 @@ class Yamux:
 
     def take(self, limit: int) -> bytes:
         """About `limit` bytes for the wire: control frames, then the streams in turn, so that none waits for another's bulk."""
-        parts: list[bytes | bytearray] = list(self._control)
+        parts: list[bytes | memoryview] = list(self._control)
         self._control.clear()
         size = len(parts) * HEADER_BYTES
         while self._ready and size < limit:
             stream = self._ready.popleft()
             if self._streams.get(stream.id) is not stream or not stream.pending:
                 continue
-            length = min(len(stream.pending), stream.send_window, FRAME_BYTES)
-            if length == len(stream.pending):
-                body, stream.pending = stream.pending, bytearray()
-            else:
-                body = stream.pending[:length]
-                del stream.pending[:length]
+            length = min(stream.pending_bytes, stream.send_window, FRAME_BYTES)
             stream.send_window -= length
-            parts += (HEADER.pack(0, DATA, 0, stream.id, length), body)
+            parts.append(HEADER.pack(0, DATA, 0, stream.id, length))
+            self._cut(stream, length, parts)
             size += HEADER_BYTES + length
             if not stream.pending and stream.fin_wanted:
                 self._send_fin(stream, parts)
@@ -316,7 +314,18 @@ class Yamux:
                 self._ready.append(stream)
         return b"".join(parts)
 
-    def _send_fin(self, stream: _Stream, parts: list[bytes | bytearray] | None = None) -> None:
+    def _cut(self, stream: _Stream, length: int, parts: list[bytes | memoryview]) -> None:
+        stream.pending_bytes -= length
+        while length:
+            body = stream.pending.popleft()
+            if len(body) > length:
+                view = memoryview(body)
+                stream.pending.appendleft(view[length:])
+                body = view[:length]
+            length -= len(body)
+            parts.append(body)
+
+    def _send_fin(self, stream: _Stream, parts: list[bytes | memoryview] | None = None) -> None:
         fin = HEADER.pack(0, WINDOW_UPDATE, FIN, stream.id, 0)
         if parts is None:
             self._control.append(fin)
@@ -341,7 +350,8 @@ class Yamux:
     def _forget(self, stream: _Stream) -> None:
         self.held -= stream.held
         stream.held = 0
-        stream.pending = bytearray()
+        stream.pending.clear()
+        stream.pending_bytes = 0
         self._outbound -= not stream.inbound
         self._over.append(stream.id)
         del self._streams[stream.id]
