@@ -59,26 +59,35 @@ class FrameReader:
 
     def __init__(self, limit: int = MAX_FRAME_BYTES) -> None:
         self._limit = limit
-        self._buffer = bytearray()
+        self._parts: list[bytes] = []
+        self._have = 0
+        self._need = LENGTH_BYTES
 
-    def feed(self, received: bytes) -> list[bytes]:
+    def feed(self, received: bytes) -> list[memoryview]:
         """The frames completed by `received`; raises RemoteError(oversized) as soon as a length claims more than the limit."""
-        self._buffer += received
-        frames: list[bytes] = []
-        start = 0
-        while len(self._buffer) - start >= LENGTH_BYTES:
-            size = int.from_bytes(self._buffer[start : start + LENGTH_BYTES], "big")
+        self._parts.append(received)
+        self._have += len(received)
+        frames: list[memoryview] = []
+        if self._have < self._need:
+            return frames
+        joined = received if len(self._parts) == 1 else b"".join(self._parts)
+        view, start = memoryview(joined), 0
+        self._need = LENGTH_BYTES
+        while len(joined) - start >= LENGTH_BYTES:
+            size = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
             if size > self._limit:
                 raise RemoteError(Code.OVERSIZED, f"a frame claims {size} bytes where {self._limit} are allowed")
             end = start + LENGTH_BYTES + size
-            if len(self._buffer) < end:
+            if len(joined) < end:
+                self._need = end - start
                 break
-            frames.append(bytes(self._buffer[start + LENGTH_BYTES : end]))
+            frames.append(view[start + LENGTH_BYTES : end])
             start = end
-        del self._buffer[:start]
+        self._have = len(joined) - start
+        self._parts = [joined[start:]] if self._have else []
         return frames
 
     @property
     def pending(self) -> int:
         """Bytes held of an unfinished frame."""
-        return len(self._buffer)
+        return self._have
