@@ -1,20 +1,27 @@
-"""Answers the local user's questions from one chosen peer: tries the best first, moves on to the next before the first token."""
+"""Answers the local user's questions from one chosen peer at a time; when that one fails, the next begins or goes on.
 
+Before the first word the next best peer is asked. After it, one with the same config digest is asked for the rest.
+"""
+
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from random import Random
 
 import structlog
 import trio
 
 from daemon.answer_stream import Emit
-from daemon.api.backend import AskRequest, Attempt, ResultEvent, TokenEvent
+from daemon.api.backend import AskRequest, Attempt, PeerWish, ResultEvent
+from daemon.attempt import AnswerSoFar, PeerAttempt, Served
 from daemon.calls import Calls
+from daemon.first_token import FirstTokens
+from daemon.patience import Patience
+from daemon.peer_wish import eligible, wished_order
 from daemon.selector import Candidate, Choice, rank_candidates
 from daemon.serving import Serving
-from protocol.inference import METHOD, Completion, read_completion, read_item
+from protocol.inference import Completion
 from protocol.job import Job, Usage
-from protocol.wire.codec import encode
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import PeerId, short
 
@@ -23,148 +30,175 @@ log = structlog.get_logger("swarmd.asking")
 MAX_ATTEMPTS = 3
 """Peers tried before the first token; with presence at most 20 s old, three dead ones in a row are a mesh in trouble."""
 
-FIRST_TOKEN_SECONDS = 60.0
-TOKEN_GAP_SECONDS = 30.0
-
-MAX_CALL_SECONDS = 3600.0
-
-FAULTS = frozenset({Code.GONE, Code.DEADLINE, Code.ENGINE_FAILED, Code.INTERNAL, Code.MALFORMED})
-"""Codes that tell against the peer. One that is full, or whose engine cannot take this very job, did nothing wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What one attempt showed: the peer, whether it served, and seconds to its first token (None: none came).
-
-    `accepted`: the call was on a link to the peer, so that a failure is not just our own network's.
-    """
-
-    peer: PeerId
-    ok: bool
-    first_token_s: float | None
-    accepted: bool = True
+MAX_SUCCESSORS = 3
+"""Peers asked for the rest of one answer: each may fail as the first one did."""
 
 
 class Asking:
-    """Strategy "route". `candidates(model)` lists who serves, ourselves included; `observed` learns how each attempt went."""
+    """Strategy "route". `candidates(model)` lists who serves, ourselves included; `observed` learns how each attempt went.
 
-    def __init__(
+    `hedge`: a second peer is asked when the first is slower with its first token than 95 of 100 were; the first word wins.
+    """
+
+    def __init__(  # noqa: PLR0913 - what one ask touches, wired once
         self,
         serving: Serving,
         calls: Calls,
         candidates: Callable[[str], Sequence[Candidate]],
         observed: Callable[[Served], None],
         rng: Random,
+        patience: Patience = Patience(),  # noqa: B008 - frozen
+        hedge: bool = False,
     ) -> None:
-        self._serving = serving
-        self._calls = calls
+        self.serving = serving
+        self.calls = calls
+        self.patience = patience
         self._candidates = candidates
         self._observed = observed
         self._rng = rng
+        self._hedge = hedge
+        self._first_tokens = FirstTokens()
 
     async def route(self, request: AskRequest, emit: Emit) -> None:
-        """Answer `request` from one peer; raises RemoteError where no peer could."""
-        started = trio.current_time()
-        choices = self._choices(request)[:MAX_ATTEMPTS]
-        attempts: list[Attempt] = []
-        for choice in choices:
-            attempt = _Attempt(choice, request.job, emit)
-            try:
-                completion = await self._try(attempt)
-            except RemoteError as error:
-                attempts.append(Attempt(choice.candidate.peer, str(error.code)))
-                if attempt.first_token_s is not None or error.code is Code.CANCELLED or choice is choices[-1]:
-                    raise _with_attempts(error, attempts) from None
-                log.info("trying the next peer", peer=short(choice.candidate.peer), code=str(error.code), reason=error.message)
-                continue
-            attempts.append(Attempt(choice.candidate.peer, "ok"))
-            await emit(
-                ResultEvent(
-                    "".join(attempt.text),
-                    choice.candidate.peer,
-                    choice.candidate.model,
-                    "route",
-                    completion.finish_reason,
-                    completion.usage,
-                    tuple(attempts),
-                    choice.candidate.path,
-                    trio.current_time() - started,
-                )
-            )
-            return
+        """Answer `request`; raises RemoteError where no peer could, or where nobody can go on with what one began."""
+        await _Ask(self, request, emit).run()
 
-    def _choices(self, request: AskRequest) -> list[Choice]:
+    def choices(self, request: AskRequest) -> list[Choice]:
+        """Whom to ask, the best first; raises RemoteError(not_found) where there is nobody."""
         candidates = self._candidates(request.job.model)
         if request.peer is not None:
             candidates = [candidate for candidate in candidates if candidate.peer == request.peer]
         if not candidates:
             wanted = f"peer {request.peer}" if request.peer else request.job.model or "any model"
             raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {wanted}; swarmd models lists what the mesh offers")
-        return rank_candidates(candidates, self._rng)
+        allowed = eligible(candidates, request.wish)
+        if not allowed:
+            raise RemoteError(Code.NOT_FOUND, f"none of the {len(candidates)} peers that could answer is one that 'peer' allows")
+        return wished_order(self._ranked(allowed), request.wish)
 
-    async def _try(self, attempt: "_Attempt") -> Completion:
+    def successors(self, failed: Candidate, tried: set[PeerId], wish: PeerWish | None = None) -> list[Choice]:
+        """Who gives the same answer as `failed` and was not tried yet, the best first."""
+        if not failed.config_digest:
+            return []
+        found = [one for one in self._candidates(failed.model) if one.config_digest == failed.config_digest]
+        return wished_order(self._ranked(eligible([one for one in found if one.peer not in tried], wish)), wish)
+
+    def hedge_after(self) -> float | None:
+        """Seconds without a first token after which a second peer is asked; None for never."""
+        return self._first_tokens.p95() if self._hedge else None
+
+    def note(self, attempt: PeerAttempt) -> None:
+        """Remember what an attempt that ended showed of its peer; one that was cancelled shows nothing."""
         candidate = attempt.choice.candidate
-        if candidate.path == "local":
-            return await attempt.run_local(self._serving)
-        try:
-            completion = await attempt.run_remote(self._calls)
-        except RemoteError as error:
-            if error.code in FAULTS:
-                self._observed(Served(candidate.peer, False, attempt.first_token_s, attempt.accepted))
-            raise
-        self._observed(Served(candidate.peer, True, attempt.first_token_s))
-        return completion
+        if attempt.first_token_s is not None and attempt.at_chars is None:
+            self._first_tokens.note(candidate.peer, attempt.first_token_s, trio.current_time())
+        if candidate.path != "local" and (served := attempt.served()) is not None:
+            self._observed(served)
+
+    def _ranked(self, candidates: Sequence[Candidate]) -> list[Choice]:
+        now = trio.current_time()
+        measured = [replace(one, first_token_s=self._first_tokens.of(one.peer, now)) for one in candidates]
+        return rank_candidates(measured, self._rng)
 
 
-def _with_attempts(error: RemoteError, attempts: Sequence[Attempt]) -> RemoteError:
-    """The last error, naming the peers that were tried before."""
-    if len(attempts) < 2:
-        return error
-    tried = ", ".join(f"{short(attempt.peer_id)} ({attempt.outcome})" for attempt in attempts)
-    return RemoteError(error.code, f"{error.message}; {len(attempts)} peers were tried: {tried}", error.retry_after)
+class _Ask:
+    """One question on its way through the peers."""
 
-
-class _Attempt:
-    """One try at one peer; collects the text that was passed on."""
-
-    def __init__(self, choice: Choice, job: Job, emit: Emit) -> None:
-        self.choice = choice
-        self.text: list[str] = []
-        self.first_token_s: float | None = None
-        self.accepted = False
-        self._job = job
+    def __init__(self, asking: Asking, request: AskRequest, emit: Emit) -> None:
+        self._asking = asking
+        self._request = request
         self._emit = emit
+        self._answer = AnswerSoFar(emit)
+        self._attempts: list[Attempt] = []
+        self._tried: set[PeerId] = set()
+        self._successors = 0
         self._started = trio.current_time()
 
-    async def run_local(self, serving: Serving) -> Completion:
-        completion = Completion("stop", Usage())
-        async with serving.generate(self._job) as chunks:
-            async for chunk in chunks:
-                await self._pass_on(chunk.text)
-                if chunk.finish_reason is not None:
-                    completion = Completion(chunk.finish_reason, chunk.usage or Usage())
-        return completion
+    async def run(self) -> None:
+        pending = deque(self._asking.choices(self._request)[:MAX_ATTEMPTS])
+        while True:
+            last = await self._race(pending)
+            if last.completion is not None:
+                await self._emit(self._result(last, last.completion))
+                return
+            error = last.error or RemoteError(Code.INTERNAL, "the attempt ended without a reason")
+            if self._answer.text:
+                if self._answer.tokens >= self._request.job.sampling.max_tokens:  # all but the farewell was there
+                    await self._emit(self._result(last, Completion("length", Usage(0, self._answer.tokens))))
+                    return
+                pending = deque(self._next_successor(last.choice.candidate, error))
+            if not pending or error.code is Code.CANCELLED:
+                raise self._with_attempts(error)
+            code = str(error.code)
+            log.info("trying the next peer", peer=short(last.choice.candidate.peer), code=code, reason=error.message)
 
-    async def run_remote(self, calls: Calls) -> Completion:
-        body = encode(self._job)
-        async with calls.stream(self.choice.candidate.peer, METHOD, body, timeout=MAX_CALL_SECONDS) as stream:
-            self.accepted = True
-            items = aiter(stream)
-            while True:
-                limit = FIRST_TOKEN_SECONDS if self.first_token_s is None else TOKEN_GAP_SECONDS
-                item: bytes | None = None
-                with trio.move_on_after(limit) as wait:
-                    item = await anext(items, None)
-                if wait.cancelled_caught:
-                    raise RemoteError(Code.DEADLINE, f"the peer sent nothing for {limit:.0f} s")
-                if item is None:
-                    return read_completion(stream.result or b"")
-                await self._pass_on(read_item(item))
+    async def _race(self, pending: deque[Choice]) -> PeerAttempt:
+        """Ask the next peer, and the one after it too where the first is slow; the attempt that was served, or failed last."""
+        first = self._attempt(pending.popleft())
+        patience = self._asking.hedge_after() if pending and not self._answer.text else None
+        runners = [first]
+        if patience is None:
+            await first.run()
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(first.run)
+                with trio.move_on_after(patience):
+                    await first.settled.wait()
+                if not first.settled.is_set():
+                    second = self._attempt(pending.popleft())
+                    first.rival, second.rival = second, first
+                    runners.append(second)
+                    nursery.start_soon(second.run)
+        for runner in runners:
+            self._attempts.append(Attempt(runner.choice.candidate.peer, runner.outcome, runner.at_chars))
+            self._asking.note(runner)
+        return next((runner for runner in runners if runner.first_token_s is not None or runner.completion), runners[-1])
 
-    async def _pass_on(self, text: str) -> None:
-        if not text:
-            return
-        if self.first_token_s is None:
-            self.first_token_s = trio.current_time() - self._started
-        self.text.append(text)
-        await self._emit(TokenEvent(text))
+    def _attempt(self, choice: Choice) -> PeerAttempt:
+        self._tried.add(choice.candidate.peer)
+        log.debug("asking", why=choice.why)
+        waited = trio.current_time() - self._started if self._answer.text else 0.0
+        # Who goes on may have to say all of it again first, which takes as long as it took.
+        patience = replace(self._asking.patience, first_token=self._asking.patience.first_token + waited)
+        return PeerAttempt(choice, self._request.job, self._answer, self._asking.serving, self._asking.calls, patience)
+
+    def _next_successor(self, failed: Candidate, error: RemoteError) -> Sequence[Choice]:
+        if self._request.peer is not None or not _has_one_rest(self._request.job) or self._successors >= MAX_SUCCESSORS:
+            return ()
+        if error.code is Code.OVERSIZED and not self._successors:
+            return ()  # what does not fit this engine fits no other of its kind
+        self._successors += 1
+        return self._asking.successors(failed, self._tried, self._request.wish)[:1]
+
+    def _result(self, last: PeerAttempt, completion: Completion) -> ResultEvent:
+        candidate = last.choice.candidate
+        return ResultEvent(
+            "".join(self._answer.text),
+            candidate.peer,
+            candidate.model,
+            "route",
+            completion.finish_reason,
+            completion.usage,
+            tuple(self._attempts),
+            candidate.path,
+            trio.current_time() - self._started,
+            continued=tuple(one.at_chars for one in self._attempts if one.outcome == "continued" and one.at_chars is not None),
+            why=last.choice.why,
+            engine_s=completion.engine_ms / 1000 if completion.engine_ms and len(self._attempts) == 1 else None,
+        )
+
+    def _with_attempts(self, error: RemoteError) -> RemoteError:
+        """The last error, naming the peers that were tried before."""
+        if len(self._attempts) < 2:
+            return error
+        tried = ", ".join(f"{short(PeerId(attempt.peer_id))} ({attempt.outcome})" for attempt in self._attempts)
+        reason = f"{error.message}; {len(self._attempts)} peers were tried: {tried}"
+        return RemoteError(error.code, reason, error.retry_after)
+
+
+def _has_one_rest(job: Job) -> bool:
+    """Whether the text so far says all of the answer so far: not where calls or log-probabilities go with it.
+
+    Sampling is no hindrance: the wire always carries a seed, and an engine that draws otherwise with it refuses to go on.
+    """
+    return job.extras is None or not (job.extras.tools or job.extras.top_logprobs >= 0)

@@ -168,7 +168,7 @@ class Calls:
         # Not by way of `stream`: its two context managers cost more than the rest of a small call.
         outcome = _CANCELLED
         try:
-            link, call, inbox = await self._start(peer, method, body, trio.current_time() + timeout, options)
+            link, call, inbox = await self._start(peer, method, body, timeout, options)
             try:
                 if await inbox.next() is not None:
                     raise RemoteError(Code.MALFORMED, f"the peer streamed where {method} has one answer")
@@ -192,7 +192,7 @@ class Calls:
         """
         outcome = _CANCELLED
         try:
-            link, call, inbox = await self._start(peer, method, body, trio.current_time() + timeout, options)
+            link, call, inbox = await self._start(peer, method, body, timeout, options)
             try:
                 yield StreamedCall(link, call, inbox)
             finally:
@@ -206,17 +206,19 @@ class Calls:
             self.outcomes["out", method, outcome] += 1
 
     async def _start(
-        self, peer: PeerId, method: str, body: bytes, deadline: float, options: CallOptions
+        self, peer: PeerId, method: str, body: bytes, timeout: float, options: CallOptions
     ) -> tuple[Link, int, Inbox]:
+        now = trio.current_time()
+        deadline = now + timeout
         new = NewCall(method, body, deadline, options.more, options.priority, options.traceparent)
         key = (peer, options.bulk or len(body) > MAX_CHUNK_BYTES)
         link = self._links.get(key)
         if link is not None and link.has_room(len(body)):
-            return link, *link.start(new)
+            return link, *link.start(new, now)
         with trio.move_on_at(deadline):
             link = await self._link(key)
             await link.wait_for_room(body_bytes=len(body))
-            return link, *link.start(new)
+            return link, *link.start(new, trio.current_time())
         raise RemoteError(Code.DEADLINE, "the deadline passed before the call left")
 
     # Links.

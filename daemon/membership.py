@@ -123,14 +123,15 @@ class Membership:
         found = []
         own = self._own.model()
         if own is not None and model in ("", own.name):
-            found.append(Candidate(self._me, own.name, own.slots, self._serving.busy, "local"))
+            found.append(Candidate(self._me, own.name, own.slots, self._serving.busy, "local", None, own.config_digest))
         paths = self._transport.paths()
         for candidate in self._directory.candidates(model, trio.current_time()):
             offer = candidate.signed.offer
             path = paths.get(PeerId(offer.peer))
             kind = "unknown" if path is None else str(path.kind)
             rtt = None if path is None else path.rtt
-            found.append(Candidate(PeerId(offer.peer), offer.model, offer.slots, candidate.busy, kind, rtt))
+            digest = offer.config_digest
+            found.append(Candidate(PeerId(offer.peer), offer.model, offer.slots, candidate.busy, kind, rtt, digest))
         return found
 
     def committee(self) -> list[round_messages.Candidate]:

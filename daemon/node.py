@@ -16,7 +16,8 @@ from crdt_store.store import ClaimStore
 from daemon.api.app import build_app
 from daemon.api.listeners import UnixListener, may_connect, open_tcp
 from daemon.api.server import HttpLimits, HttpServer, Listener
-from daemon.asking import Asking, Served
+from daemon.asking import Asking
+from daemon.attempt import Served
 from daemon.backend import Life, NodeBackend, Parts
 from daemon.bootstrap import Bootstrap
 from daemon.calls import Calls
@@ -34,7 +35,7 @@ from daemon.reputation import Reputation, statement_of
 from daemon.round_archive import RoundArchive
 from daemon.rounds import Rounds
 from daemon.serving import Serving
-from daemon.settings import api_key, engine_spec, transport_options
+from daemon.settings import api_key, engine_spec, patience, transport_options
 from daemon.transport.host import Libp2pTransport
 from dht import records
 from protocol import inference
@@ -83,8 +84,9 @@ class Node:
             records.choose,
         )
         self._calls = Calls(self._transport)
-        self._serving = Serving(self._engine, config.limits, self._metrics)
+        self._serving = Serving(self._engine, config.limits, self._metrics, patience(config))
         self._calls.serve(inference.METHOD, self._serving.handle_infer)
+        self._calls.serve(inference.CONTINUE_METHOD, self._serving.handle_continue)
         self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
         self._bootstrap = Bootstrap(self._transport, config.join, config.data_dir / "peers.json", rng, _unix_ms)
         self._membership = Membership(
@@ -95,7 +97,9 @@ class Node:
         self._committee = Committee(
             self._rounds, archive, self._membership.committee, self._reputation.record, config.round, _unix_ms, self._metrics
         )
-        asking = Asking(self._serving, self._calls, self._membership.candidates, self._observed, rng)
+        asking = Asking(
+            self._serving, self._calls, self._membership.candidates, self._observed, rng, patience(config), config.patience.hedge
+        )
         self._membership.met = self._reputation.begin
         self._membership.lost = self._rounds.peer_lost
         self._life = Life(identity.epoch, 0.0, str(config.socket_path), settings=masked(loaded), begin_drain=self._stop.set)

@@ -13,7 +13,7 @@ from crdt_store.claims import Kind, SignedClaim
 from crdt_store.own_log import OwnLogFrozen, Statement
 from crdt_store.store import ClaimStore, StorageError
 from daemon.admission import PeerSlots
-from daemon.asking import Served
+from daemon.attempt import Served
 from daemon.calls import Calls, InboundCall
 from daemon.transport.interface import Transport, TransportError
 from protocol.wire.codec import decode, encode

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import trio
 
-from daemon.serving import Serving
+from daemon.serving import ROUNDS, Serving
 from protocol.round import events as ev
 from protocol.round.judging import log_odds_milli
 from protocol.wire.errors import Code, RemoteError
@@ -40,7 +40,7 @@ class RoundWork:
         async def generate() -> ev.Answered | ev.AnswerFailed:
             pieces: list[str] = []
             size = tokens = 0
-            async with self._serving.generate(effect.job) as chunks:
+            async with self._serving.generate(effect.job, caller=ROUNDS) as chunks:
                 async for chunk in chunks:
                     pieces.append(chunk.text)
                     size += len(chunk.text.encode())

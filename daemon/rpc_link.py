@@ -153,9 +153,9 @@ class Link:
         """Whether the link is open and takes such a request now; where not, `wait_for_room`."""
         return not self.closed and self._machine.queued <= MAX_QUEUED_BYTES and self._machine.fits(body_bytes)
 
-    def start(self, new: NewCall) -> tuple[int, Inbox]:
+    def start(self, new: NewCall, now: float) -> tuple[int, Inbox]:
         """Open a call; raises RemoteError(gone | overloaded | deadline)."""
-        call = self._machine.start(new, trio.current_time())
+        call = self._machine.start(new, now)
         inbox = self._inboxes[call] = Inbox()
         self._to_write.ring()
         self._check_timer(new.deadline)
@@ -168,7 +168,7 @@ class Link:
                 inbox.finish(RemoteError(Code.CANCELLED, "the call was left"))
             self._machine.cancel(call)
             self._to_write.ring()
-            self._room.unpark_all()
+            self._make_room()
 
     def consumed(self, call: int, item: bytes) -> None:
         """`item` was taken by the application."""
@@ -185,6 +185,8 @@ class Link:
         await trio.lowlevel.checkpoint_if_cancelled()
         await self.wait_for_room(inbox)
         while not self._machine.send_item(call, item):
+            if call not in self._inboxes:
+                raise RemoteError(Code.CANCELLED, "the peer has ended the call")
             await self._room.park()
             await self.wait_for_room(inbox)
         self._to_write.ring()
@@ -193,7 +195,8 @@ class Link:
         """Send the final body (acceptor) or finish our items (opener)."""
         if not isinstance(body, bytes):
             raise LocalError(f"a final body is bytes, not {type(body).__name__}")
-        await self.wait_for_room(inbox)
+        if inbox.outcome is not None or not self.has_room(0):
+            await self.wait_for_room(inbox)
         self._machine.end(call, body)
         self._to_write.ring()
 
@@ -208,6 +211,10 @@ class Link:
                 return
             await self._room.park()
 
+    def _make_room(self) -> None:
+        if self._room:
+            self._room.unpark_all()
+
     # Calls of the peer.
 
     def fault(self, call: int, error: RemoteError) -> None:
@@ -221,7 +228,7 @@ class Link:
         while True:
             self._called = False
             with trio.CancelScope() as scope:  # one for many calls: it costs as much as a small call, and few are cancelled
-                while self._unanswered and not scope.cancel_called:
+                while self._unanswered:
                     incoming, inbox = self._unanswered.popleft()
                     if isinstance(inbox.outcome, RemoteError):
                         continue
@@ -231,8 +238,10 @@ class Link:
                     try:
                         await self._answer(self, incoming, inbox)
                     finally:
-                        del self._answering[incoming.call]
                         self._inboxes.pop(incoming.call, None)
+                        failed = self._answering.pop(incoming.call, None) is None
+                    if failed:  # meanwhile, which cancelled the scope
+                        break
             if not self._unanswered:
                 await self._answerers.park()
 
@@ -260,7 +269,7 @@ class Link:
             while True:
                 while batch := self._machine.take():
                     await self._stream.send_all(batch)
-                    self._room.unpark_all()
+                    self._make_room()
                 await self._to_write.wait()
         except TransportError as error:
             self.close(str(error))
@@ -278,19 +287,21 @@ class Link:
 
     def _apply(self, effects: list[Effect]) -> None:
         for effect in effects:
-            match effect:
-                case IncomingItem(call, body):
-                    if inbox := self._inboxes.get(call):
-                        inbox.put(body)
-                case CallEnded(call, body) | IncomingEnd(call, body):
-                    if inbox := self._inboxes.get(call):
-                        inbox.finish(body)
-                case CallFailed(call, error):
-                    self._fail(call, error)
-                case CreditAvailable():
-                    self._room.unpark_all()
+            match effect:  # without positions: they cost more than the rest of a small call
+                case IncomingItem():
+                    if inbox := self._inboxes.get(effect.call):
+                        inbox.put(effect.body)
+                case CallEnded():
+                    self._over(effect.call, effect.body)
                 case IncomingCall():
                     self._begin_answer(effect)
+                case IncomingEnd():
+                    if inbox := self._inboxes.get(effect.call):
+                        inbox.finish(effect.body)
+                case CallFailed():
+                    self._over(effect.call, effect.error)
+                case CreditAvailable():
+                    self._make_room()
                 case LinkBroken(breach, detail):
                     self._breaches[breach.value] += 1
                     log.warning("link dropped", peer=short(self.peer), breach=breach.value, detail=detail)
@@ -298,12 +309,12 @@ class Link:
         if self._machine.wants_to_write:
             self._to_write.ring()
 
-    def _fail(self, call: int, error: RemoteError) -> None:
+    def _over(self, call: int, outcome: bytes | RemoteError) -> None:
         if inbox := self._inboxes.pop(call, None):
-            inbox.finish(error)
-        if scope := self._answering.get(call):
+            inbox.finish(outcome)
+        if scope := self._answering.pop(call, None):
             scope.cancel()
-        self._room.unpark_all()
+        self._make_room()
 
     def _begin_answer(self, incoming: IncomingCall) -> None:
         if self._nursery is None or self._answer is None:

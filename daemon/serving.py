@@ -1,37 +1,52 @@
-"""Serves this node's engine to peers and to the local user alike: admission by bounded slots, then tokens as they come."""
+"""Serves this node's engine to peers and to the local user alike: a fair wait for a slot, then tokens as they come."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 
 import msgspec
 import trio
 
-from daemon.admission import PeerSlots
+from daemon.admission import FairSlots, PeerSlots
 from daemon.calls import InboundCall
 from daemon.config import LimitsConfig
-from daemon.engine.interface import Chunk, Engine, EngineError, EngineRefused, EngineState
+from daemon.engine.continuing import CannotContinue
+from daemon.engine.interface import Chunk, Engine, EngineError, EngineRefused, EngineState, EngineUnsupported
 from daemon.metrics import Metrics
-from protocol.inference import Completion, items, read_job, write_completion
-from protocol.job import Job, Turn, Usage
+from daemon.patience import Patience
+from protocol.delta import delta_items
+from protocol.inference import Begun, Completion, as_read, read_continuation, read_job, write_completion
+from protocol.job import Job, Turn, Usage, prompt_bytes
 from protocol.wire.errors import Code, RemoteError
 
-QUEUE_SECONDS = 5.0
-"""The longest wait for a slot; beyond it another peer serves sooner than we do."""
+LOCAL = "local user"
+ROUNDS = "rounds"
+"""Callers of our own among the peers. All rounds are one, however many there are: an invitation buys no turn in the queue."""
 
-READER_SECONDS = 30.0
-"""A peer that takes nothing of its answer for this long gives its slot back: others wait for it."""
+_WEIGHTS: dict[Hashable, float] = {LOCAL: 4.0}
+"""Turns of a caller for slots where more than one waits, to a peer's one: the box is its owner's first, and not alone."""
 
 
 class Serving:
     """Admission and generation on one engine. `busy` counts what runs and what waits, as offers and presence report it."""
 
-    def __init__(self, engine: Engine | None, limits: LimitsConfig, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: Engine | None,
+        limits: LimitsConfig,
+        metrics: Metrics,
+        patience: Patience = Patience(),  # noqa: B008 - frozen
+    ) -> None:
         self._engine = engine
         self._limits = limits
         self._metrics = metrics
-        self._limiter: trio.CapacityLimiter | None = None
+        self._patience = patience
+        self._slots = FairSlots(1, limits.queue, _WEIGHTS)
         self._of_peer = PeerSlots(limits.peer_calls)
-        self.busy = 0
+
+    @property
+    def busy(self) -> int:
+        """Requests that run or wait."""
+        return self._slots.running + self._slots.waiting
 
     @property
     def engine(self) -> Engine | None:
@@ -42,9 +57,9 @@ class Serving:
         """Whether the engine answers now."""
         return self._engine is not None and self._engine.state is EngineState.READY
 
-    def within_limits(self, job: Job) -> Job:
+    def within_limits(self, job: Job, begun: Begun | None = None) -> Job:
         """A peer's job as we serve it: its tokens cut to our limit; raises RemoteError(oversized) for too long a prompt."""
-        size = sum(len(turn.content.encode()) for turn in job.turns)
+        size = prompt_bytes(as_read(job, begun))
         if size > self._limits.prompt_bytes:
             reason = f"the prompt has {size} bytes where this peer takes {self._limits.prompt_bytes}"
             raise RemoteError(Code.OVERSIZED, reason)
@@ -54,10 +69,23 @@ class Serving:
 
     async def handle_infer(self, call: InboundCall) -> bytes:
         """RPC method "infer"."""
+        return await self._serve(call, lambda: (read_job(call.body), None))
+
+    async def handle_continue(self, call: InboundCall) -> bytes:
+        """RPC method "infer.continue"."""
+
+        def read() -> tuple[Job, Begun]:
+            continuation = read_continuation(call.body)
+            return continuation.job, continuation.begun
+
+        return await self._serve(call, read)
+
+    async def _serve(self, call: InboundCall, read: Callable[[], tuple[Job, Begun | None]]) -> bytes:
         outcome = "error"
         try:
-            with self._of_peer.hold(call.peer):
-                completion = await self._stream(self.within_limits(read_job(call.body)), call.send)
+            with self._of_peer.hold(call.peer, self._slots.retry_after()):
+                job, begun = read()
+                completion = await self._stream(call, self.within_limits(job, begun), begun)
             outcome = "ok"
             return write_completion(completion)
         except RemoteError as error:
@@ -69,38 +97,43 @@ class Serving:
         finally:
             self._metrics.served.labels(outcome).inc()
 
-    async def _stream(self, job: Job, send: Callable[[bytes], Awaitable[None]]) -> Completion:
+    async def _stream(self, call: InboundCall, job: Job, begun: Begun | None) -> Completion:
         last = Chunk("", "stop", Usage())
         started: float | None = trio.current_time()
-        async with self.generate(job) as chunks:
+        async with self.generate(job, begun, call.peer) as chunks:
             async for chunk in chunks:
                 if started is not None and chunk.text:
                     self._metrics.first_token_seconds.observe(trio.current_time() - started)
                     started = None
-                for item in items(chunk.text):
-                    with trio.move_on_after(READER_SECONDS) as patience:
-                        await send(item)
+                for item in delta_items(chunk.text, chunk.tool_calls, chunk.logprobs):
+                    with trio.move_on_after(self._patience.reader) as patience:
+                        await call.send(item)
                     if patience.cancelled_caught:
-                        raise RemoteError(Code.DEADLINE, f"nothing of the answer was taken for {READER_SECONDS:.0f} s")
+                        raise RemoteError(Code.DEADLINE, f"nothing of the answer was taken for {self._patience.reader:g} s")
                 if chunk.finish_reason is not None:
                     last = chunk
-        return Completion(last.finish_reason or "stop", last.usage or Usage())
+        return completion_of(last)
 
     @asynccontextmanager
-    async def generate(self, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
-        """Stream a completion of our own engine; raises RemoteError(not_found | overloaded | oversized | engine_failed)."""
+    async def generate(
+        self, job: Job, begun: Begun | None = None, caller: Hashable = LOCAL
+    ) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """Stream a completion of our own engine, or what follows `begun`; `caller` is whose turn in the queue it takes.
+
+        Raises RemoteError(not_found | overloaded | oversized | refused | engine_failed).
+        """
         engine = self._ready_engine(job.model)
-        async with self._slot(engine):
+        async with self._slot(engine, caller):
             try:
-                async with engine.generate(job) as chunks:
+                async with engine.generate(job, begun) as chunks:
                     yield chunks
             except EngineError as error:
                 raise _fault_of(error) from None
 
     async def choose(self, turns: tuple[Turn, ...], choices: tuple[str, ...]) -> tuple[float, ...]:
-        """Log-probabilities of one-token choices; raises RemoteError as `generate` does."""
+        """Log-probabilities of one-token choices, for a round; raises RemoteError as `generate` does."""
         engine = self._ready_engine("")
-        async with self._slot(engine):
+        async with self._slot(engine, ROUNDS):
             try:
                 return await engine.choose(turns, choices)
             except EngineError as error:
@@ -117,28 +150,32 @@ class Serving:
         return engine
 
     @asynccontextmanager
-    async def _slot(self, engine: Engine) -> AsyncIterator[None]:
-        slots = engine.model.slots if engine.model is not None else 1
-        if self._limiter is None:
-            self._limiter = trio.CapacityLimiter(slots)
-        self._limiter.total_tokens = slots  # another model's, where the engine's server was given one
-        if self.busy >= slots + self._limits.queue:
-            raise RemoteError(Code.OVERLOADED, "every slot is busy and the queue is full", retry_after=1.0)
-        self.busy += 1
+    async def _slot(self, engine: Engine, caller: Hashable) -> AsyncIterator[None]:
+        queue, now = self._slots, trio.current_time
+        queue.resize(engine.model.slots if engine.model is not None else 1, now())  # another model's may be another number
+        ticket = queue.enter(caller, now())
         try:
-            token = object()
-            with trio.move_on_after(QUEUE_SECONDS) as wait:
-                await self._limiter.acquire_on_behalf_of(token)
-            if wait.cancelled_caught:
-                raise RemoteError(Code.OVERLOADED, f"no slot became free within {QUEUE_SECONDS:.0f} s", retry_after=QUEUE_SECONDS)
-            try:
-                yield
-            finally:
-                self._limiter.release_on_behalf_of(token)
+            with trio.move_on_after(self._patience.queue):
+                await ticket.decided.wait()
+            if ticket.refusal is not None:
+                raise ticket.refusal
+            if ticket.since is None:
+                reason = f"no slot became free within {self._patience.queue:g} s"
+                raise RemoteError(Code.OVERLOADED, reason, retry_after=max(self._patience.queue, queue.retry_after()))
+            yield
         finally:
-            self.busy -= 1
+            queue.leave(ticket, now())
+
+
+def completion_of(last: Chunk) -> Completion:
+    """How a completion ended, from its last chunk."""
+    return Completion(last.finish_reason or "stop", last.usage or Usage(), round((last.engine_s or 0.0) * 1000))
 
 
 def _fault_of(error: EngineError) -> RemoteError:
-    """A job that never fits this engine is the asker's fault; anything else is ours."""
+    """A job that never fits this engine is the asker's fault, an answer it would not have given is nobody's; all else is ours."""
+    if isinstance(error, CannotContinue):
+        return RemoteError(Code.REFUSED, str(error))
+    if isinstance(error, EngineUnsupported):
+        return RemoteError(Code.UNSUPPORTED, str(error))
     return RemoteError(Code.OVERSIZED if isinstance(error, EngineRefused) else Code.ENGINE_FAILED, str(error))

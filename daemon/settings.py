@@ -5,6 +5,7 @@ from pathlib import Path
 from daemon.config import Config, ConfigError
 from daemon.config.checks import KeyFileError, read_key_file
 from daemon.engine.factory import EngineSpec
+from daemon.patience import Patience
 from daemon.transport.options import TransportOptions
 
 
@@ -31,6 +32,16 @@ def transport_options(config: Config) -> TransportOptions:
         max_connections=config.limits.connections,
         serve_relay=config.relay.serve,
         relays=config.join if config.relay.use else (),
+    )
+
+
+def patience(config: Config) -> Patience:
+    """How long we wait for what, in seconds."""
+    return Patience(
+        queue=config.patience.queue_ms / 1000,
+        reader=config.patience.reader_ms / 1000,
+        first_token=config.patience.first_token_ms / 1000,
+        gap=config.patience.gap_ms / 1000,
     )
 
 

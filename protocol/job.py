@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from protocol.extras import Extras, check_extras
 from protocol.wire.codec import Message
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import MODEL_PATTERN
@@ -42,14 +43,15 @@ class Sampling(Message, frozen=True):
 
 
 class Job(Message, frozen=True):
-    """What a user asks. `model` is a model's name, or "" for any."""
+    """What a user asks. `model` is a model's name, or "" for any; `extras` are for engines that have them, None asks for none."""
 
     turns: Annotated[tuple[Turn, ...], msgspec.Meta(min_length=1, max_length=MAX_TURNS)]
     sampling: Sampling = Sampling()
     model: Annotated[str, msgspec.Meta(pattern=rf"^\Z|{MODEL_PATTERN}")] = ""
+    extras: Extras | None = None
 
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
 
 
 class Usage(Message, frozen=True):
@@ -60,8 +62,18 @@ class Usage(Message, frozen=True):
 
 
 def check_job(job: Job) -> Job:
-    """`job` itself, or RemoteError(oversized) where its turns hold more than MAX_PROMPT_BYTES of UTF-8."""
-    size = sum(len(turn.content.encode()) for turn in job.turns)
+    """`job` itself; raises RemoteError(oversized) over MAX_PROMPT_BYTES of UTF-8, and (malformed) for extras out of bounds."""
+    size = prompt_bytes(job)
     if size > MAX_PROMPT_BYTES:
         raise RemoteError(Code.OVERSIZED, f"the prompt has {size} bytes where {MAX_PROMPT_BYTES} are allowed")
+    if job.extras is not None:
+        check_extras(job.extras, len(job.turns))
     return job
+
+
+def prompt_bytes(job: Job) -> int:
+    """All that the model is to read: the turns, the tools and the calls made before, in bytes of UTF-8."""
+    size = sum(len(turn.content.encode()) for turn in job.turns)
+    if job.extras is not None:
+        size += len(job.extras.tools) + sum(len(note.tool_calls) for note in job.extras.notes)
+    return size

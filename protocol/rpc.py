@@ -4,6 +4,7 @@ A link belongs to the peer that opened it: only the opener starts calls on it, t
 links to each other at the same moment therefore have two independent links, and ids need no agreement.
 """
 
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from math import inf
 
@@ -41,7 +42,7 @@ from protocol.rpc_frames import (
     Request,
 )
 from protocol.rpc_queue import Lane, SendQueue
-from protocol.wire.codec import FrameReader, decode, encode
+from protocol.wire.codec import FrameReader, decoder, encode
 from protocol.wire.errors import Code, LocalError, RemoteError
 from protocol.wire.limits import MAX_CHUNK_BYTES, MAX_FRAME_BYTES
 
@@ -50,6 +51,9 @@ STRAY_BYTES = 512
 
 MAX_UNREAD_BYTES = 4 << 20
 """Queued answers at which a peer that asks and does not read is dropped; a link's own flow never queues half of it."""
+
+
+_parse: Callable[[bytes | memoryview], AnyFrame] = decoder(AnyFrame)  # type: ignore[arg-type]  # a union is a form, not a type
 
 
 class _Violation(Exception):
@@ -125,8 +129,7 @@ class RpcMachine:
         if len(self._calls) >= limit or self._request_bytes + len(new.body) > MAX_OPEN_REQUEST_BYTES:
             raise RemoteError(Code.OVERLOADED, "too many calls are open to this peer")
         self._last_id += 1
-        credit = self.peer_hello.window if self.peer_hello else 0
-        call = self._admit(self._last_id, new, credit)
+        call = self._admit(self._last_id, new.deadline, len(new.body), new.more)
         request = Request(
             call.id,
             new.method,
@@ -248,17 +251,17 @@ class RpcMachine:
         if call is None:
             self._on_stray(received.call, size)
             return
-        match received:
-            case Item(_, body):
-                self._on_item(call, body, effects)
-            case End(_, body):
-                self._on_end(call, body, effects)
-            case Credit(_, allowance):
-                self._on_credit(call, allowance, effects)
-            case Fault(_, code, message, retry_after_ms):
-                retry_after = None if retry_after_ms is None else retry_after_ms / 1000
+        match received:  # without positions: they cost more than the rest of a small frame
+            case End():
+                self._on_end(call, received.body, effects)
+            case Item():
+                self._on_item(call, received.body, effects)
+            case Credit():
+                self._on_credit(call, received.allowance, effects)
+            case Fault():
+                retry_after = None if received.retry_after_ms is None else received.retry_after_ms / 1000
                 self._close(call)
-                effects.append(CallFailed(call.id, RemoteError(_code(code), message, retry_after)))
+                effects.append(CallFailed(call.id, RemoteError(_code(received.code), received.message, retry_after)))
             case Cancel():
                 call.dropped = True
                 self._close(call)
@@ -287,14 +290,14 @@ class RpcMachine:
             raise _Violation(Breach.TOO_MANY_BYTES, f"more than {MAX_OPEN_REQUEST_BYTES} bytes of open requests")
         self._last_id = request.call
         deadline = now + request.deadline_ms / 1000
-        new = NewCall(request.method, request.body, deadline, request.more, request.priority, request.traceparent)
-        credit = self.peer_hello.window if self.peer_hello else 0
-        call = self._admit(request.call, new, credit)
+        call = self._admit(request.call, deadline, len(request.body), request.more)
         if len(self._calls) > self.hello.max_calls:
             self._fault(call, RemoteError(Code.OVERLOADED, "this peer takes fewer calls at once"))
             return
         effects.append(
-            IncomingCall(call.id, new.method, new.body, deadline, new.more, new.priority, new.traceparent),
+            IncomingCall(
+                call.id, request.method, request.body, deadline, request.more, request.priority, request.traceparent
+            ),
         )
 
     def _on_item(self, call: OpenCall, body: bytes, effects: list[Effect]) -> None:
@@ -329,19 +332,19 @@ class RpcMachine:
 
     # Calls.
 
-    def _admit(self, call_id: int, new: NewCall, credit: int) -> OpenCall:
-        call = OpenCall(
+    def _admit(self, call_id: int, deadline: float, request_bytes: int, more: bool) -> OpenCall:
+        window = self.hello.window
+        call = self._calls[call_id] = OpenCall(
             id=call_id,
-            deadline=new.deadline,
-            request_bytes=len(new.body),
-            credit=credit,
-            granted=self.hello.window,
-            more=new.more,
-            window=self.hello.window,
+            deadline=deadline,
+            request_bytes=request_bytes,
+            credit=self.peer_hello.window if self.peer_hello else 0,
+            granted=window,
+            more=more,
+            window=window,
         )
-        self._calls[call_id] = call
-        self._request_bytes += call.request_bytes
-        heappush(self._deadlines, (call.deadline, call_id))
+        self._request_bytes += request_bytes
+        heappush(self._deadlines, (deadline, call_id))
         if len(self._deadlines) > 2 * MAX_OPEN_CALLS + 64:
             self._deadlines = [(c.deadline, c.id) for c in self._calls.values()]
             heapify(self._deadlines)
@@ -369,11 +372,6 @@ class RpcMachine:
 
     def _break(self, breach: Breach, detail: str) -> list[Effect]:
         return [*self.lost("the link was closed"), LinkBroken(breach, detail)]
-
-
-def _parse(raw: bytes | memoryview) -> AnyFrame:
-    received: AnyFrame = decode(AnyFrame, raw)  # type: ignore[arg-type]  # a union is a form, not a type
-    return received
 
 
 def _code(text: str) -> Code:

@@ -1,7 +1,5 @@
 """One open call of a link: its deadline, its credit each way, and when its window grows. Knows no other call and no frame."""
 
-from dataclasses import dataclass
-
 from protocol.rpc_queue import Lane
 
 GROWN_WINDOW_BYTES = 4 << 20
@@ -11,8 +9,7 @@ MAX_LINK_GROWTH_BYTES = 8 << 20
 """By how much the windows of all calls of one link together may grow beyond the Hello's."""
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class OpenCall(Lane):
+class OpenCall(Lane, eq=False, kw_only=True):
     """The state of one call on one side. Sizes in bytes, the deadline on the caller's clock."""
 
     id: int

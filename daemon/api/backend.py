@@ -5,12 +5,26 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from protocol.delta import CallDelta, TokenLogprob
 from protocol.job import FinishReason, Job, Usage
 
 Json = Mapping[str, Any]
 """A JSON object as the control API prints it; docs/api.md lists the fields."""
 
 Strategy = Literal["route", "majority", "rank"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerWish:
+    """Who may answer: of `only` (None: anyone) less `ignore`, within `max_rtt` seconds (a path not measured is none of them).
+
+    `sort` puts the nearest or the least busy first, None the soonest.
+    """
+
+    only: frozenset[str] | None = None
+    ignore: frozenset[str] = frozenset()
+    sort: Literal["latency", "load"] | None = None
+    max_rtt: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +36,16 @@ class AskRequest:
     committee: int | None = None
     peer: str | None = None
     timeout_s: float = 120.0
+    wish: PeerWish | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """Text as it is generated (strategy "route" alone; a round yields its answer whole)."""
+    """A piece as it is generated (strategy "route" alone; a round yields its answer whole)."""
 
     text: str
+    tool_calls: tuple[CallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +71,27 @@ class ProgressEvent:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One peer that was tried and what came of it ("ok" or an error code)."""
+    """One peer that was tried and what came of it: "ok", "continued" (it took over at `at_chars`), "slower" or an error code.
+
+    `at_chars`: characters of the answer that others had given when it was asked for the rest, None where it was asked for all.
+    """
 
     peer_id: str
     outcome: str
+    at_chars: int | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """Its JSON."""
+        shape: dict[str, Any] = {"peer_id": self.peer_id, "outcome": self.outcome}
+        return shape if self.at_chars is None else shape | {"at_chars": self.at_chars}
 
 
 @dataclass(frozen=True, slots=True)
 class ResultEvent:
-    """How an ask ended well. `round` is the shape of GET /swarmd/v1/rounds/{id}, None for strategy "route"."""
+    """How an ask ended well. `round` is the shape of GET /swarmd/v1/rounds/{id}, None for strategy "route".
+
+    `continued`: the lengths, in characters, that the answer had each time another peer took it over. `why` explains the choice.
+    """
 
     answer: str
     peer_id: str
@@ -74,6 +103,10 @@ class ResultEvent:
     path: str = "unknown"
     elapsed_s: float = 0.0
     round: Json | None = None
+    continued: tuple[int, ...] = ()
+    why: str = ""
+    engine_s: float | None = None
+    """Seconds of `elapsed_s` that the engine says were its own; None where unknown or where more than one peer was tried."""
 
 
 AskEvent = TokenEvent | ProgressEvent | ResultEvent

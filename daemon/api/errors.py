@@ -1,5 +1,6 @@
 """Errors as HTTP says them: OpenAI's shape, a stable code, and the status that fits. Decides no retry."""
 
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -23,6 +24,10 @@ STATUS: Mapping[Code, int] = {
 }
 
 
+_PARAMETER = re.compile(r"'(tools|tool_choice|response_format|logprobs|messages|peer)'")
+"""A parameter that a refusal names: one of these words in quotes, whoever wrote the sentence."""
+
+
 class ApiError(Exception):
     """A request that is refused with one clear sentence. `param` names the field at fault, None where none is."""
 
@@ -37,7 +42,9 @@ class ApiError(Exception):
 
 def of_remote(error: RemoteError) -> ApiError:
     """The HTTP face of a mesh error."""
-    return ApiError(STATUS[error.code], str(error.code), error.message, retry_after=error.retry_after)
+    named = _PARAMETER.search(error.message) if error.code in (Code.UNSUPPORTED, Code.MALFORMED, Code.NOT_FOUND) else None
+    param = named.group(1) if named is not None else None
+    return ApiError(STATUS[error.code], str(error.code), error.message, param, error.retry_after)
 
 
 def error_object(error: ApiError) -> dict[str, object]:

@@ -1,14 +1,17 @@
 """OpenAI's endpoints over the mesh: models, chat completions and completions, streamed or whole. Maps shapes; decides no peer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.api.backend import AskEvent, AskRequest, Backend, ProgressEvent, ResultEvent, TokenEvent
+from daemon.api.choice import Choice, shown_logprobs
 from daemon.api.errors import error_object, json_response
-from daemon.api.requests import ROUND_MODELS, ChatMessage, ChatRequest, Common, CompletionRequest, ask_of, read_openai
+from daemon.api.extras import extras_of
+from daemon.api.many import Numbered, ask_all
+from daemon.api.requests import ROUND_MODELS, ChatMessage, ChatRequest, Common, CompletionRequest, asks_of, read_openai
 from daemon.api.stream import AskStream, sse
 from protocol.wire.errors import Code, RemoteError
 
@@ -36,105 +39,134 @@ class OpenAi:
         """POST /v1/chat/completions."""
         chat = read_openai(ChatRequest, await request.body())
         shape = _Shape(f"chatcmpl-{self._new_id()}", int(self._now()), chat, is_chat=True)
-        return await self._answer(shape, chat, ask_of(chat, chat.messages))
+        return await self._answer(shape, chat, asks_of(chat, chat.messages, extras_of(chat)))
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         completion = read_openai(CompletionRequest, await request.body())
         shape = _Shape(f"cmpl-{self._new_id()}", int(self._now()), completion, is_chat=False)
-        return await self._answer(shape, completion, ask_of(completion, [ChatMessage("user", completion.prompt)]))
+        return await self._answer(shape, completion, asks_of(completion, [ChatMessage("user", completion.prompt)]))
 
-    async def _answer(self, shape: "_Shape", request: Common, ask: AskRequest) -> Response:
+    async def _answer(self, shape: "_Shape", request: Common, asks: list[AskRequest]) -> Response:
+        events = ask_all(self._backend, asks)
         if request.stream:
-            return AskStream(self._backend.ask(ask), shape.events, lambda error: sse(error_object(error)), b"data: [DONE]\n\n")
-        result: ResultEvent | None = None
-        async with self._backend.ask(ask) as events:
-            async for event in events:
-                if isinstance(event, ResultEvent):
-                    result = event
-        if result is None:
-            raise RemoteError(Code.INTERNAL, "the answer ended without a result")
-        return json_response(shape.whole(result), headers=shape.headers(result))
+            return AskStream(events, shape.events, lambda error: sse(error_object(error)), b"data: [DONE]\n\n", shape.id)
+        async with events as numbered:
+            async for number, event in numbered:
+                shape.take(number, event)
+        return json_response(shape.whole(), headers=shape.headers())
 
 
 class _Shape:
-    """One response in OpenAI's shapes; remembers whether the role was sent and text was streamed."""
+    """One response in OpenAI's shapes; remembers what each of its choices has come to."""
 
     def __init__(self, response_id: str, created: int, request: Common, is_chat: bool) -> None:
-        self._id = response_id
+        self.id = response_id
         self._created = created
         self._model = request.model
         self._with_usage = request.stream_options is not None and request.stream_options.include_usage
         self._is_chat = is_chat
-        self._role_sent = False
-        self._text_sent = False
+        self._choices = [Choice(index) for index in range(request.n or 1)]
 
-    def headers(self, result: ResultEvent) -> dict[str, str]:
-        return {
-            "x-request-id": self._id,
-            "x-swarmd-peer": result.peer_id,
-            "x-swarmd-path": result.path,
-            "x-swarmd-attempts": str(max(1, len(result.attempts))),
-        }
+    def take(self, number: int, event: AskEvent) -> None:
+        if isinstance(event, TokenEvent):
+            self._choices[number].take(event)
+        elif isinstance(event, ResultEvent):
+            self._choices[number].result = event
 
-    def whole(self, result: ResultEvent) -> dict[str, Any]:
-        message: dict[str, Any] = {"index": 0, "finish_reason": result.finish_reason, "logprobs": None}
-        if self._is_chat:
-            message["message"] = {"role": "assistant", "content": result.answer, "refusal": None}
-        else:
-            message["text"] = result.answer
-        reply = self._frame("chat.completion" if self._is_chat else "text_completion", [message], result.model)
-        return reply | {"usage": _usage(result)} | _side_field(result)
+    def headers(self) -> dict[str, str]:
+        return reply_headers(self.id, self._results())
 
-    def events(self, event: AskEvent) -> Iterable[bytes]:
+    def whole(self) -> dict[str, Any]:
+        results = self._results()
+        choices = [self._whole(choice, result) for choice, result in zip(self._choices, results, strict=True)]
+        reply = self._frame("chat.completion" if self._is_chat else "text_completion", choices, results[0].model)
+        return reply | {"usage": usage_of(results)} | _side_field(results)
+
+    def _whole(self, choice: Choice, result: ResultEvent) -> dict[str, Any]:
+        shown: dict[str, Any] = {"index": choice.index, "finish_reason": result.finish_reason, "logprobs": choice.logprobs()}
+        return shown | ({"message": choice.message(result.answer)} if self._is_chat else {"text": result.answer})
+
+    def events(self, numbered: Numbered) -> Iterable[bytes]:
+        number, event = numbered
+        choice = self._choices[number]
         match event:
-            case TokenEvent(text):
-                self._text_sent = True
-                yield self._delta(text)
+            case TokenEvent():
+                yield self._delta(choice, event)
             case ProgressEvent():
                 counts = f"sealed {event.sealed} revealed {event.revealed} judged {event.judged} of {event.of}"
                 yield f": {event.phase} {counts}\n\n".encode()
             case ResultEvent():
-                if not self._text_sent:
-                    yield self._delta(event.answer)
-                yield self._last(event)
-                if self._with_usage:
-                    yield sse(self._frame(self._kind, [], event.model) | {"usage": _usage(event)})
+                if not choice.begun:
+                    yield self._delta(choice, TokenEvent(event.answer))
+                choice.result = event
+                yield self._last(choice, event)
+                if self._with_usage and all(one.result is not None for one in self._choices):
+                    yield sse(self._frame(self._kind, [], event.model) | {"usage": usage_of(self._results())})
+
+    def _results(self) -> list[ResultEvent]:
+        results = [choice.result for choice in self._choices if choice.result is not None]
+        if len(results) < len(self._choices):
+            raise RemoteError(Code.INTERNAL, "the answer ended without a result")
+        return results
 
     @property
     def _kind(self) -> str:
         return "chat.completion.chunk" if self._is_chat else "text_completion"
 
-    def _delta(self, text: str) -> bytes:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": None}
+    def _delta(self, choice: Choice, event: TokenEvent) -> bytes:
+        shown: dict[str, Any] = {"index": choice.index, "finish_reason": None, "logprobs": shown_logprobs(event.logprobs)}
         if self._is_chat:
-            choice["delta"] = {"content": text} if self._role_sent else {"role": "assistant", "content": text}
-            self._role_sent = True
+            delta: dict[str, Any] = {} if choice.begun else {"role": "assistant"}
+            if event.text or not event.tool_calls:
+                delta["content"] = event.text
+            if event.tool_calls:
+                delta["tool_calls"] = event.tool_calls
+            shown["delta"] = delta
         else:
-            choice["text"] = text
-        return sse(self._frame(self._kind, [choice], self._model))
+            shown["text"] = event.text
+        choice.begun = True
+        return sse(self._frame(self._kind, [shown], self._model))
 
-    def _last(self, result: ResultEvent) -> bytes:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": result.finish_reason}
+    def _last(self, choice: Choice, result: ResultEvent) -> bytes:
+        shown: dict[str, Any] = {"index": choice.index, "finish_reason": result.finish_reason}
         if self._is_chat:
-            choice["delta"] = {}
+            shown["delta"] = {}
         else:
-            choice["text"] = ""
-        return sse(self._frame(self._kind, [choice], result.model) | _side_field(result))
+            shown["text"] = ""
+        return sse(self._frame(self._kind, [shown], result.model) | _side_field([result]))
 
     def _frame(self, kind: str, choices: list[dict[str, Any]], model: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": model, "choices": choices}
+        return {"id": self.id, "object": kind, "created": self._created, "model": model, "choices": choices}
 
 
-def _usage(result: ResultEvent) -> dict[str, int]:
-    usage = result.usage
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+def reply_headers(request_id: str, results: Sequence[ResultEvent]) -> dict[str, str]:
+    """The headers of a whole reply: peer and path of its first choice, the attempts of all."""
+    first = results[0]
+    headers = {
+        "x-request-id": request_id,
+        "x-swarmd-peer": first.peer_id,
+        "x-swarmd-path": first.path,
+        "x-swarmd-attempts": str(sum(max(1, len(result.attempts)) for result in results)),
     }
+    if first.engine_s is not None and len(results) == 1:
+        headers["x-swarmd-overhead-ms"] = f"{max(0.0, first.elapsed_s - first.engine_s) * 1000:.1f}"
+    return headers
 
 
-def _side_field(result: ResultEvent) -> dict[str, Any]:
-    attempts = [{"peer_id": attempt.peer_id, "outcome": attempt.outcome} for attempt in result.attempts]
-    return {"swarm": {"peer_id": result.peer_id, "strategy": result.strategy, "attempts": attempts, "round": result.round}}
+def usage_of(results: Sequence[ResultEvent]) -> dict[str, int]:
+    """OpenAI's usage over all choices: their prompt is counted once."""
+    prompt = results[0].usage.prompt_tokens
+    completion = sum(result.usage.completion_tokens for result in results)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _side_field(results: Sequence[ResultEvent]) -> dict[str, Any]:
+    sides = [side_of(result) for result in results]
+    return {"swarm": sides[0] if len(sides) == 1 else sides[0] | {"choices": sides}}
+
+
+def side_of(result: ResultEvent) -> dict[str, Any]:
+    """What OpenAI has no field for."""
+    attempts = [attempt.shown() for attempt in result.attempts]
+    return {"peer_id": result.peer_id, "strategy": result.strategy, "attempts": attempts, "round": result.round}

@@ -5,22 +5,25 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from daemon.api.backend import AskRequest, Strategy
-from daemon.api.errors import ApiError
+from daemon.api.backend import AskRequest, PeerWish, Strategy
+from daemon.api.errors import ApiError, of_remote
+from protocol.extras import MAX_TOP_LOGPROBS, Extras, wanted
 from protocol.job import Job, Role, Sampling, Turn, check_job
-from protocol.wire.errors import RemoteError
+from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import is_model_name, is_peer_id
 from protocol.wire.limits import MAX_COMMITTEE, MAX_TOKENS
 
-R = TypeVar("R", bound="Common")
+R = TypeVar("R", bound=msgspec.Struct)
 
 ROUND_MODELS: Mapping[str, Strategy] = {"swarm/rank": "rank", "swarm/majority": "majority"}
 """Model names that run a round instead of routing to one peer."""
 
 DEFAULT_TOKENS = 256
 
+MAX_CHOICES = 8
+"""Of one request: each is a call of its own, and a peer gives one caller no more at once."""
+
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "n": (None, 1),
     "logprobs": (None, False),
     "top_logprobs": (None, 0),
     "frequency_penalty": (None, 0),
@@ -39,6 +42,9 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 """Known OpenAI fields that the mesh does not offer, with the values that ask for nothing; () accepts any value unread."""
 
 
+PeerList = Annotated[list[str], msgspec.Meta(max_length=64)]
+
+
 class TextPart(msgspec.Struct, frozen=True):
     """A text part of a message's content."""
 
@@ -49,15 +55,27 @@ class TextPart(msgspec.Struct, frozen=True):
 class ChatMessage(msgspec.Struct, frozen=True):
     """One OpenAI chat message; "developer" is the newer name of "system"."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """OpenAI's stream_options."""
 
     include_usage: bool = False
+
+
+class PeerBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Our own `peer` field: who may answer, and who is asked first. `min_score` waits until peers have scores."""
+
+    only: PeerList | None = None
+    ignore: PeerList | None = None
+    sort: Literal["latency", "load"] | None = None
+    max_rtt_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] | None = None
+    min_score: Any = None
 
 
 class Common(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,12 +90,20 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
+    peer: PeerBlock | None = None
 
 
 class ChatRequest(Common, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1, max_length=256)]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
 
 class CompletionRequest(Common, frozen=True, kw_only=True):
@@ -100,14 +126,23 @@ class ControlAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] | None = None
 
 
-def read_openai(kind: type[R], body: bytes) -> R:
+_ROLES = {
+    "system": Role.SYSTEM,
+    "developer": Role.SYSTEM,
+    "user": Role.USER,
+    "assistant": Role.ASSISTANT,
+    "tool": Role.USER,  # that it is a tool's result stands in the job's notes
+}
+
+
+def read_openai(kind: type[R], body: bytes, unoffered: Mapping[str, tuple[object, ...]] = NEUTRAL) -> R:
     """Read an OpenAI request; raises ApiError 400 naming the first field that is unsupported or wrong."""
     fields = _read(dict[str, msgspec.Raw], body)
     known = {field.name for field in msgspec.structs.fields(kind)}
     for name, raw in fields.items():
         if name in known:
             continue
-        neutral = NEUTRAL.get(name)
+        neutral = unoffered.get(name)
         if neutral is None:
             raise ApiError(400, "unsupported_parameter", f"the parameter '{name[:64]}' is not supported", name[:64])
         if neutral and _read(Any, bytes(raw)) not in neutral:
@@ -129,39 +164,74 @@ def read_control(body: bytes) -> AskRequest:
     return AskRequest(job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0)
 
 
-def ask_of(request: Common, messages: list[ChatMessage]) -> AskRequest:
-    """The ask behind an OpenAI request."""
+def asks_of(request: Common, messages: list[ChatMessage], extras: Extras | None = None) -> list[AskRequest]:
+    """The asks behind an OpenAI request, one for each choice, whose seeds count up from the request's own."""
     strategy = ROUND_MODELS.get(request.model, "route")
+    count = request.n or 1
+    wish = _wish(request.peer)
+    if strategy != "route":
+        named = "n" if count > 1 else "peer" if wish is not None else next(wanted(extras), None) if extras is not None else None
+        if named is not None:
+            raise ApiError(400, "unsupported_parameter", f"'{named}' is not supported in a round ({request.model})", named)
+    sampling = _sampling(request)
+    job = _job(messages, sampling, "" if strategy != "route" else request.model, extras)
+    seeds = [(sampling.seed + number) % 2**31 for number in range(count)]
+    jobs = [msgspec.structs.replace(job, sampling=msgspec.structs.replace(sampling, seed=seed)) for seed in seeds]
+    return [AskRequest(one, strategy, wish=wish) for one in jobs]
+
+
+def _wish(block: PeerBlock | None) -> PeerWish | None:
+    if block is None:
+        return None
+    if block.min_score is not None:
+        reason = "'peer.min_score' is not supported: peers have no scores yet"
+        raise ApiError(400, "unsupported_parameter", reason, "peer.min_score")
+    for name, listed in (("only", block.only), ("ignore", block.ignore)):
+        for peer in listed or ():
+            if not is_peer_id(peer):
+                raise ApiError(400, "invalid_value", f"'peer.{name}' lists peer ids (12D3KooW...)", f"peer.{name}")
+    only = None if block.only is None else frozenset(block.only)
+    max_rtt = None if block.max_rtt_ms is None else block.max_rtt_ms / 1000
+    return PeerWish(only, frozenset(block.ignore or ()), block.sort, max_rtt)
+
+
+def _sampling(request: Common) -> Sampling:
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if len(stops) > 4 or not all(1 <= len(stop) <= 64 for stop in stops):
         raise ApiError(400, "invalid_value", "'stop' takes at most 4 texts of 1 to 64 characters", "stop")
     temperature = 0.0 if request.temperature is None else request.temperature
-    sampling = Sampling(
+    return Sampling(
         request.max_completion_tokens or request.max_tokens or DEFAULT_TOKENS,
         round(temperature * 1000),
         max(1, round((1.0 if request.top_p is None else request.top_p) * 1000)),
         request.seed or 0,
         tuple(stops),
     )
-    return AskRequest(_job(messages, sampling, "" if strategy != "route" else request.model), strategy)
 
 
-def _job(messages: list[ChatMessage], sampling: Sampling, model: str) -> Job:
+def _job(messages: list[ChatMessage], sampling: Sampling, model: str, extras: Extras | None = None) -> Job:
     if not messages or len(messages) > 256:
         raise ApiError(400, "invalid_value", "'messages' takes 1 to 256 messages", "messages")
     if model and not is_model_name(model):
         raise ApiError(404, "model_not_found", f"'{model[:64]}' is not a model's name", "model")
-    turns = tuple(Turn(Role("system" if m.role == "developer" else m.role), _text(m.content)) for m in messages)
+    turns = tuple(Turn(_ROLES[m.role], _text(m)) for m in messages)
     if not any(turn.content.strip() for turn in turns):
         raise ApiError(400, "invalid_value", "the prompt is empty", "messages")
     try:
-        return check_job(Job(turns, sampling, model))
+        return check_job(Job(turns, sampling, model, extras))
     except RemoteError as error:
-        raise ApiError(413, "prompt_too_long", error.message, "messages") from None
+        if error.code is Code.OVERSIZED:
+            raise ApiError(413, "prompt_too_long", error.message, "messages") from None
+        raise ApiError(400, "invalid_value", error.message, of_remote(error).param) from None
 
 
-def _text(content: str | list[TextPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+def _text(message: ChatMessage) -> str:
+    content = message.content
+    if content is None and not message.tool_calls:
+        raise ApiError(400, "invalid_value", "a message has no content", "messages")
+    if (message.role == "tool") != (message.tool_call_id is not None) or (message.tool_calls and message.role != "assistant"):
+        raise ApiError(400, "invalid_value", "tool_call_id goes with the role tool, tool_calls with assistant", "messages")
+    return content if isinstance(content, str) else "".join(part.text for part in content or ())
 
 
 def _read(kind: Any, body: bytes) -> Any:

@@ -2,15 +2,17 @@
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from typing import Generic, TypeVar
 
 import msgspec
 import trio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from daemon.api.backend import AskEvent
 from daemon.api.errors import ApiError, error_response, of_remote
 from protocol.wire.errors import RemoteError
+
+E = TypeVar("E")
 
 KEEP_ALIVE_SECONDS = 15.0
 """A comment line at this interval keeps proxies and clients from timing out on a long round."""
@@ -22,17 +24,19 @@ def sse(value: object, event: str | None = None) -> bytes:
     return name + b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
-class AskStream(Response):
+class AskStream(Response, Generic[E]):
     """Streams `render(event)` for every event of an ask; an error before the first event is a plain HTTP error."""
 
     def __init__(
         self,
-        events: AbstractAsyncContextManager[AsyncIterator[AskEvent]],
-        render: Callable[[AskEvent], Iterable[bytes]],
+        events: AbstractAsyncContextManager[AsyncIterator[E]],
+        render: Callable[[E], Iterable[bytes]],
         render_error: Callable[[ApiError], bytes],
         closing: bytes = b"",
+        request_id: str = "",
     ) -> None:
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
+        headers = {"cache-control": "no-store"} | ({"x-request-id": request_id} if request_id else {})
+        super().__init__(media_type="text/event-stream", headers=headers)
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
         self._events = events
         self._render = render
@@ -50,9 +54,9 @@ class AskStream(Response):
             return
         await self._write(send, self._closing, last=True)
 
-    async def _next(self, events: AsyncIterator[AskEvent], send: Send) -> AskEvent | None:
+    async def _next(self, events: AsyncIterator[E], send: Send) -> E | None:
         """The next event, with comment lines while there is none; the iterator must lose nothing when a wait is cancelled."""
-        event: AskEvent | None = None
+        event: E | None = None
         waiting = True
         while waiting:
             with trio.move_on_after(KEEP_ALIVE_SECONDS) as wait:

@@ -1,6 +1,15 @@
 """What a person can set: the fields with their units and trades, where values come from, and what makes them valid."""
 
-from daemon.config.fields import ApiConfig, Config, EngineConfig, LimitsConfig, LogConfig, RelayConfig, RoundConfig
+from daemon.config.fields import (
+    ApiConfig,
+    Config,
+    EngineConfig,
+    LimitsConfig,
+    LogConfig,
+    PatienceConfig,
+    RelayConfig,
+    RoundConfig,
+)
 from daemon.config.layers import ConfigError, Loaded, Origin, load, masked
 
 __all__ = [
@@ -12,6 +21,7 @@ __all__ = [
     "Loaded",
     "LogConfig",
     "Origin",
+    "PatienceConfig",
     "RelayConfig",
     "RoundConfig",
     "load",

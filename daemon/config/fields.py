@@ -99,6 +99,21 @@ class LimitsConfig(Section, frozen=True):
     """Connections of local programs at once, socket and endpoint together."""
 
 
+class PatienceConfig(Section, frozen=True):
+    """How long this peer waits for what. Shorter ones move on to another peer sooner; longer ones forgive slow ones."""
+
+    queue_ms: Annotated[int, Meta(ge=10, le=600_000)] = 5_000
+    """Milliseconds that a request waits for a slot of this peer's engine before it is sent away."""
+    reader_ms: Annotated[int, Meta(ge=100, le=600_000)] = 30_000
+    """Milliseconds for which a peer may take nothing of its answer before its slot is given to another."""
+    first_token_ms: Annotated[int, Meta(ge=100, le=3_600_000)] = 60_000
+    """Milliseconds to a peer's first word before another is asked; long prompts to slow engines need more."""
+    gap_ms: Annotated[int, Meta(ge=100, le=600_000)] = 15_000
+    """Milliseconds between two words of a peer before another goes on with its answer."""
+    hedge: bool = False
+    """Ask a second peer when the first is slower than 95 of 100 were; the first word wins. A twentieth more work."""
+
+
 class LogConfig(Section, frozen=True):
     """What is written to standard error."""
 
@@ -124,6 +139,7 @@ class Config(Section, frozen=True):
     relay: RelayConfig = RelayConfig()
     round: RoundConfig = RoundConfig()
     limits: LimitsConfig = LimitsConfig()
+    patience: PatienceConfig = PatienceConfig()
     log: LogConfig = LogConfig()
 
     @property

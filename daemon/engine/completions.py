@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import trio
 
-from daemon.engine.dialect import CompletionEvent, Dialect, JsonObject, decode_event, plain_sentence
+from daemon.engine.dialect import CompletionEvent, Delta, Dialect, JsonObject, decode_event, plain_sentence
 from daemon.engine.http_exchange import Reply, Server, exchange
 from daemon.engine.interface import EngineError, EngineRefused
 
@@ -142,10 +142,14 @@ async def _events(reply: Reply) -> AsyncGenerator[CompletionEvent, None]:
             if payload == "[DONE]":
                 return
             event = decode_event(payload)
-            size += sum(len(choice.delta.content or "") for choice in event.choices)
+            size += sum(_length(choice.delta) for choice in event.choices)
             if size > MAX_TEXT_CHARS:
                 raise EngineError("the engine sent more text than was asked for")
             yield event
+
+
+def _length(delta: Delta) -> int:
+    return len(delta.content or "") + sum(len(call.function.arguments or "") for call in delta.tool_calls or ())
 
 
 def _complaint(status: int, raw: bytes) -> EngineError:

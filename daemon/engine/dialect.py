@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from daemon.engine.interface import Chunk, EngineError
+from daemon.engine.interface import Chunk, EngineError, EngineUnsupported
+from protocol.delta import CallDelta, FunctionDelta, TokenLogprob, TopToken
+from protocol.extras import MAX_CALLS, MAX_TOP_LOGPROBS, Extras, Feature, read_calls, read_schema, read_tools, wanted
 from protocol.job import FinishReason, Job, Turn, Usage
 
 TOP_LOGPROBS = (20, 5, 0)
@@ -58,8 +60,16 @@ class Dialect:
     """A constraint leaves log-probabilities alone, so that a lone choice can be asked for its own."""
     gives_logprobs: bool = True
     """Known to give them, so that a refusal means something else."""
+    prefill: Mapping[str, Any] | None = None
+    """Fields that make it complete the last turn where that is the assistant's; None: it begins a new turn, or nobody knows."""
+    prefills_space: bool = True
+    """White space at the end of a begun turn is kept."""
     health_path: str = "/health"
     version_path: str | None = None
+    features: frozenset[Feature] = frozenset(("tools", "response_format", "logprobs"))
+    """What the server may be asked for beyond text; whether the model has it too is the description's to say."""
+    names_function: bool = True
+    """`tool_choice` takes a function's name; llama.cpp takes words alone, and is given the one tool instead."""
 
 
 LLAMA_CPP = Dialect(
@@ -68,8 +78,15 @@ LLAMA_CPP = Dialect(
     extra={"return_progress": True, "top_k": 0, "min_p": 0.0},
     constrain=gbnf_choice,
     constrains_raw=True,
+    names_function=False,
+    prefill={},  # its server always completes an assistant's last turn, and adds it behind the template as it is
 )
-VLLM = Dialect(constrain=structured_choice, version_path="/version")
+VLLM = Dialect(
+    constrain=structured_choice,
+    prefill={"continue_final_message": True, "add_generation_prompt": False},
+    prefills_space=False,  # most chat templates trim a turn, and the prompt ends where its trimmed text does
+    version_path="/version",
+)
 ANY_SERVER = Dialect(gives_logprobs=False, health_path="/v1/models")
 
 
@@ -85,7 +102,51 @@ def completion_request(job: Job, model: str, dialect: Dialect) -> JsonObject:
         "top_p": sampling.top_p_milli / 1000,
         "seed": sampling.seed,
     }
+    if job.extras is not None:
+        _note_turns(body["messages"], job.extras)
+        body |= _extra_fields(job.extras, dialect)
     return body | {"stop": list(sampling.stop)} if sampling.stop else body
+
+
+def check_features(job: Job, has: frozenset[Feature]) -> None:
+    """Raises EngineUnsupported, naming the parameter, where the job's extras ask for what is not there."""
+    for feature in wanted(job.extras) if job.extras is not None else ():
+        if feature not in has:
+            raise EngineUnsupported(f"'{feature}' is not supported by this model's engine")
+
+
+def _extra_fields(extras: Extras, dialect: Dialect) -> JsonObject:
+    # Written anew from what was read: two readers of JSON need not agree on a doubled key.
+    fields: JsonObject = {}
+    if extras.tools:
+        fields |= _tool_fields(extras, dialect)
+    if extras.response_format == "json_object":
+        fields["response_format"] = {"type": "json_object"}
+    elif extras.response_format:
+        named = {"name": extras.schema_name or "answer", "strict": True, "schema": read_schema(extras)}
+        fields["response_format"] = {"type": "json_schema", "json_schema": named}
+    if extras.top_logprobs >= 0:
+        fields |= {"logprobs": True, "top_logprobs": extras.top_logprobs}
+    return fields
+
+
+def _tool_fields(extras: Extras, dialect: Dialect) -> JsonObject:
+    tools: list[JsonObject] = msgspec.to_builtins(read_tools(extras))
+    choice: Any = extras.tool_choice or "auto"
+    name = choice.removeprefix("function:")
+    if name != choice and dialect.names_function:
+        choice = {"type": "function", "function": {"name": name}}
+    elif name != choice:
+        tools, choice = [tool for tool in tools if tool["function"]["name"] == name], "required"
+    return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": extras.parallel_tool_calls}
+
+
+def _note_turns(messages: list[JsonObject], extras: Extras) -> None:
+    for note in extras.notes:
+        if note.tool_call_id:
+            messages[note.turn] |= {"role": "tool", "tool_call_id": note.tool_call_id}
+        else:
+            messages[note.turn] |= {"role": "assistant", "tool_calls": msgspec.to_builtins(read_calls(note))}
 
 
 def choice_request(turns: Sequence[Turn], choices: Sequence[str], model: str, dialect: Dialect, top: int) -> JsonObject:
@@ -110,24 +171,40 @@ def _request(turns: Sequence[Turn], model: str, dialect: Dialect) -> JsonObject:
 class _TopToken(msgspec.Struct):
     token: str
     logprob: float
+    bytes: list[int] | None = None
 
 
 class _Token(msgspec.Struct):
     token: str
     logprob: float
     top_logprobs: list[_TopToken] | None = None
+    bytes: list[int] | None = None
 
 
 class _Logprobs(msgspec.Struct):
     content: list[_Token] | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    index: Annotated[int, msgspec.Meta(ge=0)] = 0
+    id: str | None = None
+    function: _Function = msgspec.field(default_factory=_Function)
+
+
+class Delta(msgspec.Struct):
+    """What an event adds to the answer."""
+
     content: str | None = None
+    tool_calls: list[_Call] | None = None
 
 
 class _Choice(msgspec.Struct):
-    delta: _Delta = msgspec.field(default_factory=_Delta)
+    delta: Delta = msgspec.field(default_factory=Delta)
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
@@ -166,28 +243,59 @@ def decode_event(raw: str) -> CompletionEvent:
 class Transcriber:
     """Turns events into chunks; the last chunk, and only that one, carries the finish reason and the usage."""
 
-    def __init__(self) -> None:
+    def __init__(self, extras: Extras | None = None) -> None:
+        self._with_calls = extras is not None and bool(extras.tools)
+        self._top = extras.top_logprobs if extras is not None else -1
+        self._called = False
         self._finish: FinishReason | None = None
         self._usage = Usage()
 
-    def text_of(self, event: CompletionEvent) -> str:
-        """The new text of `event`, often none."""
+    def chunk_of(self, event: CompletionEvent) -> Chunk | None:
+        """What is new in `event`, often nothing; raises EngineError where the engine gave up or made too many calls."""
         if event.usage is not None:
             self._usage = Usage(event.usage.prompt_tokens, event.usage.completion_tokens)
         if not event.choices:
-            return ""
+            return None
         choice = event.choices[0]
         if choice.finish_reason in _GAVE_UP:
             raise EngineError("the engine gave up in the middle of its answer")
+        text = choice.delta.content or ""
+        calls = tuple(_call_delta(call) for call in choice.delta.tool_calls or ()) if self._with_calls else ()
+        self._called = self._called or bool(calls)
         if choice.finish_reason is not None:
-            self._finish = "length" if choice.finish_reason == "length" else "stop"
-        return choice.delta.content or ""
+            ended: FinishReason = "tool_calls" if self._called else "stop"
+            self._finish = "length" if choice.finish_reason == "length" else ended
+        tokens = choice.logprobs.content or () if choice.logprobs is not None and self._top >= 0 else ()
+        logprobs = tuple(_token_logprob(token, self._top) for token in tokens)
+        return Chunk(text, tool_calls=calls, logprobs=logprobs) if text or calls or logprobs else None
 
     def last(self) -> Chunk:
         """Raises EngineError where the stream ended without saying why: half an answer is none."""
         if self._finish is None:
             raise EngineError("the engine ended its answer before it was complete")
         return Chunk("", self._finish, self._usage)
+
+
+def _call_delta(call: _Call) -> CallDelta:
+    if call.index >= MAX_CALLS:
+        raise EngineError("the engine made more tool calls at once than are passed on")
+    # Ids and names are the model's own words: one that is too long is cut, and the caller finds no such function.
+    return CallDelta(
+        call.index,
+        call.id[:64] if call.id else None,
+        "function" if call.id else None,
+        FunctionDelta(call.function.name[:64] if call.function.name else None, call.function.arguments),
+    )
+
+
+def _token_logprob(token: _Token, top: int) -> TokenLogprob:
+    rivals = (token.top_logprobs or [])[: min(top, MAX_TOP_LOGPROBS)]
+    listed = tuple(TopToken(rival.token[:128], rival.logprob, _octets(rival.bytes)) for rival in rivals)
+    return TokenLogprob(token.token[:128], token.logprob, _octets(token.bytes), listed)
+
+
+def _octets(found: list[int] | None) -> list[int] | None:
+    return found if found is not None and len(found) <= 256 and all(0 <= one <= 255 for one in found) else None
 
 
 # --- choices ----------------------------------------------------------------------------------------------------------------

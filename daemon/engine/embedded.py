@@ -4,10 +4,12 @@ import os
 import secrets
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
+
+import msgspec
 
 import daemon
 from daemon.engine.child import ChildCommand
@@ -21,6 +23,7 @@ from daemon.engine.interface import EngineError, ModelDescription
 from daemon.engine.lifecycle import LifecycleConfig
 from daemon.engine.private_folder import private_socket, record_path
 from daemon.engine.weights import WeightsHash
+from protocol.extras import Feature
 from protocol.wire.ids import is_model_name, sha256
 
 _NAME = "llama.cpp"
@@ -62,7 +65,8 @@ def embedded_engine(settings: EmbeddedSettings, run_folder: Path, rng: Random) -
     weights = WeightsHash(settings.model)
 
     async def describe(client: CompletionClient, served: ServedModel) -> ModelDescription:
-        return await _describe(served, settings, head, weights)
+        described = await _describe(served, settings, head, weights)
+        return replace(described, features=await _features(client))
 
     return HttpEngine(
         Serving(
@@ -108,6 +112,25 @@ def _command(settings: EmbeddedSettings, name: str, head: GgufHead, socket: Path
 def _threads(weights_bytes: int) -> int:
     """One for a model whose layers are done sooner than a second thread has woken."""
     return 1 if weights_bytes < _SMALL_WEIGHTS_BYTES else min(8, os.cpu_count() or 1)
+
+
+class _TemplateCaps(msgspec.Struct):
+    supports_tools: bool = False
+    supports_tool_calls: bool = False
+
+
+class _Props(msgspec.Struct):
+    chat_template_caps: _TemplateCaps = msgspec.field(default_factory=_TemplateCaps)
+
+
+async def _features(client: CompletionClient) -> frozenset[Feature]:
+    """Tools are there where the model's chat template shows them: with another one llama.cpp ignores them without a word."""
+    try:
+        caps = msgspec.json.decode(await client.get("/props", timeout=5.0), type=_Props).chat_template_caps
+    except (msgspec.DecodeError, RecursionError):
+        raise EngineError("the engine's properties are malformed") from None
+    has_tools = caps.supports_tools and caps.supports_tool_calls
+    return LLAMA_CPP.features if has_tools else LLAMA_CPP.features - {"tools"}
 
 
 async def _describe(served: ServedModel, settings: EmbeddedSettings, head: GgufHead, weights: WeightsHash) -> ModelDescription:

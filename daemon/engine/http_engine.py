@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import structlog
@@ -11,11 +11,14 @@ import trio
 from daemon.engine import dialect as wire
 from daemon.engine.child import ChildCommand
 from daemon.engine.completions import CompletionClient, ServedModel
-from daemon.engine.dialect import CompletionEvent, Dialect, FirstToken, Transcriber
+from daemon.engine.continuing import CannotContinue, Remainder, resumed_request, resumptions
+from daemon.engine.dialect import CompletionEvent, Dialect, FirstToken, JsonObject, Transcriber
 from daemon.engine.http_exchange import Server
-from daemon.engine.interface import Chunk, EngineError, EngineRefused, EngineState, ModelDescription
+from daemon.engine.interface import Chunk, EngineError, EngineRefused, EngineState, EngineUnsupported, ModelDescription
 from daemon.engine.lifecycle import LifecycleConfig, Stage
 from daemon.engine.supervisor import Supervisor
+from protocol.extras import Extras, wanted
+from protocol.inference import Begun
 from protocol.job import Job, Role, Turn
 
 _log = structlog.get_logger(__name__)
@@ -84,12 +87,43 @@ class HttpEngine:
         return [] if self._supervisor is None else list(self._supervisor.tail)
 
     @asynccontextmanager
-    async def generate(self, job: Job) -> AsyncGenerator[AsyncIterator[Chunk], None]:
-        """Stream the completion of `job`; the last chunk carries the finish reason and the usage. Raises EngineError."""
+    async def generate(self, job: Job, begun: Begun | None = None) -> AsyncGenerator[AsyncIterator[Chunk], None]:
+        """Stream the completion of `job`, or what follows `begun`; the last chunk carries the finish reason and the usage.
+
+        Raises EngineError.
+        """
         client, served = self._serving_now()
+        wire.check_features(job, self._model.features if self._model is not None else frozenset())
         body = wire.completion_request(job, served.id, self._serving.dialect)
-        async with _borrowed(self._slots), client.stream(body) as events, aclosing(_chunks(events)) as chunks:
+        if begun is None:
+            opened = _opened(client, body, job.extras)
+            async with _borrowed(self._slots):
+                started = trio.current_time()
+                async with opened as events, aclosing(_chunks(events, job.extras, started)) as chunks:
+                    yield chunks
+            return
+        if job.extras is not None and (job.extras.tools or job.extras.top_logprobs >= 0):
+            raise CannotContinue("an answer with tools or log-probabilities is not continued")
+        async with _borrowed(self._slots), aclosing(self._rest(client, body, job, begun)) as chunks:
             yield chunks
+
+    async def _rest(self, client: CompletionClient, request: JsonObject, job: Job, begun: Begun) -> AsyncGenerator[Chunk, None]:
+        """What follows `begun`, the next way being tried where the engine refuses one before anything new was said."""
+        ways = resumptions(job, begun, self._serving.dialect)
+        for way in ways:
+            remainder, is_new = Remainder(way, begun), False
+            body = resumed_request(request, way, begun, self._serving.dialect)
+            try:
+                async with client.stream(body) as events, aclosing(_chunks(events, None)) as chunks:
+                    async for chunk in chunks:
+                        rest = remainder.of(chunk)
+                        if rest.text or rest.finish_reason is not None:
+                            is_new = True
+                            yield rest
+                return
+            except EngineRefused:
+                if is_new or way is ways[-1]:
+                    raise
 
     async def choose(self, turns: Sequence[Turn], choices: Sequence[str]) -> tuple[float, ...]:
         """Natural-log probability of each one-token choice, normalised over the choices; raises EngineError."""
@@ -196,10 +230,27 @@ async def _borrowed(limiter: trio.CapacityLimiter) -> AsyncGenerator[None, None]
         limiter.release_on_behalf_of(holder)
 
 
-async def _chunks(events: AsyncIterator[CompletionEvent]) -> AsyncGenerator[Chunk, None]:
-    transcriber = Transcriber()
+@asynccontextmanager
+async def _opened(
+    client: CompletionClient, body: JsonObject, extras: Extras | None
+) -> AsyncGenerator[AsyncIterator[CompletionEvent], None]:
+    """A stream; what a server refuses of a job with extras, it refuses for them, unless it says that the prompt is too long."""
+    try:
+        async with client.stream(body) as events:
+            yield events
+    except EngineRefused as error:
+        asked = list(wanted(extras)) if extras is not None else []
+        if not asked or "context" in str(error):
+            raise
+        raise EngineUnsupported(f"'{asked[0]}' was not accepted: {error}") from None
+
+
+async def _chunks(
+    events: AsyncIterator[CompletionEvent], extras: Extras | None, started: float | None = None
+) -> AsyncGenerator[Chunk, None]:
+    transcriber = Transcriber(extras)
     async for event in events:
-        text = transcriber.text_of(event)
-        if text:
-            yield Chunk(text)
-    yield transcriber.last()
+        chunk = transcriber.chunk_of(event)
+        if chunk is not None:
+            yield chunk
+    yield replace(transcriber.last(), engine_s=None if started is None else trio.current_time() - started)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from protocol.delta import CallDelta, TokenLogprob
+from protocol.extras import Feature
+from protocol.inference import Begun
 from protocol.job import FinishReason, Job, Turn, Usage
 
 
@@ -32,15 +35,21 @@ class ModelDescription:
     """"compact" (the shipped tiny models) or "instructed" (a general chat model)."""
     slots: int
     """Requests the engine serves at once; more are queued or refused by the daemon."""
+    features: frozenset[Feature] = frozenset()
+    """What a job's extras may ask of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a completion: text, or (in the last one) why it ended and what it used."""
+    """A piece of a completion: text, parts of calls, log-probabilities, or (in the last one) why it ended and what it used."""
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    tool_calls: tuple[CallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    engine_s: float | None = None
+    """In the last chunk: seconds that the engine took for all of it, where that is known."""
 
 
 class EngineError(Exception):
@@ -49,6 +58,10 @@ class EngineError(Exception):
 
 class EngineRefused(EngineError):
     """This job will never fit this engine, such as a prompt beyond its context: the asker's fault."""
+
+
+class EngineUnsupported(EngineRefused):
+    """This engine has not what the job's extras ask for. The message names the request's parameter in quotes."""
 
 
 class Engine(Protocol):
@@ -65,8 +78,8 @@ class Engine(Protocol):
     def model(self) -> ModelDescription | None:
         """None until first ready."""
 
-    def generate(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-        """Stream the completion of `job`; raises EngineError."""
+    def generate(self, job: Job, begun: Begun | None = None) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        """Stream the completion of `job`, or what follows `begun`, which the same config gave; raises EngineError."""
 
     async def choose(self, turns: Sequence[Turn], choices: Sequence[str]) -> tuple[float, ...]:
         """Natural-log probability of each one-token choice as the next turn, normalised over the choices; raises EngineError."""

@@ -109,4 +109,5 @@ def _describe(served: ServedModel, settings: UrlSettings) -> ModelDescription:
         engine_version="unknown",
         judge_prompt=settings.judge_prompt,
         slots=settings.slots,
+        features=ANY_SERVER.features,
     )

@@ -37,15 +37,17 @@ _CAUSE = re.compile(r"^\((?:EngineCore|Worker)\b.*? ERROR .*?\] ((?!.*root cause
 
 _ALLOWED = frozenset(
     {
-        "--block-size", "--cpu-offload-gb", "--data-parallel-size", "--dtype", "--enable-chunked-prefill",
-        "--enable-expert-parallel", "--enable-prefix-caching", "--enforce-eager", "--gpu-memory-utilization",
-        "--kv-cache-dtype", "--kv-cache-memory-bytes", "--limit-mm-per-prompt", "--load-format", "--max-model-len",
-        "--max-num-batched-tokens", "--max-num-seqs", "--no-enable-chunked-prefill", "--no-enable-prefix-caching",
-        "--pipeline-parallel-size", "--quantization", "--reasoning-parser", "--seed", "--speculative-config",
-        "--swap-space", "--tensor-parallel-size", "--tokenizer-mode",
+        "--block-size", "--cpu-offload-gb", "--data-parallel-size", "--dtype", "--enable-auto-tool-choice",
+        "--enable-chunked-prefill", "--enable-expert-parallel", "--enable-prefix-caching", "--enforce-eager",
+        "--gpu-memory-utilization", "--kv-cache-dtype", "--kv-cache-memory-bytes", "--limit-mm-per-prompt", "--load-format",
+        "--max-model-len", "--max-num-batched-tokens", "--max-num-seqs", "--no-enable-chunked-prefill",
+        "--no-enable-prefix-caching", "--pipeline-parallel-size", "--quantization", "--reasoning-parser", "--seed",
+        "--speculative-config", "--swap-space", "--tensor-parallel-size", "--tokenizer-mode", "--tool-call-parser",
     }
 )  # fmt: skip
 """What the box's owner may add: nothing about where it listens, what it logs or running code from a model's repository."""
+
+_FOR_TOOLS = frozenset({"--enable-auto-tool-choice", "--tool-call-parser"})
 
 _PASSED_ON = re.compile(
     r"PATH|HOME|LANG|LC_ALL|TMPDIR|LD_LIBRARY_PATH|HF_HOME|HF_HUB_CACHE|CUDA_.*|NVIDIA_.*|ROCR_.*|HIP_.*|OMP_NUM_THREADS|"
@@ -218,4 +220,6 @@ async def _describe(client: CompletionClient, served: ServedModel, settings: Vll
         engine_version=version,
         judge_prompt=settings.judge_prompt,
         slots=settings.slots,
+        # Without a parser for this model's calls vLLM refuses tools, and it guesses none.
+        features=VLLM.features if set(flags) >= _FOR_TOOLS else VLLM.features - {"tools"},
     )

@@ -1,7 +1,8 @@
 """MessagePack of typed structs, and length-prefixed frames. Decides what bytes are well formed; never what they mean."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import cache
+from struct import Struct
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -14,6 +15,7 @@ _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")
 
 LENGTH_BYTES = 4
+_LENGTH = Struct("!I")
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -33,18 +35,28 @@ def encode(value: object) -> bytes:
     return _encoder.encode(value)
 
 
+def decoder(kind: type[T], limit: int = MAX_FRAME_BYTES) -> Callable[[bytes | memoryview], T]:
+    """`decode` with its kind and limit chosen beforehand: what decodes once per token has no time to look them up."""
+    typed = _decoder(cast("Hashable", kind)).decode
+
+    def decode_one(raw: bytes | memoryview) -> T:
+        if len(raw) > limit:
+            raise RemoteError(Code.OVERSIZED, f"{len(raw)} bytes where {limit} are allowed")
+        try:
+            value: T = typed(raw)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise malformed(f"not a {getattr(kind, '__name__', kind)}: {str(error)[:120]}") from None
+        return value
+
+    return decode_one
+
+
 def decode(kind: type[T], raw: bytes | memoryview, limit: int = MAX_FRAME_BYTES) -> T:
     """Decode `raw` into exactly `kind`; raises RemoteError(oversized | malformed).
 
     A typed decode refuses a bomb of nested arrays at its first byte.
     """
-    if len(raw) > limit:
-        raise RemoteError(Code.OVERSIZED, f"{len(raw)} bytes where {limit} are allowed")
-    try:
-        value: T = _decoder(cast("Hashable", kind)).decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise malformed(f"not a {getattr(kind, '__name__', kind)}: {str(error)[:120]}") from None
-    return value
+    return decoder(kind, limit)(raw)
 
 
 def frame(payload: bytes) -> bytes:
@@ -73,17 +85,18 @@ class FrameReader:
         joined = received if len(self._parts) == 1 else b"".join(self._parts)
         view, start = memoryview(joined), 0
         self._need = LENGTH_BYTES
-        while len(joined) - start >= LENGTH_BYTES:
-            size = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
+        available = len(joined)
+        while available - start >= LENGTH_BYTES:
+            (size,) = _LENGTH.unpack_from(joined, start)
             if size > self._limit:
                 raise RemoteError(Code.OVERSIZED, f"a frame claims {size} bytes where {self._limit} are allowed")
             end = start + LENGTH_BYTES + size
-            if len(joined) < end:
+            if available < end:
                 self._need = end - start
                 break
             frames.append(view[start + LENGTH_BYTES : end])
             start = end
-        self._have = len(joined) - start
+        self._have = available - start
         self._parts = [joined[start:]] if self._have else []
         return frames
 

@@ -27,6 +27,12 @@ def chat(fields: bytes) -> bytes:
     return post(OK[:-1] + b"," + fields + b"}")
 
 
+def form(schema: bytes) -> bytes:
+    return b'"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":' + schema + b"}}"
+
+
+TOOLS = b'"tools":[{"type":"function","function":{"name":"weather","parameters":{"type":"object","title":"Rome"}}}]'
+
 BAD = {
     "not json": (post(b"{"), 400, b"not valid JSON"),
     "json nested 100,000 deep": (post(b'{"messages":' + b"[" * 100_000), 400, b"not valid JSON"),
@@ -37,9 +43,34 @@ BAD = {
     "temperature over 2": (chat(b'"temperature":1e308'), 400, b"temperature"),
     "negative max_tokens": (chat(b'"max_tokens":-1'), 400, b"max_tokens"),
     "a billion tokens": (chat(b'"max_tokens":1000000000'), 400, b"max_tokens"),
-    "n=2": (chat(b'"n":2'), 400, b'"param":"n"'),
+    "n=9": (chat(b'"n":9'), 400, b'"param":"n"'),
+    "n=2 of a round": (chat(b'"n":2,"model":"swarm/rank"'), 400, b'"param":"n"'),
+    "tools in a round": (chat(b'"model":"swarm/rank",' + TOOLS), 400, b'"param":"tools"'),
     "tools": (chat(b'"tools":[{"type":"function"}]'), 400, b'"param":"tools"'),
-    "logprobs": (chat(b'"logprobs":true'), 400, b'"param":"logprobs"'),
+    "logprobs as a number": (chat(b'"logprobs":5'), 400, b'"param":"logprobs"'),
+    "top_logprobs alone": (chat(b'"top_logprobs":5'), 400, b'"param":"top_logprobs"'),
+    "21 top_logprobs": (chat(b'"logprobs":true,"top_logprobs":21'), 400, b'"param":"top_logprobs"'),
+    "a tool that is no function": (chat(b'"tools":[{"type":"retrieval"}]'), 400, b'"param":"tools"'),
+    "a function's odd name": (chat(TOOLS.replace(b"weather", b"rm -rf")), 400, b'"param":"tools"'),
+    "a function twice": (chat(TOOLS.replace(b"]", b"," + TOOLS.split(b"[")[1])), 400, b'"param":"tools"'),
+    "40 KiB of tools": (chat(TOOLS.replace(b"Rome", b"x" * 40_000)), 413, b'"param":"tools"'),
+    "a choice of no tool": (chat(TOOLS + b',"tool_choice":{"type":"function","function":{"name":"x"}}'), 400, b"tool_choice"),
+    "a choice among none": (chat(b'"tool_choice":"required"'), 400, b'"param":"tool_choice"'),
+    "an unknown choice": (chat(TOOLS + b',"tool_choice":"all"'), 400, b'"param":"tool_choice"'),
+    "a pattern": (chat(form(b'{"type":"string","pattern":"(a+)+$"}')), 400, b'"param":"response_format"'),
+    "a reference to elsewhere": (chat(form(b'{"$ref":"http://169.254.169.254/"}')), 400, b'"param":"response_format"'),
+    "a schema of itself": (chat(form(b'{"$defs":{"a":{"$ref":"#/$defs/a"}},"$ref":"#/$defs/a"}')), 400, b"itself"),
+    "a schema 40 deep": (chat(form(b'{"items":' * 40 + b"{}" + b"}" * 40)), 400, b"nested deeper"),
+    "a grammar": (chat(b'"response_format":{"type":"grammar","grammar":"root ::= x"}'), 400, b'"param":"response_format"'),
+    "a schema's odd name": (chat(form(b"{}").replace(b'"n"', b'"a b"')), 400, b'"param":"response_format"'),
+    "a tool's result of no call": (post(b'{"messages":[{"role":"tool","content":"x"}]}'), 400, b'"param":"messages"'),
+    "no content": (post(b'{"messages":[{"role":"user"}]}'), 400, b'"param":"messages"'),
+    "peers by score": (chat(b'"peer":{"min_score":0.5}'), 400, b'"param":"peer.min_score"'),
+    "peers by no such order": (chat(b'"peer":{"sort":"price"}'), 400, b'"param":"peer'),
+    "peers by an unknown wish": (chat(b'"peer":{"country":"x"}'), 400, b'"param":"peer'),
+    "peers that are none": (chat(b'"peer":{"only":["you"]}'), 400, b'"param":"peer.only"'),
+    "a negative round trip": (chat(b'"peer":{"max_rtt_ms":-1}'), 400, b'"param":"peer'),
+    "peers of a round": (chat(b'"model":"swarm/rank","peer":{"sort":"load"}'), 400, b'"param":"peer"'),
     "an unknown field": (chat(b'"chat_template":"x"'), 400, b'"param":"chat_template"'),
     "five stops": (chat(b'"stop":["a","b","c","d","e"]'), 400, b"stop"),
     "an empty stop": (chat(b'"stop":""'), 400, b"stop"),

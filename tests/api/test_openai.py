@@ -8,7 +8,10 @@ import openai
 import pytest
 import trio
 
+from daemon.api.backend import PeerWish
 from protocol.wire.errors import Code, RemoteError
+
+PEER = "12D3KooWRpRMTtJfBF5tJFtLWhaB8XHSurC2eFeDhudVYzMT6DS3"
 
 pytestmark = pytest.mark.live
 
@@ -28,6 +31,28 @@ async def test_openai_client_whole(api: Any) -> None:
     assert reply.usage.total_tokens == 5
     assert api.backend.asked[0].job.model == "tiny-all"
     assert api.backend.asked[0].job.sampling.seed == 3
+
+
+async def test_a_wish_for_peers_reaches_the_node(api: Any) -> None:
+    def call() -> Any:
+        with _client(api) as client:
+            block = {"peer": {"only": [PEER], "ignore": [PEER], "sort": "latency", "max_rtt_ms": 20}}
+            messages: Any = [{"role": "user", "content": "hi"}]
+            return client.chat.completions.create(model="tiny-all", messages=messages, extra_body=block)
+
+    await trio.to_thread.run_sync(call)
+    assert api.backend.asked[0].wish == PeerWish(frozenset([PEER]), frozenset([PEER]), "latency", 0.02)
+
+
+async def test_a_stream_has_its_request_id_in_its_head(api: Any) -> None:
+    def call() -> tuple[str, list[Any]]:
+        with _client(api) as client:
+            messages: Any = [{"role": "user", "content": "hi"}]
+            raw = client.chat.completions.with_raw_response.create(model="tiny-all", messages=messages, stream=True)
+            return raw.headers["x-request-id"], list(raw.parse())
+
+    request_id, chunks = await trio.to_thread.run_sync(call)
+    assert {chunk.id for chunk in chunks} == {request_id}
 
 
 async def test_openai_client_streamed_with_usage(api: Any) -> None:

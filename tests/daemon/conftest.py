@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,19 +16,23 @@ import trio
 from crdt_store.memory import MemoryStorage
 from crdt_store.store import ClaimStore
 from daemon.api.backend import AskRequest, ProgressEvent, ResultEvent, TokenEvent
-from daemon.asking import Asking, Served
+from daemon.asking import Asking
+from daemon.attempt import Served
 from daemon.bootstrap import Bootstrap
 from daemon.calls import Calls
 from daemon.committee import Committee
 from daemon.config import LimitsConfig, RoundConfig
+from daemon.engine.continuing import CannotContinue
 from daemon.engine.interface import Chunk, EngineError, EngineState, ModelDescription
 from daemon.membership import Membership
 from daemon.metrics import Metrics
+from daemon.patience import Patience
 from daemon.reputation import Reputation
 from daemon.round_archive import RoundArchive
 from daemon.rounds import Rounds
 from daemon.serving import Serving
 from protocol import inference
+from protocol.inference import Begun
 from protocol.job import Job, Role, Turn, Usage
 from protocol.wire import envelope
 from protocol.wire.errors import RemoteError
@@ -60,25 +64,31 @@ class FakeEngine:
     reason: str = ""
     model: ModelDescription | None = None
     jobs: list[Job] = field(default_factory=list)
+    begun: list[Begun | None] = field(default_factory=list)
     running: int = 0
     stopped: int = 0
     judged: int = 0
 
     @asynccontextmanager
-    async def generate(self, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def generate(self, job: Job, begun: Begun | None = None) -> AsyncIterator[AsyncIterator[Chunk]]:
         self.jobs.append(job)
+        self.begun.append(begun)
         self.running += 1
         done: list[bool] = []
         try:
-            async with aclosing(self._words(job, done)) as words:
+            async with aclosing(self._words(job, begun.text if begun is not None else "", done)) as words:
                 yield words
         finally:
             self.running -= 1
             self.stopped += not done
 
-    async def _words(self, job: Job, done: list[bool]) -> AsyncGenerator[Chunk, None]:
+    async def _words(self, job: Job, begun: str, done: list[bool]) -> AsyncGenerator[Chunk, None]:
         words = self.says(job).split()[: job.sampling.max_tokens]
+        if not " ".join(words).startswith(begun):
+            raise CannotContinue("these are not my words")
         for place, word in enumerate(words):
+            if place < len(begun.split()):
+                continue
             await trio.sleep(self.pause)
             if self.fails is not None and place >= self.fails_after_words:
                 raise self.fails
@@ -166,6 +176,7 @@ class Swarm:
         limits: LimitsConfig = LimitsConfig(),  # noqa: B008 - frozen
         epoch: int = 1,
         round_config: RoundConfig = RoundConfig(),  # noqa: B008 - frozen
+        patience: Patience = Patience(),  # noqa: B008 - frozen
     ) -> Peer:
         engine = None if no_engine else engine or FakeEngine()
         if engine is not None and engine.model is None:
@@ -175,8 +186,9 @@ class Swarm:
         folder = self._folder / str(self._started)
         metrics = Metrics()
         calls = Calls(transport)
-        serving = Serving(engine, limits, metrics)
+        serving = Serving(engine, limits, metrics, patience)
         calls.serve(inference.METHOD, serving.handle_infer)
+        calls.serve(inference.CONTINUE_METHOD, serving.handle_continue)
         store = ClaimStore(MemoryStorage(), transport.key, unix_ms())
         reputation = Reputation(store, calls, transport, unix_ms, rng)
         bootstrap = Bootstrap(transport, (), folder / "peers.json", rng, unix_ms)
@@ -192,7 +204,7 @@ class Swarm:
             served.append(one)
             (membership.call_succeeded if one.ok else membership.call_failed)(one.peer)
 
-        asking = Asking(serving, calls, membership.candidates, observed, rng)
+        asking = Asking(serving, calls, membership.candidates, observed, rng, patience)
         peer = Peer(
             transport, engine, calls, serving, membership, rounds, committee, archive, reputation, store, asking, metrics,
             trio.CancelScope(), served,
@@ -253,6 +265,20 @@ class Heard:
     def result(self) -> ResultEvent:
         (only,) = self.results
         return only
+
+
+@contextmanager
+def full(peer: Peer, requests: int = 0) -> Iterator[None]:
+    """Every slot and every place in the queue of `peer` is taken, each by another caller; or `requests` of them are."""
+    slots, engine = peer.serving._slots, peer.engine
+    assert engine is not None
+    assert engine.model is not None
+    slots.resize(engine.model.slots, trio.current_time())
+    count = requests or engine.model.slots + slots._room
+    tickets = [slots.enter(("somebody", place), trio.current_time()) for place in range(count)]
+    yield
+    for ticket in reversed(tickets):
+        slots.leave(ticket, trio.current_time())
 
 
 async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:

@@ -9,10 +9,10 @@ import trio.testing
 
 from daemon.answer_stream import Emit, answer_stream
 from daemon.api.backend import AskEvent, TokenEvent
-from daemon.asking import FIRST_TOKEN_SECONDS, TOKEN_GAP_SECONDS
 from daemon.engine.interface import EngineError, EngineRefused, EngineState
+from daemon.patience import Patience
 from protocol.wire.errors import Code, RemoteError
-from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, model, until
+from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, full, model, until
 
 Clock = trio.testing.MockClock
 
@@ -87,15 +87,6 @@ async def test_at_most_three_peers_are_tried_and_each_is_named(swarm: Swarm, aut
     await known(asker, 2)  # those three are not asked again until they are heard of anew
 
 
-async def test_a_peer_that_fails_after_the_first_token_ends_the_answer(swarm: Swarm, autojump_clock: Clock) -> None:
-    broken = FakeEngine(says=lambda job: "one two three", fails=EngineError("it crashed"), fails_after_words=1)
-    asker, (_, carol) = await several(swarm, broken, FakeEngine(says=broken.says, fails=broken.fails, fails_after_words=1))
-    heard = Heard()
-    error = await failure(asker.asking.route(ask(), heard.emit))
-    assert (error.code, heard.tokens) == (Code.ENGINE_FAILED, ["one"])
-    assert len(broken.jobs) + len(carol.engine.jobs) == 1, "no second peer is asked for text that was begun"
-
-
 async def test_a_peer_killed_in_mid_stream_ends_the_answer_at_once(
     swarm: Swarm, nursery: trio.Nursery, autojump_clock: Clock
 ) -> None:
@@ -124,14 +115,14 @@ async def test_a_peer_that_cannot_be_dialled_is_not_blamed(swarm: Swarm, autojum
     assert asker.membership.candidates("") == [], "but it is not asked again until it is heard of anew"
 
 
-@pytest.mark.parametrize(("words", "limit"), [(0, FIRST_TOKEN_SECONDS), (1, TOKEN_GAP_SECONDS)])
+@pytest.mark.parametrize(("words", "limit"), [(0, Patience().first_token), (1, Patience().gap)])
 async def test_a_silent_peer_costs_a_bounded_time(swarm: Swarm, autojump_clock: Clock, words: int, limit: float) -> None:
     engine = FakeEngine(says=lambda job: "one two")
     asker, (bob,) = await several(swarm, engine)
 
     @asynccontextmanager
-    async def generate(job: object) -> AsyncIterator[AsyncIterator[object]]:
-        async with FakeEngine.generate(engine, job) as chunks:  # type: ignore[arg-type]
+    async def generate(job: object, begun: object) -> AsyncIterator[AsyncIterator[object]]:
+        async with FakeEngine.generate(engine, job, None) as chunks:  # type: ignore[arg-type]
 
             async def stalling() -> AsyncIterator[object]:
                 for _ in range(words):
@@ -183,14 +174,14 @@ async def test_nobody_to_ask_says_what_was_wanted(swarm: Swarm, autojump_clock: 
 
 async def test_a_full_peer_is_passed_over_without_blame(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, servers = await several(swarm, *(FakeEngine() for _ in range(2)))
-    servers[0].serving.busy = servers[1].serving.busy = 10_000
-    error = await failure(asker.asking.route(ask(), Heard().emit))
-    assert (error.code, error.retry_after) == (Code.OVERLOADED, 1.0)
-    assert asker.served == []
-    servers[1].serving.busy = 0
-    heard = Heard()
-    await asker.asking.route(ask(), heard.emit)
-    assert heard.result.peer_id == servers[1].id
+    with full(servers[0]):
+        with full(servers[1]):
+            error = await failure(asker.asking.route(ask(), Heard().emit))
+            assert (error.code, error.retry_after) == (Code.OVERLOADED, 1.0)
+        assert asker.served == []
+        heard = Heard()
+        await asker.asking.route(ask(), heard.emit)
+        assert heard.result.peer_id == servers[1].id
 
 
 # ---- the stream of events

@@ -122,6 +122,23 @@ async def test_a_caller_may_stream_too(memory_mesh: MemoryMesh, joined: Joined, 
         assert stream.result == b"sum 6"
 
 
+async def test_sending_to_a_handler_that_ended_early_fails_at_once(
+    memory_mesh: MemoryMesh, joined: Joined, autojump_clock: Clock
+) -> None:
+    caller, server = await joined(2)
+    server.serve("hasty", echo)
+    bob = peers_of(memory_mesh)[1].peer_id
+
+    async def pour() -> None:
+        async with caller.stream(bob, "hasty", b"", timeout=50, options=CallOptions(more=True)) as stream:
+            while True:
+                await stream.send(bytes(30_000))
+
+    begin = trio.current_time()
+    assert (await failure(pour())).code is Code.CANCELLED
+    assert trio.current_time() - begin < 1
+
+
 async def test_the_deadline_fails_the_call_and_cancels_the_handler(
     memory_mesh: MemoryMesh, joined: Joined, autojump_clock: Clock
 ) -> None:

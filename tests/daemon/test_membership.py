@@ -5,6 +5,7 @@ import pytest
 import trio
 import trio.testing
 
+from daemon.config import LimitsConfig
 from daemon.engine.interface import EngineState
 from daemon.membership import MAX_BUSY, OFFER_METHOD
 from dht import records
@@ -13,7 +14,7 @@ from dht.presence import TOPIC, Presence, sign_presence
 from dht.standing import Standing
 from protocol.wire.errors import Code
 from protocol.wire.ids import Hash
-from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, unix_ms, until
+from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, full, unix_ms, until
 from tests.sim.memory_transport import memory_key
 
 Clock = trio.testing.MockClock
@@ -125,10 +126,10 @@ async def test_a_model_is_offered_only_while_its_engine_answers(swarm: Swarm, au
 
 
 async def test_load_is_told_and_never_more_than_a_heartbeat_can_say(swarm: Swarm, autojump_clock: Clock) -> None:
-    alice, bob = peers = await swarm(2)
+    alice, bob = peers = await swarm(2, limits=LimitsConfig(queue=10_000))
     await everyone_knows(peers)
-    bob.serving.busy = 10**6
-    await until(lambda: any(c.busy == MAX_BUSY for c in alice.membership.candidates("")), 15)
+    with full(bob, MAX_BUSY + 1):
+        await until(lambda: any(c.busy == MAX_BUSY for c in alice.membership.candidates("")), 15)
     assert alice.membership.counters() == {}
 
 

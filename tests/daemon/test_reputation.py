@@ -9,7 +9,7 @@ from crdt_store.heads import IssuerHeads, LogHead
 from crdt_store.own_log import Statement
 from crdt_store.sync import MAX_FAULTS
 from crdt_store.sync_messages import HEADS_METHOD, RANGE_METHOD, TOPIC, Announcement, HeadsRequest, Range, RangeRequest
-from daemon.asking import Served
+from daemon.attempt import Served
 from daemon.calls import InboundCall
 from daemon.reputation import MAX_SERVED, statement_of
 from protocol.wire.codec import encode

@@ -22,7 +22,7 @@ from protocol.round.transcript import replay
 from protocol.wire.codec import encode
 from protocol.wire.errors import Code
 from protocol.wire.ids import Hash
-from tests.daemon.conftest import FakeEngine, Peer, Swarm, failure, job, unix_ms, until
+from tests.daemon.conftest import FakeEngine, Peer, Swarm, failure, full, job, unix_ms, until
 
 pytestmark = pytest.mark.usefixtures("one_verification_per_signature")
 
@@ -316,12 +316,11 @@ async def test_a_member_with_a_full_engine_waits_for_a_slot_instead_of_leaving(
 ) -> None:
     peers, _ = await committee(swarm, 2)
     member = peers[1]
-    member.serving.busy = 10_000
 
-    async def free() -> None:
-        await trio.sleep(1.2)
-        member.serving.busy = 0
+    async def take() -> None:
+        with full(member):
+            await trio.sleep(1.2)
 
-    nursery.start_soon(free)
+    nursery.start_soon(take)
     finished = await peers[0].rounds.ask(header(peers[0], peers), Shown().report)
     assert all(row.revealed for row in replay(finished.transcript).members)

@@ -12,8 +12,10 @@ def order(*candidates: Candidate) -> list[str]:
     return [choice.candidate.peer for choice in rank_candidates(candidates, Random(1))]
 
 
-def at(name: str, path: str = "direct", rtt: float | None = 0.05, busy: int = 0, slots: int = 2) -> Candidate:
-    return Candidate(PeerId(name), "m", slots, busy, path, rtt)
+def at(
+    name: str, path: str = "direct", rtt: float | None = 0.05, busy: int = 0, slots: int = 2, seen: float | None = None
+) -> Candidate:
+    return Candidate(PeerId(name), "m", slots, busy, path, rtt, first_token_s=seen)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,12 @@ def at(name: str, path: str = "direct", rtt: float | None = 0.05, busy: int = 0,
         (at("a", rtt=0.3, busy=0), at("b", "local", None, busy=2)),
         (at("a", busy=4, slots=8), at("b", busy=2, slots=2)),
         (at("a", busy=3, slots=4), at("b", busy=5, slots=4)),
+        (at("a", busy=0), at("b", busy=1)),
+        (at("a", seen=0.1), at("b", seen=0.4)),
+        (at("a"), at("b", seen=0.4)),
+        (at("a", rtt=0.2, seen=0.25), at("b", rtt=0.01, seen=0.3)),
+        (at("a", seen=0.06), at("b", rtt=0.3, seen=0.06)),
+        (at("a", seen=0.5), at("b", seen=0.1, busy=3)),
     ],
 )
 def test_the_peer_that_answers_sooner_comes_first(better: Candidate, worse: Candidate) -> None:
@@ -43,8 +51,15 @@ def test_equals_share_the_load_and_one_seed_gives_one_order() -> None:
 
 def test_every_choice_is_explained() -> None:
     (choice,) = rank_candidates([at("x" * 12, "relayed", 0.12, busy=3)], Random(1))
-    assert choice.why == "xxxxxxxx: relayed path, 120 ms, 3 of 2 slots busy, first token expected after 1.17 s"
-    assert choice.wait == pytest.approx(0.12 + 0.05 + 1.0)
+    assert choice.why == "xxxxxxxx: relayed path, 120 ms, 3 of 2 slots busy, first token expected after 1.22 s"
+    assert choice.wait == pytest.approx(0.12 + 0.05 + 1.0 + 0.05)
+
+
+def test_a_measurement_is_named() -> None:
+    (choice,) = rank_candidates([at("x" * 12, seen=0.4)], Random(1))
+    assert choice.why == (
+        "xxxxxxxx: direct path, 50 ms, 0 of 2 slots busy, 0.40 s measured lately, first token expected after 0.40 s"
+    )
 
 
 def test_nobody_is_no_choice() -> None:

@@ -1,12 +1,14 @@
 """What one engine serves to whom: slots, the queue, each peer's share, limits, slow readers, and work nobody wants any more."""
 
+import contextlib
+
 import pytest
 import trio
 import trio.testing
 
 from daemon.config import LimitsConfig
 from daemon.engine.interface import EngineError, EngineRefused, EngineState
-from daemon.serving import QUEUE_SECONDS, READER_SECONDS
+from daemon.patience import Patience
 from protocol.inference import METHOD, read_completion
 from protocol.job import Job, Sampling
 from protocol.wire.codec import encode
@@ -63,7 +65,7 @@ async def test_a_call_that_waits_too_long_is_sent_away_and_leaves_the_queue(
     await until(lambda: alice.serving.busy == 1)
     started = trio.current_time()
     assert (await failure(local(alice))).code is Code.OVERLOADED
-    assert trio.current_time() - started == pytest.approx(QUEUE_SECONDS)
+    assert trio.current_time() - started == pytest.approx(Patience().queue)
     assert alice.serving.busy == 1
 
 
@@ -112,7 +114,7 @@ async def test_a_reader_that_takes_nothing_loses_its_slot(swarm: Swarm, autojump
         await until(lambda: bob.engine.running == 1)
         started = trio.current_time()
         await until(lambda: bob.engine.running == 0)
-        assert trio.current_time() - started == pytest.approx(READER_SECONDS, abs=1)
+        assert trio.current_time() - started == pytest.approx(Patience().reader, abs=1)
         with pytest.raises(RemoteError) as caught:
             async for _ in stream:
                 pass
@@ -167,3 +169,45 @@ async def test_garbage_is_refused_and_costs_nothing(swarm: Swarm, autojump_clock
     for body in (b"", b"\xc1", b"\x93" * 1000, encode(["x", 1])):
         assert (await failure(alice.calls.unary(bob.id, METHOD, body, timeout=5))).code is Code.MALFORMED
     assert (bob.engine.jobs, bob.serving.busy, bob.transport.faults) == ([], 0, 0)
+
+
+async def test_one_callers_flood_delays_another_by_one_request(
+    swarm: Swarm, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    engine = FakeEngine(says=lambda job: "so " * 10, pause=0.1, model=model(slots=1))
+    alice, bob, carol = await swarm(3, engine=engine, limits=LimitsConfig(peer_calls=8, queue=4), patience=Patience(queue=60.0))
+    refused: list[RemoteError] = []
+
+    async def flood() -> None:
+        try:
+            await infer(alice, bob)
+        except RemoteError as error:
+            refused.append(error)
+
+    for _ in range(8):
+        nursery.start_soon(flood)
+    await until(lambda: bob.serving.busy == 5)
+    started = trio.current_time()
+    assert (await infer(carol, bob))[0].startswith("so")
+    assert trio.current_time() - started <= 2.3, "what ran, and its own second"
+    assert len(refused) == 4, "three had no place, and one gave its own to the other caller"
+    before = trio.current_time()
+    await local(bob)
+    assert trio.current_time() - before <= 2.1
+
+
+async def test_retry_after_is_measured(swarm: Swarm, nursery: trio.Nursery, autojump_clock: Clock) -> None:
+    engine = FakeEngine(says=lambda job: "so " * 10, pause=1.0, model=model(slots=1))
+    alice, bob = await swarm(2, engine=engine, limits=LimitsConfig(queue=1))
+    await infer(alice, bob)
+    for _ in range(2):
+        nursery.start_soon(failure_or_none, alice, bob)
+    await until(lambda: bob.serving.busy == 2)
+    refused = await failure(infer(alice, bob))
+    assert refused.code is Code.OVERLOADED
+    assert refused.retry_after == pytest.approx(20.0, rel=0.1), "two before it, ten seconds each"
+
+
+async def failure_or_none(asker: Peer, server: Peer) -> None:
+    with contextlib.suppress(RemoteError):
+        await infer(asker, server)

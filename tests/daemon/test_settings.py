@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from daemon.config import ApiConfig, Config, ConfigError, EngineConfig, LimitsConfig, RelayConfig
-from daemon.settings import api_key, engine_spec, transport_options
+from daemon.config import ApiConfig, Config, ConfigError, EngineConfig, LimitsConfig, PatienceConfig, RelayConfig
+from daemon.patience import Patience
+from daemon.settings import api_key, engine_spec, patience, transport_options
 
 JOIN = "/ip4/192.0.2.7/tcp/4711/p2p/12D3KooWRpRMTtJfBF5tJFtLWhaB8XHSurC2eFeDhudVYzMT6DS3"
 
@@ -45,6 +46,13 @@ def test_the_engine_takes_every_setting_of_its_section() -> None:
     assert (spec.threads, spec.slots, spec.context_tokens, spec.extra_arguments) == (3, 5, 1024, ("--a", "b"))
     default = engine_spec(config())
     assert (default.key_file, default.executable) == (None, None)
+
+
+def test_times_are_seconds_and_the_defaults_are_the_same_everywhere() -> None:
+    assert patience(config()) == Patience()
+    assert patience(config(patience=PatienceConfig(queue_ms=1, reader_ms=2, first_token_ms=3, gap_ms=4))) == Patience(
+        queue=0.001, reader=0.002, first_token=0.003, gap=0.004
+    )
 
 
 def test_the_transport_listens_and_relays_as_configured() -> None:

@@ -23,6 +23,17 @@ TEMPLATE = (
 UINT32, FLOAT32, INT32, BOOL, STRING, ARRAY = 4, 6, 5, 7, 8, 9
 
 
+TOOL_TEMPLATE = """{%- if tools %}Tools: {% for tool in tools %}{{ tool | tojson }}{% endfor %}
+Respond with {"name": function name, "parameters": dictionary}.{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'assistant' and m.tool_calls %}<|assistant|>{% for call in m.tool_calls -%}
+{"name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}{% endfor %}</s>
+{%- else %}<|{{ m.role }}|>{{ m.content }}</s>
+{%- endif %}{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+"""Shows tools as Llama 3.1's own does, where a mere brace begins a call: noise soon happens upon one."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """What a test may vary: a big context and many layers make a completion that lasts for seconds."""
@@ -30,6 +41,9 @@ class ModelShape:
     layers: int = 1
     context: int = 8192
     name: str | None = "tests/random-llama"
+    ascii: bool = False
+    """Says printable ASCII alone, so that its text is whole however it is cut."""
+    template: str = TEMPLATE
 
 
 def _text(value: str) -> bytes:
@@ -83,7 +97,7 @@ def _metadata(shape: ModelShape) -> list[bytes]:
         _entry("tokenizer.ggml.eos_token_id", UINT32, 2),
         _entry("tokenizer.ggml.padding_token_id", UINT32, 0),
         _entry("tokenizer.ggml.add_bos_token", BOOL, False),
-        _entry("tokenizer.chat_template", STRING, TEMPLATE),
+        _entry("tokenizer.chat_template", STRING, shape.template),
     ]
 
 
@@ -110,7 +124,9 @@ def write_gguf(path: Path, shape: ModelShape) -> Path:
         count = sizes[0] * (1 if is_norm else sizes[1])
         values = [1.0] * count if is_norm else [rng.gauss(0, 0.2) for _ in range(count)]
         if name.startswith("token_embd"):
-            values[: 3 * WIDTH] = [0.0] * (3 * WIDTH)
+            for place, token in enumerate(_vocabulary()[0]):
+                if place < 3 or (shape.ascii and not (len(token) == 1 and token.isascii())):
+                    values[place * WIDTH : (place + 1) * WIDTH] = [0.0] * WIDTH
         blob += struct.pack(f"<{count}{'f' if is_norm else 'e'}", *values)
         blob += bytes(-len(blob) % 32)
     entries = _metadata(shape)
@@ -155,6 +171,13 @@ def running() -> RunEngine:
 def tiny_engine(tiny_model: Path, run_folder: Path) -> HttpEngine:
     settings = EmbeddedSettings(tiny_model, slots=2, context_tokens=8192)
     return embedded_engine(settings, run_folder, Random(1))
+
+
+@pytest.fixture
+def tool_engine(tmp_path: Path, run_folder: Path) -> HttpEngine:
+    """A model of random weights whose template knows tools: what it says is noise, but in the form that is asked for."""
+    path = write_gguf(tmp_path / "tools.gguf", ModelShape(template=TOOL_TEMPLATE))
+    return embedded_engine(EmbeddedSettings(path, slots=2, context_tokens=4096), run_folder, Random(1))
 
 
 @pytest.fixture

@@ -114,13 +114,13 @@ def event(text: str | None = None, finish: str | None = None, usage: tuple[int, 
 def test_the_last_chunk_says_why_and_how_much(finish: str, meaning: str) -> None:
     transcriber = Transcriber()
     events = (event(None), event("Hel"), event("lo"), event(None, finish), event(usage=(7, 2)))
-    assert "".join(transcriber.text_of(e) for e in events) == "Hello"
+    assert "".join(c.text for c in map(transcriber.chunk_of, events) if c is not None) == "Hello"
     assert transcriber.last() == Chunk("", meaning, Usage(7, 2))  # type: ignore[arg-type]
 
 
 def test_a_stream_that_just_ends_is_an_error() -> None:
     transcriber = Transcriber()
-    transcriber.text_of(event("half"))
+    transcriber.chunk_of(event("half"))
     with pytest.raises(EngineError, match="before it was complete"):
         transcriber.last()
 
@@ -128,7 +128,7 @@ def test_a_stream_that_just_ends_is_an_error() -> None:
 @pytest.mark.parametrize("finish", ["abort", "error"])
 def test_an_engine_that_gives_up_has_not_answered(finish: str) -> None:
     with pytest.raises(EngineError, match="gave up"):
-        Transcriber().text_of(event("half", finish))
+        Transcriber().chunk_of(event("half", finish))
 
 
 @pytest.mark.parametrize(

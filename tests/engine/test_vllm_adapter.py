@@ -58,6 +58,16 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.live
 @pytest.mark.slow
+async def test_tools_are_had_with_a_parser_for_them(fake: Path, run_folder: Path, running: Running) -> None:
+    with_parser = ("--enable-auto-tool-choice", "--tool-call-parser=hermes")
+    settings = VllmSettings("owner/model", executable=fake, extra_arguments=with_parser)
+    async with running(vllm_engine(settings, run_folder, RNG)) as engine:
+        assert engine.model is not None
+        assert engine.model.features == {"tools", "response_format", "logprobs"}
+
+
+@pytest.mark.live
+@pytest.mark.slow
 async def test_command_line_requests_and_clean_end(
     fake: Path, run_folder: Path, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +82,7 @@ async def test_command_line_requests_and_clean_end(
         assert engine.model is not None
         assert (engine.model.name, engine.model.context_tokens) == ("owner/model", 2048)
         assert (engine.model.engine, engine.model.engine_version, engine.model.slots) == ("vllm", "0.32.0", 3)
+        assert engine.model.features == {"response_format", "logprobs"}
         async with engine.generate(Job(TURNS, Sampling(max_tokens=4, temperature_milli=500))) as chunks:
             got = [chunk async for chunk in chunks]
         assert "".join(chunk.text for chunk in got) == "abcd"

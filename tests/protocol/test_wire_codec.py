@@ -82,10 +82,11 @@ def test_hostile_bytes_are_refused_with_their_code(raw: bytes, code: Code | None
 
 def test_the_bytes_are_those_of_the_msgpack_package() -> None:
     job = Job((Turn(Role.USER, "Grüße"),), Sampling(64, 700, 950, 2**31 - 1, ("\n",)), "owner/name-1.5")
-    plain = [[["user", "Grüße"]], [64, 700, 950, 2**31 - 1, ["\n"]], "owner/name-1.5"]
+    plain = [[["user", "Grüße"]], [64, 700, 950, 2**31 - 1, ["\n"]], "owner/name-1.5", None]
     assert encode(job) == msgpack.packb(plain)
     assert msgpack.unpackb(encode(job)) == plain
     assert decode(Job, encode(job)) == job
+    assert decode(Job, msgpack.packb(plain[:3])) == job  # as written before jobs had extras
 
 
 def _job(**changes: object) -> list[object]:

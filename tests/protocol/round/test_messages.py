@@ -135,6 +135,12 @@ def test_a_field_appended_by_a_later_version_is_ignored() -> None:
     assert open_message(seal(DOMAIN, longer, KEY)).message == MESSAGES["leave"]
 
 
+def test_a_header_signed_before_jobs_had_extras_still_opens() -> None:
+    fields = msgpack.unpackb(encode(HEADER))
+    assert fields[1].pop() is None
+    assert read_header(seal(DOMAIN, msgpack.packb(fields), KEY)).message == HEADER
+
+
 def test_a_header_is_refused_with_a_doubled_candidate_or_a_huge_job() -> None:
     with pytest.raises(RemoteError, match="twice"):
         read_header(changed(candidates=HEADER.candidates * 2))

@@ -1,0 +1,144 @@
+"""One try at one peer: asks it for an answer, or for the rest of one, within our patience, and passes on what comes."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import trio
+
+from daemon.answer_stream import Emit
+from daemon.api.backend import TokenEvent
+from daemon.calls import Calls
+from daemon.patience import Patience
+from daemon.selector import Choice
+from daemon.serving import Serving, completion_of
+from protocol.delta import Delta, read_delta
+from protocol.inference import CONTINUE_METHOD, METHOD, Begun, Completion, Continuation, read_completion
+from protocol.job import Job, Usage
+from protocol.wire.codec import encode
+from protocol.wire.errors import Code, RemoteError
+from protocol.wire.ids import PeerId
+
+FAULTS = frozenset({Code.GONE, Code.DEADLINE, Code.ENGINE_FAILED, Code.INTERNAL, Code.MALFORMED})
+"""Codes that tell against the peer. One that is full, or whose engine cannot take this very job, did nothing wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What one attempt showed: the peer, whether it served, and seconds to its first token (None: none came).
+
+    `accepted`: the call was on a link to the peer, so that a failure is not just our own network's.
+    """
+
+    peer: PeerId
+    ok: bool
+    first_token_s: float | None
+    accepted: bool = True
+
+
+@dataclass(slots=True)
+class AnswerSoFar:
+    """What the user has got, from however many peers. `tokens` counts pieces: at least as many tokens were generated."""
+
+    emit: Emit
+    text: list[str] = field(default_factory=list)
+    tokens: int = 0
+
+    def begun(self) -> Begun | None:
+        """What another peer would have to go on from; None where nothing was said."""
+        return Begun("".join(self.text), self.tokens) if self.text else None
+
+
+class PeerAttempt:
+    """`run` ends with `completion` or `error`, or with neither where a rival was faster. `settled`: first token, or the end."""
+
+    def __init__(self, choice: Choice, job: Job, answer: AnswerSoFar, serving: Serving, calls: Calls, patience: Patience) -> None:
+        self.choice = choice
+        self.rival: PeerAttempt | None = None
+        self.completion: Completion | None = None
+        self.error: RemoteError | None = None
+        self.first_token_s: float | None = None
+        self.settled = trio.Event()
+        self._begun = answer.begun()
+        self.at_chars = None if self._begun is None else len(self._begun.text)
+        self._job = job
+        self._answer = answer
+        self._serving = serving
+        self._calls = calls
+        self._patience = patience
+        self._accepted = False
+        self._slower = False
+        self._scope = trio.CancelScope()
+        self._started = trio.current_time()
+
+    @property
+    def outcome(self) -> str:
+        """The word for it: "ok", "continued", "slower" or an error code."""
+        if self.completion is not None:
+            return "ok" if self._begun is None else "continued"
+        return "slower" if self.error is None else str(self.error.code)
+
+    def served(self) -> Served | None:
+        """What it says of the peer; None where it says nothing."""
+        peer = self.choice.candidate.peer
+        if self.completion is not None:
+            return Served(peer, True, self.first_token_s if self._begun is None else None)
+        if self.error is None or self.error.code not in FAULTS:
+            return None
+        return Served(peer, False, self.first_token_s, self._accepted)
+
+    async def run(self) -> None:
+        """Try; raises nothing of the peer's."""
+        with self._scope:
+            try:
+                if self.choice.candidate.path == "local":
+                    self.completion = await self._run_local()
+                else:
+                    self.completion = await self._run_remote()
+            except RemoteError as error:
+                self.error = error
+        self.settled.set()
+
+    async def _run_local(self) -> Completion:
+        completion = Completion("stop", Usage())
+        async with self._serving.generate(self._job, self._begun) as chunks:
+            async for chunk in chunks:
+                await self._pass_on(Delta(chunk.text, chunk.tool_calls, chunk.logprobs))
+                if chunk.finish_reason is not None:
+                    completion = completion_of(chunk)
+        return completion
+
+    async def _run_remote(self) -> Completion:
+        method, body = METHOD, encode(self._job)
+        if self._begun is not None:
+            method, body = CONTINUE_METHOD, encode(Continuation(self._job, self._begun))
+        async with self._calls.stream(self.choice.candidate.peer, method, body, timeout=self._patience.call) as stream:
+            self._accepted = True
+            items = aiter(stream)
+            while (item := await self._next(items)) is not None:
+                await self._pass_on(read_delta(item))
+            return read_completion(stream.result or b"")
+
+    async def _next(self, items: AsyncIterator[bytes]) -> bytes | None:
+        limit = self._patience.first_token if self.first_token_s is None else self._patience.gap
+        with trio.move_on_after(limit):
+            return await anext(items, None)
+        raise RemoteError(Code.DEADLINE, f"the peer sent nothing for {limit:g} s")
+
+    async def _pass_on(self, delta: Delta) -> None:
+        if not (delta.text or delta.tool_calls or delta.logprobs):
+            return
+        if self._slower:
+            await trio.sleep_forever()  # cancelled already, at the first word of the rival
+        if self.first_token_s is None:
+            self.first_token_s = trio.current_time() - self._started
+            self.settled.set()
+            if self.rival is not None:
+                self.rival.stop()
+        self._answer.text.append(delta.text)
+        self._answer.tokens += bool(delta.text)
+        await self._answer.emit(TokenEvent(delta.text, delta.tool_calls, delta.logprobs))
+
+    def stop(self) -> None:
+        """The rival was faster."""
+        self._slower = True
+        self._scope.cancel()

@@ -1,0 +1,34 @@
+"""Applies what a request wishes of its peers to those that could answer. Pure; the selector's order stands between equals."""
+
+from collections.abc import Sequence
+
+from daemon.api.backend import PeerWish
+from daemon.selector import Candidate, Choice
+
+
+def eligible(candidates: Sequence[Candidate], wish: PeerWish | None) -> list[Candidate]:
+    """Those that the wish allows. A peer whose round trip was not measured is not within any limit."""
+    return list(candidates) if wish is None else [one for one in candidates if _is_allowed(one, wish)]
+
+
+def wished_order(choices: Sequence[Choice], wish: PeerWish | None) -> list[Choice]:
+    """The choices, those first that the wish puts first."""
+    match wish.sort if wish is not None else None:
+        case "latency":
+            return sorted(choices, key=lambda choice: _rtt(choice.candidate))
+        case "load":
+            return sorted(choices, key=lambda choice: choice.candidate.busy / max(1, choice.candidate.slots))
+        case None:
+            return list(choices)
+
+
+def _is_allowed(candidate: Candidate, wish: PeerWish) -> bool:
+    if candidate.peer in wish.ignore or (wish.only is not None and candidate.peer not in wish.only):
+        return False
+    return wish.max_rtt is None or _rtt(candidate) <= wish.max_rtt
+
+
+def _rtt(candidate: Candidate) -> float:
+    if candidate.path == "local":
+        return 0.0
+    return float("inf") if candidate.rtt is None else candidate.rtt
