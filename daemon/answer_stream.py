@@ -1,11 +1,12 @@
-"""Runs one ask as a task and hands its events to the caller: leaving the context cancels the work, an error arrives as itself."""
+"""Runs one ask as a task and hands its events to the caller, within a time limit. Decides no answer."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
 from daemon.api.backend import AskEvent
+from daemon.api.event_stream import event_stream
 from protocol.wire.errors import Code, RemoteError
 
 _BUFFERED_EVENTS = 64
@@ -14,49 +15,16 @@ _BUFFERED_EVENTS = 64
 Emit = Callable[[AskEvent], Awaitable[None]]
 
 
-class _Events:
-    """An iterator whose wait may be cancelled without losing an event; raises the ask's RemoteError where it ended in one."""
-
-    def __init__(self, receive: "trio.MemoryReceiveChannel[AskEvent | RemoteError]") -> None:
-        self._receive = receive
-
-    def __aiter__(self) -> AsyncIterator[AskEvent]:
-        return self
-
-    async def __anext__(self) -> AskEvent:
-        try:
-            event = await self._receive.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
-        if isinstance(event, RemoteError):
-            raise event
-        return event
-
-
 @asynccontextmanager
 async def answer_stream(work: Callable[[Emit], Awaitable[None]], timeout_s: float) -> AsyncIterator[AsyncIterator[AskEvent]]:
-    """Run `work(emit)` for at most `timeout_s` seconds while the caller reads what it emits."""
-    send, receive = trio.open_memory_channel[AskEvent | RemoteError](_BUFFERED_EVENTS)
+    """Run `work(emit)` for at most `timeout_s` seconds while the caller reads what it emits; leaving cancels the work."""
 
-    async def run() -> None:
-        async with send:
-            try:
-                with trio.move_on_after(timeout_s) as scope:
-                    await work(send.send)
-                if scope.cancelled_caught:
-                    await send.send(RemoteError(Code.DEADLINE, f"no answer within {timeout_s:g} s"))
-            except RemoteError as error:
-                await send.send(error)
+    async def limited(emit: Callable[[AskEvent | RemoteError], Awaitable[None]]) -> None:
+        with trio.move_on_after(timeout_s) as scope:
+            await work(emit)
+        if scope.cancelled_caught:
+            raise RemoteError(Code.DEADLINE, f"no answer within {timeout_s:g} s")
 
-    async with receive:
-        failure: RemoteError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run)
-            # A RemoteError must leave as itself, not inside the nursery's exception group.
-            try:
-                yield _Events(receive)
-            except RemoteError as error:
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+    opened: AbstractAsyncContextManager[AsyncIterator[AskEvent]] = event_stream(limited, _BUFFERED_EVENTS)
+    async with opened as events:
+        yield events

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from daemon.api.backend import AskEvent, AskRequest, Backend
+from daemon.api.event_stream import Emit, event_stream
 from protocol.wire.errors import RemoteError
 
 Numbered = tuple[int, AskEvent]
@@ -24,25 +25,6 @@ class _First:
         return 0, await anext(self._events)
 
 
-class _Merged:
-    """The events of several asks as they come; raises the first RemoteError of any."""
-
-    def __init__(self, receive: "trio.MemoryReceiveChannel[Numbered | RemoteError]") -> None:
-        self._receive = receive
-
-    def __aiter__(self) -> AsyncIterator[Numbered]:
-        return self
-
-    async def __anext__(self) -> Numbered:
-        try:
-            event = await self._receive.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
-        if isinstance(event, RemoteError):
-            raise event
-        return event
-
-
 @asynccontextmanager
 async def ask_all(backend: Backend, requests: Sequence[AskRequest]) -> AsyncIterator[AsyncIterator[Numbered]]:
     """The numbered events of all `requests`, run at once; leaving, or the failure of one, cancels all of them."""
@@ -50,27 +32,21 @@ async def ask_all(backend: Backend, requests: Sequence[AskRequest]) -> AsyncIter
         async with backend.ask(requests[0]) as events:
             yield _First(events)
         return
-    send, receive = trio.open_memory_channel[Numbered | RemoteError](0)
 
-    async def run(number: int, request: AskRequest, into: "trio.MemorySendChannel[Numbered | RemoteError]") -> None:
-        async with into:
-            try:
-                async with backend.ask(request) as events:
-                    async for event in events:
-                        await into.send((number, event))
-            except RemoteError as error:
-                await into.send(error)
-
-    failure: RemoteError | None = None
-    async with receive, trio.open_nursery() as nursery:
-        async with send:
+    async def all_of(emit: Emit[Numbered]) -> None:
+        async with trio.open_nursery() as nursery:
             for number, request in enumerate(requests):
-                nursery.start_soon(run, number, request, send.clone())
-        # A RemoteError must leave as itself, not inside the nursery's exception group.
-        try:
-            yield _Merged(receive)
-        except RemoteError as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+                nursery.start_soon(_one_of, backend, (number, request), emit)
+
+    async with event_stream(all_of) as numbered:
+        yield numbered
+
+
+async def _one_of(backend: Backend, numbered: tuple[int, AskRequest], emit: Emit[Numbered]) -> None:
+    number, request = numbered
+    try:
+        async with backend.ask(request) as events:
+            async for event in events:
+                await emit((number, event))
+    except RemoteError as error:
+        await emit(error)

@@ -1,0 +1,58 @@
+"""Work in a task whose events are read as they come: leaving ends the work, an error arrives as itself. Knows no event."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
+
+import trio
+
+from protocol.wire.errors import RemoteError
+
+T = TypeVar("T")
+
+Emit = Callable[[T | RemoteError], Awaitable[None]]
+"""Hands one event to the reader, and waits where it does not read; a RemoteError ends the reading."""
+
+
+class _Arrivals(Generic[T]):
+    """An iterator whose wait may be cancelled without losing an event; raises a RemoteError that arrives."""
+
+    def __init__(self, receive: "trio.MemoryReceiveChannel[T | RemoteError]") -> None:
+        self._receive = receive
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            event = await self._receive.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+        if isinstance(event, RemoteError):
+            raise event
+        return event
+
+
+@asynccontextmanager
+async def event_stream(work: Callable[[Emit[T]], Awaitable[None]], buffered: int = 0) -> AsyncIterator[AsyncIterator[T]]:
+    """Run `work(emit)` while the caller reads what it emits; at most `buffered` events wait for a slow reader."""
+    send, receive = trio.open_memory_channel[T | RemoteError](buffered)
+
+    async def run() -> None:
+        async with send:
+            try:
+                await work(send.send)
+            except RemoteError as error:
+                await send.send(error)
+
+    failure: RemoteError | None = None
+    async with receive, trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        # A RemoteError must leave as itself, not inside the nursery's exception group.
+        try:
+            yield _Arrivals(receive)
+        except RemoteError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
