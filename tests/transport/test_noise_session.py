@@ -1,7 +1,8 @@
 """The Noise transport phase: any cut of the wire gives the same plaintext, and one wrong byte gives none."""
 
-import pytest
 from collections import deque
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
