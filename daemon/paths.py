@@ -14,16 +14,6 @@ class UnsafeFolder(Exception):
     """A folder cannot be made or is not ours alone. The message is one sentence."""
 
 
-def source_root() -> Path:
-    """The folder with the packages and `models/`: the source tree, or `swarmd/_app` of an installed wheel."""
-    return Path(__file__).resolve().parent.parent
-
-
-def models_dir() -> Path:
-    """The folder of the shipped models."""
-    return source_root() / "models"
-
-
 def log_file(data_dir: Path) -> Path:
     """Where a detached daemon writes: the state folder, or the data folder where that is not the usual one."""
     usual = os.path.realpath(data_dir) == os.path.realpath(platformdirs.user_data_path("swarmd"))

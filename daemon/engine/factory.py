@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from daemon.engine.catalog import DEFAULT_MODEL, models_folder, shipped_model
+from daemon.engine.catalog import DEFAULT_MODEL, shipped_model, verified_file
 from daemon.engine.embedded import EmbeddedSettings, embedded_engine
 from daemon.engine.http_engine import HttpEngine
 from daemon.engine.interface import EngineError
@@ -61,7 +61,7 @@ def _embedded(spec: EngineSpec) -> EmbeddedSettings:
     # A bare word is a shipped model; a path has a slash or the suffix.
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.model or DEFAULT_MODEL) and not spec.model.endswith(".gguf"):
         shipped = shipped_model(spec.model or DEFAULT_MODEL)
-        path, name, judge_prompt = models_folder() / shipped.file, name or shipped.name, shipped.judge_prompt
+        path, name, judge_prompt = verified_file(shipped), name or shipped.name, shipped.judge_prompt
     return EmbeddedSettings(
         model=path,
         name=name,

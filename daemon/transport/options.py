@@ -42,7 +42,6 @@ class TransportOptions:
     keepalive_interval: float = 3.0
     keepalive_timeout: float = 5.0
     stream_open_timeout: float = 10.0
-    agent: str = "swarmd"
 
     def validate(self) -> None:
         """Raise ValueError with one sentence that names the bad value."""

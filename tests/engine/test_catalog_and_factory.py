@@ -34,7 +34,7 @@ def write(folder: Path, **change: Any) -> None:
 async def test_a_shipped_model_is_found_and_verified(folder: Path) -> None:
     model = shipped_model(folder=folder)
     assert (model.name, model.judge_prompt, model.skills) == (DEFAULT_MODEL, "compact", ("add",))
-    assert await verified_file(model, folder) == folder / "tiny-all.gguf"
+    assert verified_file(model, folder) == folder / "tiny-all.gguf"
     with pytest.raises(EngineError, match="there are: tiny-all"):
         shipped_model("tiny-none", folder)
 
@@ -46,10 +46,10 @@ async def test_a_file_that_was_changed_is_not_the_shipped_one(folder: Path) -> N
     raw[-1] ^= 1
     path.write_bytes(raw)
     with pytest.raises(EngineError, match="not the one that was shipped"):
-        await verified_file(model, folder)
+        verified_file(model, folder)
     path.unlink()
     with pytest.raises(EngineError, match="cannot be read"):
-        await verified_file(model, folder)
+        verified_file(model, folder)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,6 @@ def test_no_catalog(tmp_path: Path) -> None:
 
 
 def test_each_kind_is_built(folder: Path, tiny_model: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.engine.factory.models_folder", lambda: folder)
     monkeypatch.setattr(catalog, "models_folder", lambda: folder)
     assert build_engine(EngineSpec("none"), run_folder, RNG) is None
     for spec in (
@@ -87,6 +86,9 @@ def test_each_kind_is_built(folder: Path, tiny_model: Path, run_folder: Path, mo
     ):
         with pytest.raises(EngineError):
             build_engine(spec, run_folder, RNG)
+    (folder / "tiny-all.gguf").write_bytes(b"GGUF and something else")
+    with pytest.raises(EngineError, match="not the one that was shipped"):
+        build_engine(EngineSpec(), run_folder, RNG)
 
 
 async def test_the_models_that_are_really_shipped() -> None:
@@ -95,4 +97,4 @@ async def test_the_models_that_are_really_shipped() -> None:
     listed = shipped_models()
     assert DEFAULT_MODEL in [model.name for model in listed]
     for model in listed:
-        assert await verified_file(model) == models_folder() / model.file
+        assert verified_file(model) == models_folder() / model.file
