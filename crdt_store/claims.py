@@ -44,6 +44,24 @@ class Kind(IntEnum):
     """The subject sealed, revealed and judged in time; `value` is the rank of its answer, from 1."""
     ROUND_ABORTED = 5
     """The subject sealed and did not reveal, or did not judge; `value` is 0."""
+    PROBE_PASSED = 6
+    """The subject answered questions of `skill` right whose answers the issuer knew; `value` is how many, 1 to 1000."""
+    PROBE_FAILED = 7
+    """The subject answered questions of `skill` wrong whose answers the issuer knew; `value` is how many, 1 to 1000."""
+    OUTPUT_VERIFIED = 8
+    """The subject's output is what its offered model gives; `value` is the deviation found, in millinats."""
+    OUTPUT_REFUTED = 9
+    """The subject's output is not what its offered model gives; `value` is the deviation found, in millinats."""
+    FORK_PROVED = 10
+    """The subject signed two histories of one epoch; `evidence` is the proof's hash."""
+    MEMBER_ADMITTED = 11
+    """The issuer lets the subject into its mesh."""
+    MEMBER_REMOVED = 12
+    """The issuer no longer lets the subject into its mesh."""
+    CALLS_SERVED = 13
+    """The subject served `value` more calls, 1 to 1000, beside the one that a CALL_SERVED of the same minute describes."""
+    CALLS_FAILED = 14
+    """The subject did not serve `value` more calls, 1 to 1000, beside the one of a CALL_FAILED of the same minute."""
 
 
 class Claim(Message, frozen=True):

@@ -7,7 +7,7 @@ import msgpack
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from crdt_store.claims import Claim, open_claim, sign_claim
+from crdt_store.claims import Claim, Kind, open_claim, sign_claim
 from crdt_store.forks import ForkProof, open_proof
 from crdt_store.heads import IssuerHeads, LogHead
 from crdt_store.replica import Forked, Inserted, Replica
@@ -22,6 +22,7 @@ def rows(name):
 
 
 CLAIMS = rows("claims.jsonl")
+KINDS = rows("claims_kinds.jsonl")
 A, B = (row["fields"]["issuer"] for row in (CLAIMS[0], CLAIMS[-1]))
 H = bytes(range(32))
 
@@ -34,7 +35,7 @@ MESSAGES = {
 }
 
 
-@pytest.mark.parametrize("row", CLAIMS, ids=lambda row: row["name"])
+@pytest.mark.parametrize("row", CLAIMS + KINDS, ids=lambda row: row["name"])
 def test_claims(row):
     fields = {k: bytes.fromhex(v) if k in ("previous", "evidence") else v for k, v in row["fields"].items()}
     key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(row["seed"]))
@@ -45,6 +46,12 @@ def test_claims(row):
     signer, payload, _ = msgpack.unpackb(signed.raw)
     assert signer == fields["issuer"]
     assert msgpack.unpackb(payload) == list(fields.values())
+
+
+def test_every_kind_has_its_number_and_its_bytes():
+    assert [(row["name"], row["fields"]["kind"]) for row in KINDS] == [(kind.name.lower(), kind.value) for kind in Kind]
+    replica = Replica()
+    assert {type(replica.insert(bytes.fromhex(row["raw"]))) for row in KINDS} == {Inserted}
 
 
 def test_a_replica_of_the_golden_claims_has_the_golden_hash():

@@ -1,0 +1,43 @@
+"""What claims prove, and what becomes of it when the replica takes them back."""
+
+from crdt_store.claims import Kind
+from crdt_store.evidence import SERVICE, trials_of
+from crdt_store.replica import Replica
+from crdt_store.scores import Scores, Tally
+
+NOW = 1_700_000_100_000
+
+
+def held(me, *entries):
+    replica, scores = Replica(), Scores(me)
+    for entry in entries:
+        scores.observe(replica.insert(entry.raw))
+    return scores
+
+
+def test_what_each_kind_proves(alice, bob):
+    def of(kind, value=7, skill="string", subject=bob.id):
+        return trials_of(alice.claim(0, kind=kind, value=value, skill=skill, subject=subject).claim)
+
+    assert of(Kind.PROBE_PASSED) == ("string", 7, 0)
+    assert of(Kind.PROBE_FAILED, skill="") == ("general", 0, 7)
+    assert of(Kind.CALL_SERVED) == (SERVICE, 1, 0)
+    assert of(Kind.CALLS_FAILED) == (SERVICE, 0, 7)
+    assert of(Kind.OUTPUT_REFUTED) == (SERVICE, 0, 10)
+    assert of(Kind.ROUND_ABORTED) == (SERVICE, 0, 1)
+    nothing = (Kind.ROUND_WON, Kind.MEMBER_ADMITTED, Kind.FORK_PROVED, 999)
+    assert [of(kind) for kind in nothing] == [None] * 4
+    assert of(Kind.PROBE_PASSED, value=1001) is None
+    assert of(Kind.PROBE_PASSED, skill=SERVICE) is None
+    assert of(Kind.PROBE_PASSED, subject=alice.id) is None
+
+
+def test_a_right_probe_counts_and_an_unknown_peer_is_low(alice, bob):
+    scores = held(alice.id, alice.claim(0, subject=bob.id, kind=Kind.PROBE_PASSED, value=8))
+    assert scores.tally(bob.id, "math", NOW) == Tally(8_000, 0)
+    assert scores.tally(bob.id, "string", NOW) == Tally(0, 0)
+    known, unknown = scores.score(bob.id, "math", NOW), scores.score(bob.id, "string", NOW)
+    assert (known.mean_milli, known.weight_milli) == (750, 160)
+    assert (unknown.mean_milli, unknown.weight_milli) == (250, 20)
+    assert unknown.low_milli < known.low_milli
+    assert known.high_milli - known.low_milli < unknown.high_milli - unknown.low_milli
