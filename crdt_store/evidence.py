@@ -1,7 +1,7 @@
 """What each claim proves of its subject, kept as sums that grow and shrink with the replica. Weighs nothing and trusts nobody.
 
-A trial is one thing that the subject did right or wrong. Sums are kept by subject, skill, step of time and issuer, so that a claim
-is added or taken out in constant time, and what is taken out (a retired epoch, a fork) leaves no trace.
+A trial is one thing that the subject did right or wrong. Sums are kept by subject, skill, step of time and issuer, so that a
+claim is added or taken out in constant time, and what is taken out (a retired epoch, a fork) leaves no trace.
 """
 
 from bisect import bisect_left, insort
@@ -24,7 +24,7 @@ MAX_COUNT = 1_000
 """Trials in one claim."""
 
 REFUTED_TRIALS = 10
-"""Wrong trials that one refuted output counts for: an honest peer is refuted once in a hundred checks, so ten keep it above 0.9."""
+"""Wrong trials that one refuted output counts for: an honest peer is refuted once in a hundred checks, ten leave it at 0.9."""
 
 _COUNTED = {Kind.PROBE_PASSED, Kind.PROBE_FAILED, Kind.CALLS_SERVED, Kind.CALLS_FAILED}
 _RIGHT = {Kind.CALL_SERVED, Kind.CALLS_SERVED, Kind.ROUND_TOOK_PART, Kind.OUTPUT_VERIFIED, Kind.PROBE_PASSED}

@@ -1,7 +1,8 @@
 """How good a peer is at something, computed when asked from the claims that are held. Pure; gives numbers, takes no decision.
 
-Own observations come first. Two peers that hold the same claims may score a third one differently, on purpose: each trusts what it
-saw itself, and others as far as they were right about what it saw itself. The same reader, claims and time give the same numbers.
+Own observations come first. Two peers that hold the same claims may score a third one differently, on purpose: each trusts what
+it saw itself, and others as far as they were right about what it saw itself. The same reader, claims and time give the
+same numbers.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Parameters:
     prior_wrong: int = 3
     """Trials that everybody starts with, in their disfavour: an unknown peer's mean is 0.25."""
     newcomer_milli: int = 20
-    """The weight of a peer that nothing is known of, and the least of all weights: a new key never weighs more than an old one."""
+    """The weight of a peer that nothing is known of, and the least of all weights: a new key weighs no more than an old one."""
 
 
 @dataclass(frozen=True, slots=True)
