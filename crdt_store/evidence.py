@@ -24,7 +24,7 @@ MAX_COUNT = 1_000
 """Trials in one claim."""
 
 REFUTED_TRIALS = 10
-"""Wrong trials that one refuted output counts for: an honest peer is refuted once in a hundred checks, ten leave it at 0.9."""
+"""Wrong trials that one refuted output counts for. An honest peer is refuted once in a hundred checks, which leaves it at 0.9."""
 
 _COUNTED = {Kind.PROBE_PASSED, Kind.PROBE_FAILED, Kind.CALLS_SERVED, Kind.CALLS_FAILED}
 _RIGHT = {Kind.CALL_SERVED, Kind.CALLS_SERVED, Kind.ROUND_TOOK_PART, Kind.OUTPUT_VERIFIED, Kind.PROBE_PASSED}

@@ -10,7 +10,7 @@ looks at the set of claims alone, never at when or from whom they came.
 """
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from crdt_store.claims import NO_HASH, SignedClaim, open_claim, read_claim
@@ -98,7 +98,14 @@ class _Issuer:
 class Replica:
     """The set in memory. `insert` is the only way in, for our own claims and for others' alike."""
 
-    def __init__(self, bounds: Bounds | None = None, always_admit: PeerId | None = None) -> None:
+    def __init__(
+        self,
+        bounds: Bounds | None = None,
+        always_admit: PeerId | None = None,
+        observe: Callable[[Inserted | Forked], None] | None = None,
+    ) -> None:
+        """`observe` is told of every change, after it; what it sums stays true to what is held."""
+        self._observe = observe
         self._bounds = bounds or Bounds()
         self._always_admit = always_admit
         self._issuers: dict[PeerId, _Issuer] = {}
@@ -257,7 +264,10 @@ class Replica:
         for old in retired:
             self._drop(state, old)
         self._changed(state)
-        return Inserted(entry, retired)
+        inserted = Inserted(entry, retired)
+        if self._observe is not None:
+            self._observe(inserted)
+        return inserted
 
     def _freeze(self, fork: Fork) -> Forked:
         state = self._issuers.setdefault(fork.issuer, _Issuer())
@@ -265,7 +275,10 @@ class Replica:
         for epoch in [held for held in state.epochs if held >= fork.epoch]:
             self._drop(state, epoch)
         self._changed(state)
-        return Forked(fork)
+        forked = Forked(fork)
+        if self._observe is not None:
+            self._observe(forked)
+        return forked
 
     def _drop(self, state: _Issuer, epoch: int) -> None:
         log = state.logs.pop(epoch)

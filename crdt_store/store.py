@@ -10,6 +10,7 @@ from crdt_store.claims import SignedClaim, sign_claim
 from crdt_store.forks import ForkProof
 from crdt_store.own_log import OwnLog, OwnLogFrozen, Statement
 from crdt_store.replica import Bounds, Forked, Inserted, Outcome, Replica
+from crdt_store.scores import Scores
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import LocalError, RemoteError, SwarmdError
 from protocol.wire.ids import PeerId, peer_id_of
@@ -55,7 +56,9 @@ class ClaimStore:
     def __init__(self, storage: Storage, key: Ed25519PrivateKey, now_ms: int, bounds: Bounds | None = None) -> None:
         """Load what `storage` holds and open a new epoch at `now_ms` (unix milliseconds); raises StorageError."""
         self.me = peer_id_of(public_bytes(key))
-        self.replica = Replica(bounds, always_admit=self.me)
+        self.scores = Scores(self.me)
+        """What the claims held, ours first, say of each peer."""
+        self.replica = Replica(bounds, always_admit=self.me, observe=self.scores.observe)
         self.storage_error: str | None = None
         """Why the latest copies of others' claims are not on disk yet; they are tried again with the next ones."""
         self._storage = storage

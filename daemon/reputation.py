@@ -11,6 +11,7 @@ import trio
 from crdt_store import sync, sync_messages
 from crdt_store.claims import Kind, SignedClaim
 from crdt_store.own_log import OwnLogFrozen, Statement
+from crdt_store.scores import Score, Tally
 from crdt_store.store import ClaimStore, StorageError
 from daemon.admission import PeerSlots
 from daemon.attempt import Served
@@ -94,6 +95,14 @@ class Reputation:
         except (StorageError, OwnLogFrozen) as error:
             log.error("a claim could not be written", reason=str(error))
         self._news.set()
+
+    def score(self, peer: PeerId, skill: str) -> Score:
+        """What to expect of `peer` in `skill` now: from memory, in microseconds."""
+        return self._store.scores.score(peer, skill, self._unix_ms())
+
+    def tally(self, peer: PeerId, skill: str) -> Tally:
+        """The weighed evidence of what `peer` did right and wrong in `skill`, as of now."""
+        return self._store.scores.tally(peer, skill, self._unix_ms())
 
     def view(self, peer: str | None) -> dict[str, Any]:
         """The JSON of GET /swarmd/v1/reputation: all claims, or those about one subject."""
