@@ -80,6 +80,16 @@ class FairSlots:
     def waiting(self) -> int:
         return self._queued
 
+    @property
+    def free(self) -> int:
+        """Slots that a request would be given at once."""
+        return 0 if self._queued else max(0, self._slots - len(self._running))
+
+    @property
+    def mean_s(self) -> float | None:
+        """How long a request held its slot lately, in seconds; None before the first."""
+        return self._mean_s
+
     def resize(self, slots: int, now: float) -> None:
         """Another number of slots from now on; what runs goes on."""
         self._slots = slots

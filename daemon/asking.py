@@ -3,7 +3,7 @@
 Before the first word the next best peer is asked. After it, one with the same config digest is asked for the rest.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
@@ -13,13 +13,15 @@ import trio
 
 from daemon.answer_stream import Emit
 from daemon.api.backend import AskRequest, Attempt, PeerWish, ResultEvent
+from daemon.ask_notes import AskNote, AskNotes, AttemptNote
 from daemon.attempt import AnswerSoFar, PeerAttempt, Served
 from daemon.calls import Calls
 from daemon.first_token import FirstTokens
 from daemon.patience import Patience
-from daemon.peer_wish import eligible, wished_order
+from daemon.peer_wish import eligible, refusal, wished_order
 from daemon.selector import Candidate, Choice, rank_candidates
 from daemon.serving import Serving
+from protocol.extras import wanted
 from protocol.inference import Completion
 from protocol.job import Job, Usage
 from protocol.wire.errors import Code, RemoteError
@@ -57,24 +59,43 @@ class Asking:
         self._observed = observed
         self._rng = rng
         self._hedge = hedge
+        self.notes = AskNotes()
+        self.under_way: Counter[PeerId] = Counter()
+        """Our own attempts that run: a heartbeat tells of them seconds later."""
         self._first_tokens = FirstTokens()
 
     async def route(self, request: AskRequest, emit: Emit) -> None:
         """Answer `request`; raises RemoteError where no peer could, or where nobody can go on with what one began."""
-        await _Ask(self, request, emit).run()
+        note = self.notes.begin(request.id or f"{self._rng.getrandbits(96):024x}", request.job.model)
+        started = trio.current_time()
+        note.outcome = "cancelled"
+        try:
+            await _Ask(self, request, emit, note).run()
+            note.outcome = "ok"
+        except RemoteError as error:
+            note.outcome, note.error = str(error.code), error.message
+            raise
+        finally:
+            note.close(trio.current_time() - started)
 
-    def choices(self, request: AskRequest) -> list[Choice]:
+    def choices(self, request: AskRequest, note: AskNote) -> list[Choice]:
         """Whom to ask, the best first; raises RemoteError(not_found) where there is nobody."""
         candidates = self._candidates(request.job.model)
         if request.peer is not None:
             candidates = [candidate for candidate in candidates if candidate.peer == request.peer]
         if not candidates:
-            wanted = f"peer {request.peer}" if request.peer else request.job.model or "any model"
-            raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {wanted}; swarmd models lists what the mesh offers")
+            asked = f"peer {request.peer}" if request.peer else request.job.model or "any model"
+            raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {asked}; swarmd models lists what the mesh offers")
         allowed = eligible(candidates, request.wish)
+        ruled_out = [(str(one.peer), refusal(one, request.wish)) for one in candidates if one not in allowed]
         if not allowed:
+            note.weigh((), ruled_out)
             raise RemoteError(Code.NOT_FOUND, f"none of the {len(candidates)} peers that could answer is one that 'peer' allows")
-        return wished_order(self._ranked(allowed), request.wish)
+        able = able_to(allowed, request.job)
+        ruled_out += [(str(one.peer), "its engine has not what is asked for") for one in allowed if one not in able]
+        choices = wished_order(self._ranked(able), request.wish)
+        note.weigh(choices, ruled_out)
+        return choices
 
     def successors(self, failed: Candidate, tried: set[PeerId], wish: PeerWish | None = None) -> list[Choice]:
         """Who gives the same answer as `failed` and was not tried yet, the best first."""
@@ -95,17 +116,35 @@ class Asking:
         if candidate.path != "local" and (served := attempt.served()) is not None:
             self._observed(served)
 
+    async def attempt(self, attempt: PeerAttempt) -> None:
+        """Run `attempt`, counted while it runs."""
+        peer = attempt.choice.candidate.peer
+        self.under_way[peer] += 1
+        try:
+            await attempt.run()
+        finally:
+            self.under_way[peer] -= 1
+            if not self.under_way[peer]:
+                del self.under_way[peer]
+
     def _ranked(self, candidates: Sequence[Candidate]) -> list[Choice]:
         now = trio.current_time()
-        measured = [replace(one, first_token_s=self._first_tokens.of(one.peer, now)) for one in candidates]
+        measured = [replace(self._with_ours(one), first_token_s=self._first_tokens.of(one.peer, now)) for one in candidates]
         return rank_candidates(measured, self._rng)
+
+    def _with_ours(self, candidate: Candidate) -> Candidate:
+        ours = self.under_way.get(candidate.peer, 0)
+        if candidate.path == "local" or ours <= candidate.load.busy:
+            return candidate
+        return replace(candidate, load=replace(candidate.load, busy=ours))
 
 
 class _Ask:
     """One question on its way through the peers."""
 
-    def __init__(self, asking: Asking, request: AskRequest, emit: Emit) -> None:
+    def __init__(self, asking: Asking, request: AskRequest, emit: Emit, note: AskNote) -> None:
         self._asking = asking
+        self._note = note
         self._request = request
         self._emit = emit
         self._answer = AnswerSoFar(emit)
@@ -115,7 +154,7 @@ class _Ask:
         self._started = trio.current_time()
 
     async def run(self) -> None:
-        pending = deque(self._asking.choices(self._request)[:MAX_ATTEMPTS])
+        pending = deque(self._asking.choices(self._request, self._note)[:MAX_ATTEMPTS])
         while True:
             last = await self._race(pending)
             if last.completion is not None:
@@ -134,28 +173,35 @@ class _Ask:
 
     async def _race(self, pending: deque[Choice]) -> PeerAttempt:
         """Ask the next peer, and the one after it too where the first is slow; the attempt that was served, or failed last."""
-        first = self._attempt(pending.popleft())
+        reason = "continue" if self._answer.text else "next" if self._attempts else "best"
+        first = self._attempt(pending.popleft(), reason)
         patience = self._asking.hedge_after() if pending and not self._answer.text else None
+        self._note.hedge_after_s = patience
         runners = [first]
         if patience is None:
-            await first.run()
+            await self._asking.attempt(first)
         else:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(first.run)
+                nursery.start_soon(self._asking.attempt, first)
                 with trio.move_on_after(patience):
                     await first.settled.wait()
                 if not first.settled.is_set():
-                    second = self._attempt(pending.popleft())
+                    second = self._attempt(pending.popleft(), "hedge")
                     first.rival, second.rival = second, first
                     runners.append(second)
-                    nursery.start_soon(second.run)
-        for runner in runners:
+                    nursery.start_soon(self._asking.attempt, second)
+        for runner, noted in zip(runners, self._note.attempts[-len(runners) :], strict=True):
+            noted.outcome, noted.at_chars, noted.first_token_s = runner.outcome, runner.at_chars, runner.first_token_s
+            noted.message = "" if runner.error is None else runner.error.message
             self._attempts.append(Attempt(runner.choice.candidate.peer, runner.outcome, runner.at_chars))
             self._asking.note(runner)
         return next((runner for runner in runners if runner.first_token_s is not None or runner.completion), runners[-1])
 
-    def _attempt(self, choice: Choice) -> PeerAttempt:
+    def _attempt(self, choice: Choice, reason: str) -> PeerAttempt:
         self._tried.add(choice.candidate.peer)
+        self._answer.attempts += 1
+        at = trio.current_time() - self._started
+        self._note.attempts.append(AttemptNote(choice.candidate.peer, reason, at, choice.wait))
         log.debug("asking", why=choice.why)
         waited = trio.current_time() - self._started if self._answer.text else 0.0
         # Who goes on may have to say all of it again first, which takes as long as it took.
@@ -172,6 +218,7 @@ class _Ask:
 
     def _result(self, last: PeerAttempt, completion: Completion) -> ResultEvent:
         candidate = last.choice.candidate
+        self._note.peer_id = candidate.peer
         return ResultEvent(
             "".join(self._answer.text),
             candidate.peer,
@@ -185,6 +232,7 @@ class _Ask:
             continued=tuple(one.at_chars for one in self._attempts if one.outcome == "continued" and one.at_chars is not None),
             why=last.choice.why,
             engine_s=completion.engine_ms / 1000 if completion.engine_ms and len(self._attempts) == 1 else None,
+            ask_id=self._note.ask_id,
         )
 
     def _with_attempts(self, error: RemoteError) -> RemoteError:
@@ -202,3 +250,13 @@ def _has_one_rest(job: Job) -> bool:
     Sampling is no hindrance: the wire always carries a seed, and an engine that draws otherwise with it refuses to go on.
     """
     return job.extras is None or not (job.extras.tools or job.extras.top_logprobs >= 0)
+
+
+def able_to(candidates: Sequence[Candidate], job: Job) -> list[Candidate]:
+    """Those whose offers say that they have what the job's extras ask for, or say nothing; all, where none has it.
+
+    Then a peer gives the refusal, which names the parameter.
+    """
+    needs = frozenset(wanted(job.extras)) if job.extras is not None else frozenset()
+    able = [one for one in candidates if not one.features or needs <= one.features]
+    return able or list(candidates)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import trio
 
 from daemon.answer_stream import Emit
-from daemon.api.backend import TokenEvent
+from daemon.api.backend import BegunEvent, TokenEvent
 from daemon.calls import Calls
 from daemon.patience import Patience
 from daemon.selector import Choice
@@ -42,6 +42,8 @@ class AnswerSoFar:
     emit: Emit
     text: list[str] = field(default_factory=list)
     tokens: int = 0
+    attempts: int = 0
+    """How many peers were asked for it so far."""
 
     def begun(self) -> Begun | None:
         """What another peer would have to go on from; None where nothing was said."""
@@ -134,6 +136,9 @@ class PeerAttempt:
             self.settled.set()
             if self.rival is not None:
                 self.rival.stop()
+            if self._begun is None:
+                candidate = self.choice.candidate
+                await self._answer.emit(BegunEvent(candidate.peer, candidate.path, self._answer.attempts))
         self._answer.text.append(delta.text)
         self._answer.tokens += bool(delta.text)
         await self._answer.emit(TokenEvent(delta.text, delta.tool_calls, delta.logprobs))

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import trio
@@ -19,7 +19,7 @@ from daemon.round_view import round_view
 from daemon.serving import Serving
 from daemon.transport.interface import Path, Transport
 from daemon.version import version
-from dht.standing import PeerView
+from dht.standing import IDLE, PeerView
 from protocol.round.transcript import replay
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import PeerId, is_peer_id
@@ -145,6 +145,23 @@ class NodeBackend:
         reason = "" if same else "the replay gives another verdict than the one recorded"
         return reply | {"replayed_hash": replayed_hash, "ok": same, "reason": reason, "attested_by": list(replayed.attested_by)}
 
+    async def asks(self) -> dict[str, Any]:
+        notes = self._parts.asking.notes.newest_first()
+        shown = ("ask_id", "created", "kind", "model", "outcome", "peer_id", "elapsed_s")
+        return {"asks": [{name: row[name] for name in shown} for row in (note.shown() for note in notes)]}
+
+    async def ask_note(self, ask_id: str) -> dict[str, Any]:
+        return self._parts.asking.notes.find(ask_id).shown()
+
+    async def why(self, named: str) -> dict[str, Any]:
+        """The ask or the round of that id, or the newest of both for "last", with what it is."""
+        asks, rounds = self._parts.asking.notes, self._parts.archive.notes()[:1]
+        newest = asks.newest_first()[:1]
+        is_newest = bool(newest) and all(newest[0].created >= one.created for one in rounds)
+        if is_newest if named == "last" else asks.has(named):
+            return {"what": "ask", **asks.find(named).shown()}
+        return {"what": "round", **await self.round(named)}
+
     async def config(self) -> dict[str, Any]:
         return dict(self._life.settings)
 
@@ -216,7 +233,8 @@ def _peer_row(view: PeerView, path: Path | None) -> dict[str, Any]:
         "last_heard_s": round(view.silent, 1),
         "epoch": view.epoch,
         "slots": offer.slots if offer else 0,
-        "busy": view.busy,
+        "features": list(offer.features) if offer else [],
+        **asdict(view.load),
     }
 
 
@@ -229,5 +247,6 @@ def _connected_row(peer: PeerId, path: Path) -> dict[str, Any]:
         "last_heard_s": None,
         "epoch": None,
         "slots": 0,
-        "busy": 0,
+        "features": [],
+        **asdict(IDLE),
     }

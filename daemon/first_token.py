@@ -1,4 +1,4 @@
-"""What our own calls showed of each peer's time to the first token: a mean per peer, and the slow end over all. Pure."""
+"""Times to the first token: a mean per peer and the slow end over all, as our calls saw them; quantiles of any. Pure."""
 
 import math
 from collections import OrderedDict, deque
@@ -13,9 +13,30 @@ FORGET_SECONDS = 120.0
 """An older measurement says nothing: a peer that was slow once is tried again."""
 
 MAX_PEERS = 1024
-_RECENT = 100
+RECENT = 100
 LEAST_SAMPLES = 10
 """Below this many measurements nothing is said of the slow end."""
+
+STALE_SECONDS = 900.0
+"""What is older is not told to others: a box that is idle by now need not be what it was when it was not."""
+
+
+class RecentTimes:
+    """The latest `RECENT` times in seconds, none older than STALE_SECONDS on the caller's clock."""
+
+    def __init__(self) -> None:
+        self._noted: deque[tuple[float, float]] = deque(maxlen=RECENT)
+
+    def note(self, seconds: float, now: float) -> None:
+        self._noted.append((now, seconds))
+
+    def quantile(self, share: float, now: float, least: int = 1) -> float | None:
+        """The time that `share` (0 to 1) of them kept; None with fewer than `least`."""
+        while self._noted and now - self._noted[0][0] > STALE_SECONDS:
+            self._noted.popleft()
+        if len(self._noted) < max(1, least):
+            return None
+        return sorted(seconds for _, seconds in self._noted)[max(0, math.ceil(share * len(self._noted)) - 1)]
 
 
 @dataclass(slots=True)
@@ -29,7 +50,7 @@ class FirstTokens:
 
     def __init__(self) -> None:
         self._peers: OrderedDict[PeerId, _Measured] = OrderedDict()
-        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._recent: deque[float] = deque(maxlen=RECENT)
 
     def note(self, peer: PeerId, seconds: float, now: float) -> None:
         """A call to `peer` had its first token after `seconds`."""

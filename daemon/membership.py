@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from daemon.bootstrap import Bootstrap
 from daemon.calls import Calls, InboundCall
-from daemon.own_offer import OwnOffer
+from daemon.own_offer import OwnOffer, features_of
 from daemon.selector import Candidate
 from daemon.serving import Serving
 from daemon.transport.interface import Transport, TransportError
@@ -43,10 +43,6 @@ _STEADY_SECONDS = 10.0
 
 MAX_DISCOVERED = 32
 """Strangers from one look-up in the DHT that are dialled: anybody may put names there."""
-
-MAX_BUSY = 4096
-"""What a heartbeat can say."""
-
 
 class Membership:
     """The directory's driver. `wake` is its one timer; gossip, calls and connections are its senses."""
@@ -123,15 +119,16 @@ class Membership:
         found = []
         own = self._own.model()
         if own is not None and model in ("", own.name):
-            found.append(Candidate(self._me, own.name, own.slots, self._serving.busy, "local", None, own.config_digest))
+            load = self._serving.load(trio.current_time())
+            found.append(Candidate(self._me, own.name, own.slots, "local", None, own.config_digest, load, features_of(own)))
         paths = self._transport.paths()
         for candidate in self._directory.candidates(model, trio.current_time()):
             offer = candidate.signed.offer
             path = paths.get(PeerId(offer.peer))
             kind = "unknown" if path is None else str(path.kind)
             rtt = None if path is None else path.rtt
-            digest = offer.config_digest
-            found.append(Candidate(PeerId(offer.peer), offer.model, offer.slots, candidate.busy, kind, rtt, digest))
+            digest, features = offer.config_digest, frozenset(offer.features)
+            found.append(Candidate(PeerId(offer.peer), offer.model, offer.slots, kind, rtt, digest, candidate.load, features))
         return found
 
     def committee(self) -> list[round_messages.Candidate]:
@@ -226,7 +223,7 @@ class Membership:
             await trio.sleep(_ENGINE_CHECK_SECONDS)
             if self._own.outdated():
                 self._offer()
-            self._handle(directory.Busy(min(self._serving.busy, MAX_BUSY)))
+            self._handle(directory.OwnLoad(self._serving.load(trio.current_time())))
 
     async def _discover(self, nursery: trio.Nursery) -> None:
         """Ask the DHT for peers that gossip has not brought to us."""

@@ -11,7 +11,7 @@ from daemon.engine.interface import EngineState, ModelDescription
 from daemon.serving import Serving
 from daemon.transport.interface import Transport, TransportError
 from dht import records
-from dht.offers import LIFETIME_MS, MAX_ADDRESSES, Offer, SignedOffer, sign_offer, withdraw
+from dht.offers import EMBEDDINGS, LIFETIME_MS, MAX_ADDRESSES, Offer, SignedOffer, sign_offer, withdraw
 
 log = structlog.get_logger("swarmd.membership")
 
@@ -20,6 +20,11 @@ ADDRESS_SECONDS = 2.0
 
 _PUBLISH_CHECK_SECONDS = 1.0
 _PUBLISH_RETRY_SECONDS = 10.0
+
+
+def features_of(model: ModelDescription) -> frozenset[str]:
+    """The words by which an offer says what a model's engine has beyond text."""
+    return model.features | {EMBEDDINGS} if model.embeds else model.features
 
 
 class OwnOffer:
@@ -81,6 +86,7 @@ class OwnOffer:
             addresses=self._addresses(),
             issued=now,
             expires=now + LIFETIME_MS,
+            features=tuple(sorted(features_of(model))) if model else (),
         )
         self.signed = sign_offer(offer, self._key)
         self._offered = model.config_digest if model else None

@@ -8,7 +8,7 @@ from daemon.selector import Candidate, Choice
 
 def eligible(candidates: Sequence[Candidate], wish: PeerWish | None) -> list[Candidate]:
     """Those that the wish allows. A peer whose round trip was not measured is not within any limit."""
-    return list(candidates) if wish is None else [one for one in candidates if _is_allowed(one, wish)]
+    return [one for one in candidates if not refusal(one, wish)]
 
 
 def wished_order(choices: Sequence[Choice], wish: PeerWish | None) -> list[Choice]:
@@ -17,15 +17,22 @@ def wished_order(choices: Sequence[Choice], wish: PeerWish | None) -> list[Choic
         case "latency":
             return sorted(choices, key=lambda choice: _rtt(choice.candidate))
         case "load":
-            return sorted(choices, key=lambda choice: choice.candidate.busy / max(1, choice.candidate.slots))
+            return sorted(choices, key=lambda choice: choice.candidate.load.busy / max(1, choice.candidate.slots))
         case None:
             return list(choices)
 
 
-def _is_allowed(candidate: Candidate, wish: PeerWish) -> bool:
-    if candidate.peer in wish.ignore or (wish.only is not None and candidate.peer not in wish.only):
-        return False
-    return wish.max_rtt is None or _rtt(candidate) <= wish.max_rtt
+def refusal(candidate: Candidate, wish: PeerWish | None) -> str:
+    """Why the wish does not allow `candidate`; "" where it does."""
+    if wish is None:
+        return ""
+    if candidate.peer in wish.ignore:
+        return "'peer.ignore' names it"
+    if wish.only is not None and candidate.peer not in wish.only:
+        return "'peer.only' does not name it"
+    if wish.max_rtt is not None and _rtt(candidate) > wish.max_rtt:
+        return "its round trip is longer than 'peer.max_rtt_ms', or was not measured"
+    return ""
 
 
 def _rtt(candidate: Candidate) -> float:

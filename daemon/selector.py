@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
+from dht.standing import IDLE, Load
 from protocol.wire.ids import PeerId, short
 
 _PATH_COST_S = {"local": 0.0, "direct": 0.0, "mapped": 0.0, "punched": 0.0, "relayed": 0.05, "unknown": 0.25}
@@ -11,36 +13,65 @@ _PATH_COST_S = {"local": 0.0, "direct": 0.0, "mapped": 0.0, "punched": 0.0, "rel
 
 _UNKNOWN_RTT_S = 0.1
 _QUEUE_COST_S = 1.0
-"""Seconds that one request ahead of us per slot is expected to cost; only its order of magnitude matters here."""
+"""Seconds that a request ahead of us holds a slot where its peer does not say; only the order of magnitude matters here."""
 
 _SHARE_COST_S = 0.05
 """Seconds added where all slots but ours are busy: they share one engine, so an idle one is a little sooner."""
+
+Source = Literal["measured", "offered", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A peer that could take the job. `path` is a key of the path cost table; `rtt` is in seconds, None where unknown.
 
-    `config_digest` is hex, "" where unknown. `first_token_s`: the mean that our own recent calls saw, None where there were none.
+    `config_digest` is hex, "" where unknown. `load` is what the peer says of itself. `features`: what its offer says that its
+    engine has, empty where it says nothing. `first_token_s`: the mean that our own recent calls saw, None where there were none.
     """
 
     peer: PeerId
     model: str
     slots: int
-    busy: int
     path: str
     rtt: float | None = None
     config_digest: str = ""
+    load: Load = IDLE
+    features: frozenset[str] = frozenset()
     first_token_s: float | None = None
+
+    @property
+    def busy(self) -> int:
+        """Requests that run or wait there."""
+        return self.load.busy
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The expected seconds to the first token, by their parts; `total` is their sum.
+
+    `reach`: the round trip and the kind of path. `queue`: the requests ahead of ours. `share`: others at work beside ours.
+    `engine`: from there to the first token, from our own calls ("measured"), else as the peer says ("offered").
+    """
+
+    reach: float
+    queue: float
+    share: float
+    engine: float
+    source: Source
+
+    @property
+    def total(self) -> float:
+        return self.reach + self.queue + self.share + self.engine
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A candidate with its predicted wait in seconds and the sentence that explains it."""
+    """A candidate with its predicted wait in seconds, its parts, and the sentence that explains it."""
 
     candidate: Candidate
     wait: float
     why: str
+    parts: Prediction
 
 
 def rank_candidates(candidates: Sequence[Candidate], rng: Random) -> list[Choice]:
@@ -50,15 +81,29 @@ def rank_candidates(candidates: Sequence[Candidate], rng: Random) -> list[Choice
     return sorted(choices, key=lambda choice: round(choice.wait, 2))
 
 
-def _judge(candidate: Candidate) -> Choice:
-    slots = max(1, candidate.slots)
-    ahead = max(0, candidate.busy - candidate.slots + 1)
-    load = _QUEUE_COST_S * ahead / slots + _SHARE_COST_S * min(1.0, candidate.busy / slots)
+def predict(candidate: Candidate) -> Prediction:
+    """When its first token would come. A peer's word on itself counts until our own calls say otherwise."""
+    load, slots = candidate.load, max(1, candidate.slots)
     rtt = 0.0 if candidate.path == "local" else _UNKNOWN_RTT_S if candidate.rtt is None else candidate.rtt
     reach = rtt + _PATH_COST_S.get(candidate.path, 0.25)
+    ahead = max(0, load.busy - candidate.slots + 1)
+    held = load.slot_ms / 1000 if load.slot_ms else _QUEUE_COST_S
+    source: Source = "measured" if candidate.first_token_s is not None else "offered" if load.first_token_ms else "unknown"
     # What was measured holds the path as it was then; a path that became longer since is believed at once.
-    wait = load + (reach if candidate.first_token_s is None else max(reach, candidate.first_token_s))
+    engine = load.first_token_ms / 1000 if candidate.first_token_s is None else max(0.0, candidate.first_token_s - reach)
+    return Prediction(reach, held * ahead / slots, _SHARE_COST_S * min(1.0, load.busy / slots), engine, source)
+
+
+def _judge(candidate: Candidate) -> Choice:
+    parts = predict(candidate)
+    rtt = "round trip unknown" if candidate.rtt is None else f"{candidate.rtt * 1000:.0f} ms"
+    where = "this peer itself" if candidate.path == "local" else f"{candidate.path} path, {rtt}"
     busy = f"{candidate.busy} of {candidate.slots} slots busy"
-    where = "this peer itself" if candidate.path == "local" else f"{candidate.path} path, {rtt * 1000:.0f} ms"
-    seen = "" if candidate.first_token_s is None else f", {candidate.first_token_s:.2f} s measured lately"
-    return Choice(candidate, wait, f"{short(candidate.peer)}: {where}, {busy}{seen}, first token expected after {wait:.2f} s")
+    queue = f", {parts.queue:.2f} s of queue" if parts.queue else ""
+    seen = ""
+    if candidate.first_token_s is not None:
+        seen = f", {candidate.first_token_s:.2f} s measured lately"
+    elif parts.source == "offered":
+        seen = f", {parts.engine:.2f} s by its own word"
+    expected = f"first token expected after {parts.total:.2f} s"
+    return Choice(candidate, parts.total, f"{short(candidate.peer)}: {where}, {busy}{queue}{seen}, {expected}", parts)

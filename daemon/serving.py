@@ -11,8 +11,11 @@ from daemon.calls import InboundCall
 from daemon.config import LimitsConfig
 from daemon.engine.continuing import CannotContinue
 from daemon.engine.interface import Chunk, Engine, EngineError, EngineRefused, EngineState, EngineUnsupported
+from daemon.first_token import LEAST_SAMPLES, RecentTimes
 from daemon.metrics import Metrics
 from daemon.patience import Patience
+from dht.presence import MAX_BUSY, MAX_TOLD_MS
+from dht.standing import Load
 from protocol.delta import delta_items
 from protocol.inference import Begun, Completion, as_read, read_continuation, read_job, write_completion
 from protocol.job import Job, Turn, Usage, prompt_bytes
@@ -42,11 +45,23 @@ class Serving:
         self._patience = patience
         self._slots = FairSlots(1, limits.queue, _WEIGHTS)
         self._of_peer = PeerSlots(limits.peer_calls)
+        self._first_tokens = RecentTimes()
 
     @property
     def busy(self) -> int:
         """Requests that run or wait."""
         return self._slots.running + self._slots.waiting
+
+    def load(self, now: float) -> Load:
+        """What we tell others of our load, `now` on trio's clock."""
+        slots, times = self._slots, self._first_tokens
+        return Load(
+            min(self.busy, MAX_BUSY),
+            min(slots.waiting, MAX_BUSY),
+            _told_ms(times.quantile(0.5, now)),
+            _told_ms(times.quantile(0.95, now, LEAST_SAMPLES)),
+            _told_ms(slots.mean_s),
+        )
 
     @property
     def engine(self) -> Engine | None:
@@ -100,10 +115,11 @@ class Serving:
     async def _stream(self, call: InboundCall, job: Job, begun: Begun | None) -> Completion:
         last = Chunk("", "stop", Usage())
         started: float | None = trio.current_time()
+        at_once = self._slots.free > 0
         async with self.generate(job, begun, call.peer) as chunks:
             async for chunk in chunks:
                 if started is not None and chunk.text:
-                    self._metrics.first_token_seconds.observe(trio.current_time() - started)
+                    self._note_first_token(started, at_once)
                     started = None
                 for item in delta_items(chunk.text, chunk.tool_calls, chunk.logprobs):
                     with trio.move_on_after(self._patience.reader) as patience:
@@ -113,6 +129,12 @@ class Serving:
                 if chunk.finish_reason is not None:
                     last = chunk
         return completion_of(last)
+
+    def _note_first_token(self, started: float, at_once: bool) -> None:
+        now = trio.current_time()
+        self._metrics.first_token_seconds.observe(now - started)
+        if at_once:  # a wait for a slot is told by the queue, and not twice
+            self._first_tokens.note(now - started, now)
 
     @asynccontextmanager
     async def generate(
@@ -170,6 +192,10 @@ class Serving:
 def completion_of(last: Chunk) -> Completion:
     """How a completion ended, from its last chunk."""
     return Completion(last.finish_reason or "stop", last.usage or Usage(), round((last.engine_s or 0.0) * 1000))
+
+
+def _told_ms(seconds: float | None) -> int:
+    return 0 if seconds is None else max(1, min(MAX_TOLD_MS, round(seconds * 1000)))
 
 
 def _fault_of(error: EngineError) -> RemoteError:

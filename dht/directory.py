@@ -10,7 +10,7 @@ from random import Random
 
 from dht.offers import SignedOffer, open_offer, renewal_delay
 from dht.presence import Presence, open_presence
-from dht.standing import Candidate, Config, KnownPeer, PeerView, Standing
+from dht.standing import IDLE, Candidate, Config, KnownPeer, Load, PeerView, Standing
 from protocol.wire.errors import Code, RemoteError, malformed
 from protocol.wire.ids import Hash, PeerId
 
@@ -43,10 +43,10 @@ class OwnOffer:
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
-    """So many of our own slots are in use; told with the next heartbeat."""
+class OwnLoad:
+    """Our own load, told with the next heartbeat."""
 
-    slots: int
+    load: Load
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Tick:
     wall: int
 
 
-Event = PresenceHeard | OfferHeard | OwnOffer | Busy | CallFailed | CallSucceeded | Connected | Disconnected | Tick
+Event = PresenceHeard | OfferHeard | OwnOffer | OwnLoad | CallFailed | CallSucceeded | Connected | Disconnected | Tick
 
 
 # Effects
@@ -158,7 +158,7 @@ class Directory:
     """Newcomers that a full directory did not take."""
     _peers: dict[PeerId, KnownPeer] = field(default_factory=dict)
     _own: SignedOffer | None = None
-    _busy: int = 0
+    _load: Load = IDLE
     _beats: int = 0
     _full_beats: int = 0
     _beat_at: float = float("inf")
@@ -177,8 +177,8 @@ class Directory:
                 return self._tick(now, wall)
             case OwnOffer(signed, wall):
                 return self._own_offer(signed, now, wall)
-            case Busy(slots):
-                self._busy = slots
+            case OwnLoad(load):
+                self._load = load
                 return []
             case Connected(peer):
                 return self._connected(peer, now)
@@ -193,13 +193,13 @@ class Directory:
             if signed is None or known.offer_until <= now or known.standing(self.config, now) is not Standing.ALIVE:
                 continue
             if signed.offer.model and model in ("", signed.offer.model):
-                found.append(Candidate(peer, signed, known.busy, known.connected))
+                found.append(Candidate(peer, signed, known.load, known.connected))
         return tuple(found)
 
     def peers(self, now: float) -> tuple[PeerView, ...]:
         """Every peer that is not gone, and every connected one, by id."""
         return tuple(
-            PeerView(peer, standing, known.offer, known.epoch, known.busy, now - known.heard_at, known.connected)
+            PeerView(peer, standing, known.offer, known.epoch, known.load, now - known.heard_at, known.connected)
             for peer, known in sorted(self._peers.items())
             if (standing := known.standing(self.config, now)) in (Standing.ALIVE, Standing.SUSPECT) or known.connected
         )
@@ -241,7 +241,7 @@ class Directory:
         if presence.epoch > known.epoch:
             known.restarted(presence.epoch)
             known.failures = known.owed = 0
-        known.beat, known.busy, known.offer_hash = presence.beat, presence.busy, Hash(presence.offer_hash)
+        known.beat, known.load, known.offer_hash = presence.beat, _load_of(presence), Hash(presence.offer_hash)
         if signed is not None:
             known.adopt(signed, now, wall)
         known.heard_at = now
@@ -334,7 +334,10 @@ class Directory:
 
     def _heartbeat(self, own: SignedOffer, now: float, wall: int) -> SendPresence:
         full = self._full_beats > 0 or self._beats % self.config.full_every == 0
-        presence = Presence(self.me, self.epoch, self._beats, own.hash, self._busy, wall, own.raw if full else b"")
+        load = self._load
+        measured = (load.waiting, load.first_token_ms, load.first_token_p95_ms, load.slot_ms)
+        raw = own.raw if full else b""
+        presence = Presence(self.me, self.epoch, self._beats, own.hash, load.busy, wall, raw, *measured)
         self._beats += 1
         self._full_beats = max(0, self._full_beats - 1)
         self._beat_at = now + self.config.beat * self.rng.uniform(1 - self.config.jitter, 1 + self.config.jitter)
@@ -342,3 +345,7 @@ class Directory:
 
     def _wake(self, now: float) -> float:
         return min(now + self.config.sweep, self._beat_at, self._renew_at)
+
+
+def _load_of(said: Presence) -> Load:
+    return Load(said.busy, said.waiting, said.first_token_ms, said.first_token_p95_ms, said.slot_ms)

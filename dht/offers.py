@@ -25,10 +25,14 @@ CLOCK_SLACK_MS = 300_000
 
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 256
+MAX_FEATURES = 16
+EMBEDDINGS = "embeddings"
+"""The feature of a model whose engine gives vectors for texts."""
 MAX_COUNT = 2**53 - 1
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 Address = Annotated[str, msgspec.Meta(pattern=r"^/[!-~]+\Z", max_length=MAX_ADDRESS_CHARS)]
+Feature = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=32)]
 Label = Annotated[str, msgspec.Meta(pattern=r"^[ -~]*\Z", max_length=64)]
 
 
@@ -37,7 +41,7 @@ class Offer(Message, frozen=True):
 
     `model` "" offers presence alone: then the engine's fields are empty and `slots` is 0. `config_digest` is hex SHA-256 over
     weights, dtype, quantization, engine and version. `issued` and `expires` are unix milliseconds, at most LIFETIME_MS apart.
-    `withdrawn` is the signed leave.
+    `withdrawn` is the signed leave. `features` are words for what it serves beyond text, such as "embeddings".
     """
 
     peer: PeerIdField
@@ -54,6 +58,7 @@ class Offer(Message, frozen=True):
     issued: Count
     expires: Count
     withdrawn: bool = False
+    features: Annotated[tuple[Feature, ...], msgspec.Meta(max_length=MAX_FEATURES)] = ()
 
 
 class SignedOffer(msgspec.Struct, frozen=True):
@@ -126,7 +131,7 @@ def renewal_delay(rng: Random) -> float:
 
 def _check_model(offer: Offer) -> None:
     if not offer.model:
-        if offer.slots or offer.config_digest or offer.context_tokens:
+        if offer.slots or offer.config_digest or offer.context_tokens or offer.features:
             raise malformed("an offer without a model offers capacity")
         return
     if not is_model_name(offer.model):

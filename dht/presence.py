@@ -18,20 +18,35 @@ TOPIC = "/swarmd/presence/1"
 MAX_PRESENCE_BYTES = MAX_RECORD_BYTES + 512
 """A heartbeat around a whole offer."""
 
+MAX_BUSY = 4096
+"""What a heartbeat can say of requests that run or wait."""
+
+MAX_TOLD_MS = 3_600_000
+"""The longest time that a heartbeat can say: no call lasts longer than an hour."""
+
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOLD_MS)]
+
 
 class Presence(Message, frozen=True):
     """`peer` is there: `beat` counts its heartbeats within `epoch`, `offer_hash` names its offer, `busy` counts slots in use.
 
     `wall` is its clock in unix milliseconds. `offer` is the signed offer itself in some heartbeats and empty in most.
+
+    The rest is its own measurement, 0 where there is none yet: how many of `busy` wait for a slot, the median and the 95th
+    percentile of the time to the first token of requests that did not wait, and how long a request holds its slot.
     """
 
     peer: PeerIdField
     epoch: Count
     beat: Count
     offer_hash: HashField
-    busy: Annotated[int, msgspec.Meta(ge=0, le=4096)]
+    busy: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUSY)]
     wall: Count
     offer: Annotated[bytes, msgspec.Meta(max_length=MAX_RECORD_BYTES)] = b""
+    waiting: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUSY)] = 0
+    first_token_ms: Milliseconds = 0
+    first_token_p95_ms: Milliseconds = 0
+    slot_ms: Milliseconds = 0
 
 
 def sign_presence(presence: Presence, key: Ed25519PrivateKey) -> bytes:

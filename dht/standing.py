@@ -45,6 +45,23 @@ class Standing(StrEnum):
     GONE = "gone"
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a peer says of its own load: requests that run or wait, those that wait, and times in ms (0: not measured).
+
+    `first_token_ms` and `first_token_p95_ms` are of requests that did not wait; `slot_ms` is how long one holds its slot.
+    """
+
+    busy: int = 0
+    waiting: int = 0
+    first_token_ms: int = 0
+    first_token_p95_ms: int = 0
+    slot_ms: int = 0
+
+
+IDLE = Load()
+
+
 @dataclass(slots=True)
 class KnownPeer:
     """Everything held of one peer; `handle` of the directory is the only writer."""
@@ -55,7 +72,7 @@ class KnownPeer:
     offer_until: float = 0.0
     offer_hash: Hash | None = None
     """What its latest heartbeat named; None before the first one."""
-    busy: int = 0
+    load: Load = IDLE
     heard_at: float = float("-inf")
     left: bool = False
     connected: bool = False
@@ -90,7 +107,7 @@ class KnownPeer:
 
     def restarted(self, epoch: int) -> None:
         """A higher epoch is a new process: nothing that the old one said stands."""
-        self.epoch, self.beat, self.offer, self.offer_hash, self.busy = epoch, -1, None, None, 0
+        self.epoch, self.beat, self.offer, self.offer_hash, self.load = epoch, -1, None, None, IDLE
         self.left = False
         self.fetches, self.fetch_at = 0, float("-inf")
 
@@ -105,8 +122,13 @@ class Candidate:
 
     peer: PeerId
     signed: SignedOffer
-    busy: int
+    load: Load
     connected: bool
+
+    @property
+    def busy(self) -> int:
+        """Requests that run or wait there, by its latest heartbeat."""
+        return self.load.busy
 
     @property
     def free(self) -> int:
@@ -122,6 +144,6 @@ class PeerView:
     standing: Standing
     signed: SignedOffer | None
     epoch: int
-    busy: int
+    load: Load
     silent: float
     connected: bool

@@ -93,6 +93,14 @@ class Client:
         """One round: members, answer classes, votes, ranking and the reasons for the outcome."""
         return self._call("GET", f"/rounds/{_part(round_id)}")
 
+    def asks(self) -> list[dict[str, Any]]:
+        """The latest questions that one peer answered, newest first; what they were about is not kept."""
+        return _rows(self._call("GET", "/asks"), "asks")
+
+    def why(self, named: str = "last") -> dict[str, Any]:
+        """Why a question went where it did ("what" is "ask") or why a round came out as it did ("round"), by its id or "last"."""
+        return self._call("GET", f"/why/{_part(named)}")
+
     def verify(self, round_id: str) -> dict[str, Any]:
         """Replay a round's transcript; "ok" says whether it gave the same verdict to the bit."""
         return self._call("POST", f"/rounds/{_part(round_id)}/verify")

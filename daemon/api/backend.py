@@ -37,6 +37,17 @@ class AskRequest:
     peer: str | None = None
     timeout_s: float = 120.0
     wish: PeerWish | None = None
+    id: str = ""
+    """By which `GET asks/ID` finds it afterwards; "" lets the node choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class BegunEvent:
+    """The first token is about to come (strategy "route" alone): from whom, and as which attempt, counted from 1."""
+
+    peer_id: str
+    path: str
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +118,15 @@ class ResultEvent:
     why: str = ""
     engine_s: float | None = None
     """Seconds of `elapsed_s` that the engine says were its own; None where unknown or where more than one peer was tried."""
+    ask_id: str = ""
+
+    @property
+    def overhead_s(self) -> float | None:
+        """Seconds that all but the engine took; None where that is unknown."""
+        return None if self.engine_s is None else max(0.0, self.elapsed_s - self.engine_s)
 
 
-AskEvent = TokenEvent | ProgressEvent | ResultEvent
+AskEvent = BegunEvent | TokenEvent | ProgressEvent | ResultEvent
 
 
 class Backend(Protocol):
@@ -126,6 +143,13 @@ class Backend(Protocol):
     async def round(self, round_id: str) -> Json: ...
 
     async def verify(self, round_id: str) -> Json: ...
+
+    async def asks(self) -> Json: ...
+
+    async def ask_note(self, ask_id: str) -> Json: ...
+
+    async def why(self, named: str) -> Json:
+        """The ask or the round of that id, or the newest of both for "last", with its `kind`."""
 
     async def config(self) -> Json: ...
 

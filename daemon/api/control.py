@@ -35,6 +35,7 @@ def ask_events(event: AskEvent) -> Iterable[bytes]:
                 "attempts": [attempt.shown() for attempt in event.attempts],
                 "continued": list(event.continued),
                 "why": event.why,
+                "ask_id": event.ask_id or None,
                 "round": event.round,
                 "usage": usage,
                 "elapsed_s": round(event.elapsed_s, 3),
@@ -63,6 +64,9 @@ class Control:
             Route("/swarmd/v1/rounds", self.rounds),
             Route("/swarmd/v1/rounds/{round_id}", self.round),
             Route("/swarmd/v1/rounds/{round_id}/verify", self.verify, methods=["POST"]),
+            Route("/swarmd/v1/asks", self.asks),
+            Route("/swarmd/v1/asks/{ask_id}", self.asked),
+            Route("/swarmd/v1/why/{named}", self.why),
             Route("/swarmd/v1/config", self.config),
             Route("/swarmd/v1/reputation", self.reputation),
             Route("/swarmd/v1/reputation/{peer_id}", self.reputation),
@@ -90,6 +94,15 @@ class Control:
 
     async def verify(self, request: Request) -> Response:
         return json_response(await self._backend.verify(request.path_params["round_id"]))
+
+    async def asks(self, request: Request) -> Response:
+        return json_response(await self._backend.asks())
+
+    async def asked(self, request: Request) -> Response:
+        return json_response(await self._backend.ask_note(request.path_params["ask_id"]))
+
+    async def why(self, request: Request) -> Response:
+        return json_response(await self._backend.why(request.path_params["named"]))
 
     async def config(self, request: Request) -> Response:
         return json_response(await self._backend.config())

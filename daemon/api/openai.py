@@ -1,12 +1,13 @@
 """OpenAI's endpoints over the mesh: models, chat completions and completions, streamed or whole. Maps shapes; decides no peer."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from daemon.api.backend import AskEvent, AskRequest, Backend, ProgressEvent, ResultEvent, TokenEvent
+from daemon.api.backend import AskEvent, AskRequest, Backend, BegunEvent, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.choice import Choice, shown_logprobs
 from daemon.api.errors import error_object, json_response
 from daemon.api.extras import extras_of
@@ -48,9 +49,9 @@ class OpenAi:
         return await self._answer(shape, completion, asks_of(completion, [ChatMessage("user", completion.prompt)]))
 
     async def _answer(self, shape: "_Shape", request: Common, asks: list[AskRequest]) -> Response:
-        events = ask_all(self._backend, asks)
+        events = ask_all(self._backend, named(asks, shape.id))
         if request.stream:
-            return AskStream(events, shape.events, lambda error: sse(error_object(error)), b"data: [DONE]\n\n", shape.id)
+            return AskStream(events, shape.events, lambda error: sse(error_object(error)), b"data: [DONE]\n\n", shape.head)
         async with events as numbered:
             async for number, event in numbered:
                 shape.take(number, event)
@@ -73,6 +74,12 @@ class _Shape:
             self._choices[number].take(event)
         elif isinstance(event, ResultEvent):
             self._choices[number].result = event
+
+    def head(self, numbered: Numbered | None) -> dict[str, str]:
+        """The headers of a stream: its id, and who answers, where one does."""
+        if numbered is None:
+            return {"x-request-id": self.id}
+        return begun_headers(numbered[1]) if len(self._choices) == 1 else {}
 
     def headers(self) -> dict[str, str]:
         return reply_headers(self.id, self._results())
@@ -149,9 +156,22 @@ def reply_headers(request_id: str, results: Sequence[ResultEvent]) -> dict[str, 
         "x-swarmd-path": first.path,
         "x-swarmd-attempts": str(sum(max(1, len(result.attempts)) for result in results)),
     }
-    if first.engine_s is not None and len(results) == 1:
-        headers["x-swarmd-overhead-ms"] = f"{max(0.0, first.elapsed_s - first.engine_s) * 1000:.1f}"
+    if first.overhead_s is not None and len(results) == 1:
+        headers["x-swarmd-overhead-ms"] = f"{first.overhead_s * 1000:.1f}"
     return headers
+
+
+def begun_headers(event: AskEvent) -> dict[str, str]:
+    """The headers that a stream has besides its id: none before it is known who answers."""
+    if not isinstance(event, BegunEvent):
+        return {}
+    return {"x-swarmd-peer": event.peer_id, "x-swarmd-path": event.path, "x-swarmd-attempts": str(event.attempts)}
+
+
+def named(asks: Sequence[AskRequest], response_id: str) -> list[AskRequest]:
+    """The asks with ids by which `swarmd why` finds them: the response's own, numbered where there are several."""
+    several = len(asks) > 1
+    return [replace(ask, id=f"{response_id}-{place}" if several else response_id) for place, ask in enumerate(asks)]
 
 
 def usage_of(results: Sequence[ResultEvent]) -> dict[str, int]:
@@ -169,4 +189,6 @@ def _side_field(results: Sequence[ResultEvent]) -> dict[str, Any]:
 def side_of(result: ResultEvent) -> dict[str, Any]:
     """What OpenAI has no field for."""
     attempts = [attempt.shown() for attempt in result.attempts]
-    return {"peer_id": result.peer_id, "strategy": result.strategy, "attempts": attempts, "round": result.round}
+    side = {"peer_id": result.peer_id, "strategy": result.strategy, "attempts": attempts, "round": result.round}
+    overhead = None if result.overhead_s is None else round(result.overhead_s * 1000, 1)
+    return side | {"path": result.path, "continued": list(result.continued), "overhead_ms": overhead}

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from daemon.api.backend import AskRequest, Backend, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.errors import ApiError, json_response
 from daemon.api.many import Numbered, ask_all
-from daemon.api.openai import Clock, IdSource, reply_headers, side_of
+from daemon.api.openai import Clock, IdSource, begun_headers, named, reply_headers, side_of
 from daemon.api.requests import ChatMessage, ChatRequest, PeerBlock, TextPart, asks_of, read_openai
 from daemon.api.stream import AskStream, sse
 from protocol.wire.errors import Code, RemoteError
@@ -75,9 +75,9 @@ class Responses:
         """POST /v1/responses."""
         asked = read_openai(ResponsesRequest, await request.body(), NEUTRAL)
         shape = _Shape(self._new_id(), self._now(), asked)
-        events = ask_all(self._backend, _asks(asked))
+        events = ask_all(self._backend, named(_asks(asked), shape.id))
         if asked.stream:
-            return AskStream(events, shape.events, shape.error, b"", shape.id)
+            return AskStream(events, shape.events, shape.error, b"", shape.head)
         result: ResultEvent | None = None
         async with events as numbered:
             async for _, event in numbered:
@@ -138,6 +138,10 @@ class _Shape:
             },
             "swarm": side_of(result),
         }
+
+    def head(self, numbered: Numbered | None) -> dict[str, str]:
+        """The headers of a stream."""
+        return {"x-request-id": self.id} if numbered is None else begun_headers(numbered[1])
 
     def events(self, numbered: Numbered) -> Iterable[bytes]:
         event = numbered[1]

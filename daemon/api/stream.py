@@ -1,6 +1,6 @@
 """Server-sent events for an answer in progress: opens the ask, turns each event into text, and ends it if the client leaves."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
 
@@ -24,8 +24,16 @@ def sse(value: object, event: str | None = None) -> bytes:
     return name + b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
+def _no_headers(_: object) -> Mapping[str, str]:
+    return {}
+
+
 class AskStream(Response, Generic[E]):
-    """Streams `render(event)` for every event of an ask; an error before the first event is a plain HTTP error."""
+    """Streams `render(event)` for every event of an ask; an error before the first event is a plain HTTP error.
+
+    Headers leave with the first event that is rendered. `head(None)` gives those of every stream; an event that comes before and
+    for which `head` has headers adds them and is not rendered.
+    """
 
     def __init__(
         self,
@@ -33,21 +41,24 @@ class AskStream(Response, Generic[E]):
         render: Callable[[E], Iterable[bytes]],
         render_error: Callable[[ApiError], bytes],
         closing: bytes = b"",
-        request_id: str = "",
+        head: Callable[[E | None], Mapping[str, str]] = _no_headers,
     ) -> None:
-        headers = {"cache-control": "no-store"} | ({"x-request-id": request_id} if request_id else {})
-        super().__init__(media_type="text/event-stream", headers=headers)
+        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store", **head(None)})
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
         self._events = events
         self._render = render
         self._render_error = render_error
         self._closing = closing
+        self._head = head
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with self._events as events:
                 while (event := await self._next(events, send)) is not None:
+                    if not self._started and (more := self._head(event)):
+                        self.headers.update(more)  # with its first piece: what says who answers is followed by the answer
+                        continue
                     await self._write(send, b"".join(self._render(event)))
         except RemoteError as error:
             await self._fail(scope, receive, send, of_remote(error))

@@ -1,4 +1,4 @@
-"""`swarmd rounds`, `why` and `verify`: what committees did, why it came out so, and whether it replays."""
+"""`swarmd rounds`, `why` and `verify`: what committees did, why a round or a routed question went so, and whether it replays."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from daemon.cli.common import FAILED, client_of, common_options, json_option
-from daemon.cli.show import ago, cell, milli, print_facts, print_json, print_table
+from daemon.cli.show import ago, cell, milli, number, print_facts, print_json, print_table
 
 UNRANKED = 1 << 30
 """Sorts a class without a rank behind all others."""
@@ -34,15 +34,17 @@ def rounds(as_json: bool, **given: Path | None) -> None:
 
 @click.command()
 @common_options
-@click.argument("round_id", metavar="ROUND")
+@click.argument("named", metavar="ID")
 @json_option
-def why(round_id: str, as_json: bool, **given: Path | None) -> None:
-    """Explain the outcome of ROUND."""
-    reply = client_of(given).round(round_id)
+def why(named: str, as_json: bool, **given: Path | None) -> None:
+    """Explain the round or the routed question ID ("last": the newest): who was chosen, and why."""
+    reply = client_of(given).why(named)
     if as_json:
         print_json(reply)
-        return
-    show_round(reply)
+    elif reply.get("what") == "ask":
+        show_ask(reply)
+    else:
+        show_round(reply)
 
 
 @click.command()
@@ -59,6 +61,35 @@ def verify(round_id: str, as_json: bool, **given: Path | None) -> int:
         hashes = [("verdict", reply.get("verdict_hash")), ("replayed", reply.get("replayed_hash"))]
         print_facts([("round", reply.get("round_id")), *hashes, ("result", result)])
     return 0 if reply.get("ok") else FAILED
+
+
+def show_ask(reply: dict[str, Any]) -> None:
+    """Print a routed question for people: who could answer and how soon, who was asked, and what came of it."""
+    took = number(reply.get("elapsed_s"), " s", 3)
+    model = reply.get("model") or "any model"
+    click.echo(f"ask {cell(reply.get('ask_id'))}  {cell(model)}  {cell(reply.get('outcome'))}  {took}")
+    if reply.get("error"):
+        click.echo(f"reason {cell(reply.get('error'))}")
+    rows = []
+    for one in reply.get("candidates") or []:
+        parts = one.get("parts") or {}
+        seconds = (one.get("predicted_s"), *(parts.get(name) for name in ("reach_s", "queue_s", "share_s", "engine_s")))
+        load = f"{cell(one.get('busy'))}/{cell(one.get('slots'))}"
+        shown = [number(value, "", 3) for value in seconds]
+        rows.append((one.get("peer_id"), one.get("model"), one.get("path"), load, *shown, parts.get("engine_from")))
+    if rows:
+        head = ("CANDIDATE", "MODEL", "PATH", "BUSY", "FIRST TOKEN s", "= REACH", "+ QUEUE", "+ SHARE", "+ ENGINE", "ENGINE FROM")
+        print_table(head, rows)
+    for one in reply.get("ruled_out") or []:
+        click.echo(f"not {cell(one.get('peer_id'))}: {cell(one.get('reason'))}")
+    tried = []
+    for one in reply.get("attempts") or []:
+        times = [number(one.get(name), " s", 3) for name in ("at_s", "predicted_s", "first_token_s")]
+        tried.append((one.get("peer_id"), one.get("reason"), *times, one.get("outcome"), _short(one.get("message"))))
+    if tried:
+        print_table(("ASKED", "AS", "AT", "PREDICTED", "FIRST TOKEN", "OUTCOME", "MESSAGE"), tried)
+    for reason in reply.get("why") or []:
+        click.echo(f"because {cell(reason)}")
 
 
 def show_round(reply: dict[str, Any], err: bool = False) -> None:

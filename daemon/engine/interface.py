@@ -37,6 +37,8 @@ class ModelDescription:
     """Requests the engine serves at once; more are queued or refused by the daemon."""
     features: frozenset[Feature] = frozenset()
     """What a job's extras may ask of it."""
+    embeds: bool = False
+    """Whether it gives vectors for texts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from daemon.api.app import build_app
-from daemon.api.backend import AskEvent, AskRequest, Attempt, MemberProgress, ProgressEvent, ResultEvent, TokenEvent
+from daemon.api.backend import AskEvent, AskRequest, Attempt, BegunEvent, MemberProgress, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.listeners import UnixListener, open_tcp
 from daemon.api.server import HttpLimits, HttpServer, Listener
 from daemon.metrics import Metrics
@@ -51,6 +51,15 @@ class FakeBackend:
     async def verify(self, round_id: str) -> dict[str, Any]:
         return {"round_id": round_id, "ok": True}
 
+    async def asks(self) -> dict[str, Any]:
+        return {"asks": []}
+
+    async def ask_note(self, ask_id: str) -> dict[str, Any]:
+        return {"ask_id": ask_id}
+
+    async def why(self, named: str) -> dict[str, Any]:
+        return {"what": "ask", "ask_id": named}
+
     async def config(self) -> dict[str, Any]:
         return {}
 
@@ -85,6 +94,8 @@ class FakeBackend:
         async with send:
             if request.strategy != "route":
                 await send.send(ProgressEvent("seal", (MemberProgress(PEER, "tiny-all", "sealed"),), 1, 0, 0, 7))
+            else:
+                await send.send(BegunEvent(PEER, "direct", 2))
             for word in ("for", "ty ", "two"):
                 if request.strategy == "route":
                     await send.send(TokenEvent(word))

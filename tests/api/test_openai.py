@@ -55,6 +55,26 @@ async def test_a_stream_has_its_request_id_in_its_head(api: Any) -> None:
     assert {chunk.id for chunk in chunks} == {request_id}
 
 
+@pytest.mark.parametrize("kind", ["chat", "completions", "responses", "n"])
+async def test_a_stream_says_in_its_head_who_answers(api: Any, kind: str) -> None:
+    def call() -> Any:
+        with _client(api) as client:
+            messages: Any = [{"role": "user", "content": "hi"}]
+            if kind == "completions":
+                return client.completions.with_raw_response.create(model="tiny-all", prompt="hi", stream=True).headers
+            if kind == "responses":
+                return client.responses.with_raw_response.create(model="tiny-all", input="hi", stream=True).headers
+            count = 2 if kind == "n" else None
+            chat = client.chat.completions.with_raw_response
+            return chat.create(model="tiny-all", messages=messages, n=count, stream=True).headers
+
+    headers = await trio.to_thread.run_sync(call)
+    said = [headers.get(f"x-swarmd-{name}") for name in ("peer", "path", "attempts")]
+    assert said == ([None] * 3 if kind == "n" else [PEER, "direct", "2"])
+    asked = [request.id for request in api.backend.asked]
+    assert asked == ([f"{headers['x-request-id']}-{place}" for place in range(2)] if kind == "n" else [headers["x-request-id"]])
+
+
 async def test_openai_client_streamed_with_usage(api: Any) -> None:
     def call() -> list[Any]:
         with _client(api) as client:

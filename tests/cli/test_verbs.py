@@ -55,7 +55,7 @@ READS = [
     (("peers",), "GET", "/peers", {"peers": []}),
     (("models",), "GET", "/models", {"models": []}),
     (("rounds",), "GET", "/rounds", {"rounds": []}),
-    (("why", "r1"), "GET", "/rounds/r1", ROUND),
+    (("why", "r1"), "GET", "/why/r1", ROUND),
     (("verify", "r1"), "POST", "/rounds/r1/verify", {"round_id": "r1", "ok": True, "verdict_hash": "ab", "replayed_hash": "ab"}),
     (("reputation",), "GET", "/reputation", {"replica_hash": "ab", "claims": 0, "issuers": 0, "forks": [], "claims_list": []}),
 ]  # fmt: skip
@@ -163,7 +163,7 @@ def test_rounds_and_why_for_people(ask_daemon: Call, server: Any) -> None:
     listed = ask_daemon("rounds").out
     assert "2+2?" in listed
     assert "no quorum" in listed
-    server.answers["GET", "/swarmd/v1/rounds/r1"] = ROUND
+    server.answers["GET", "/swarmd/v1/why/r1"] = {"what": "round", **ROUND}
     explained = ask_daemon("why", "r1")
     assert explained.code == 0
     ranking = explained.out.splitlines()
@@ -171,6 +171,22 @@ def test_rounds_and_why_for_people(ask_daemon: Call, server: Any) -> None:
     assert ranking[3].split() == ["2", "5", "1", "1000", "0.250", "-3"]
     assert "because four of five agreed" in explained.out
     assert "verdict " + "ab" * 32 + ", confidence 0.930, attested by 1" in explained.out
+
+
+def test_why_of_a_routed_question_for_people(ask_daemon: Call, server: Any) -> None:
+    parts = {"reach_s": 0.05, "queue_s": 1.0, "share_s": 0.05, "engine_s": 0.12, "engine_from": "offered"}
+    candidate = {"peer_id": "near", "model": "m", "path": "direct", "busy": 3, "slots": 2, "predicted_s": 1.22, "parts": parts}
+    attempt = {"peer_id": "near", "reason": "best", "at_s": 0.0, "predicted_s": 1.22, "first_token_s": None, "outcome": "gone"}
+    ruled_out = [{"peer_id": "far", "reason": "'peer.ignore' names it"}]
+    reply = {"what": "ask", "ask_id": "a1", "model": "m", "outcome": "gone", "error": "the link was lost", "elapsed_s": 0.5}
+    reply |= {"candidates": [candidate], "attempts": [attempt], "ruled_out": ruled_out, "why": ["the only candidate: near"]}
+    server.answers["GET", "/swarmd/v1/why/last"] = reply
+    lines = [line.split() for line in ask_daemon("why", "last").out.splitlines()]
+    assert lines[0] == ["ask", "a1", "m", "gone", "0.500", "s"]
+    assert lines[3] == ["near", "m", "direct", "3/2", "1.220", "0.050", "1.000", "0.050", "0.120", "offered"]
+    assert ["near", "best", "0.000", "s", "1.220", "s", "-", "gone", "-"] in lines
+    assert ["not", "far:", "'peer.ignore'", "names", "it"] in lines
+    assert ask_daemon("why", "last", "--json").out.startswith("{")
 
 
 def test_verify_exits_1_where_the_replay_differs(ask_daemon: Call, server: Any) -> None:

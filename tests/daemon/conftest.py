@@ -15,7 +15,7 @@ import trio
 
 from crdt_store.memory import MemoryStorage
 from crdt_store.store import ClaimStore
-from daemon.api.backend import AskRequest, ProgressEvent, ResultEvent, TokenEvent
+from daemon.api.backend import AskEvent, AskRequest, BegunEvent, ProgressEvent, ResultEvent, TokenEvent
 from daemon.asking import Asking
 from daemon.attempt import Served
 from daemon.bootstrap import Bootstrap
@@ -252,12 +252,15 @@ class Heard:
     tokens: list[str] = field(default_factory=list)
     phases: list[ProgressEvent] = field(default_factory=list)
     results: list[ResultEvent] = field(default_factory=list)
+    begun: list[BegunEvent] = field(default_factory=list)
 
-    async def emit(self, event: TokenEvent | ProgressEvent | ResultEvent) -> None:
+    async def emit(self, event: AskEvent) -> None:
         if isinstance(event, TokenEvent):
             self.tokens.append(event.text)
         elif isinstance(event, ProgressEvent):
             self.phases.append(event)
+        elif isinstance(event, BegunEvent):
+            self.begun.append(event)
         else:
             self.results.append(event)
 

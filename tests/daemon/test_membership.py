@@ -7,10 +7,10 @@ import trio.testing
 
 from daemon.config import LimitsConfig
 from daemon.engine.interface import EngineState
-from daemon.membership import MAX_BUSY, OFFER_METHOD
+from daemon.membership import OFFER_METHOD
 from dht import records
 from dht.offers import Offer, open_any_offer, sign_offer
-from dht.presence import TOPIC, Presence, sign_presence
+from dht.presence import MAX_BUSY, TOPIC, Presence, sign_presence
 from dht.standing import Standing
 from protocol.wire.errors import Code
 from protocol.wire.ids import Hash

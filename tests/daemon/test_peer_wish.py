@@ -4,13 +4,14 @@ import pytest
 
 from daemon.api.backend import PeerWish
 from daemon.peer_wish import eligible, wished_order
-from daemon.selector import Candidate, Choice
+from daemon.selector import Candidate, Choice, predict
+from dht.standing import Load
 from protocol.wire.ids import PeerId
 
-HERE = Candidate(PeerId("here"), "m", 2, 2, "local")
-NEAR = Candidate(PeerId("near"), "m", 4, 3, "direct", 0.01)
-FAR = Candidate(PeerId("far"), "m", 4, 0, "relayed", 0.2)
-UNMET = Candidate(PeerId("unmet"), "m", 4, 1, "unknown")
+HERE = Candidate(PeerId("here"), "m", 2, "local", load=Load(2))
+NEAR = Candidate(PeerId("near"), "m", 4, "direct", 0.01, load=Load(3))
+FAR = Candidate(PeerId("far"), "m", 4, "relayed", 0.2)
+UNMET = Candidate(PeerId("unmet"), "m", 4, "unknown", load=Load(1))
 ALL = (FAR, UNMET, NEAR, HERE)
 
 
@@ -41,6 +42,6 @@ def test_who_may(wish: PeerWish | None, names: list[str]) -> None:
     ],
 )
 def test_who_is_first(wish: PeerWish | None, names: list[str]) -> None:
-    assert [one.candidate.peer for one in wished_order([Choice(one, 0.0, "") for one in ALL], wish)] == names
-    equal = [Choice(NEAR, 1.0, ""), Choice(NEAR, 0.0, "")]
+    assert [one.candidate.peer for one in wished_order([Choice(one, 0.0, "", predict(one)) for one in ALL], wish)] == names
+    equal = [Choice(NEAR, 1.0, "", predict(NEAR)), Choice(NEAR, 0.0, "", predict(NEAR))]
     assert wished_order(equal, wish) == equal

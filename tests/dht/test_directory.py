@@ -7,7 +7,6 @@ from random import Random
 import pytest
 
 from dht.directory import (
-    Busy,
     CallFailed,
     CallSucceeded,
     Connected,
@@ -15,6 +14,7 @@ from dht.directory import (
     Disconnected,
     FetchOffer,
     OfferHeard,
+    OwnLoad,
     OwnOffer,
     PeerGone,
     PeerJoined,
@@ -28,7 +28,7 @@ from dht.directory import (
 )
 from dht.offers import renewed, sign_offer, withdraw
 from dht.presence import MAX_PRESENCE_BYTES, Presence, open_presence, sign_presence
-from dht.standing import Config, Standing
+from dht.standing import Config, Load, Standing
 from protocol.wire.codec import encode
 from protocol.wire.envelope import seal
 from protocol.wire.errors import Code, RemoteError
@@ -318,13 +318,15 @@ def test_the_heart_beats_every_ten_seconds_with_jitter_and_carries_the_offer_som
     offer = me.offer(epoch=7)
     first, wake = directory.handle(OwnOffer(offer, WALL), 30.0)
     assert isinstance(wake, WakeAt)
-    directory.handle(Busy(3), 30.0)
+    directory.handle(OwnLoad(Load(3, 1, 40, 90, 1500)), 30.0)
     sent = run(directory, 30.0, 630.0)
     beats = [opened(directory, first, 30.0), *(presence for _, presence in sent)]
     gaps = [b - a for (a, _), (b, _) in pairwise(sent)]
     assert 8.0 <= min(gaps) < 9 < 11 < max(gaps) <= 12.0
     assert [presence.beat for presence in beats] == list(range(len(beats)))
     assert [presence.busy for presence in beats][:3] == [0, 3, 3]
+    told = [(one.waiting, one.first_token_ms, one.first_token_p95_ms, one.slot_ms) for one in beats]
+    assert told[:2] == [(0, 0, 0, 0), (1, 40, 90, 1500)]
     assert [bool(presence.offer) for presence in beats][:14] == [i in (0, 1, 2, 6, 12) for i in range(14)]
     assert max(len(encode(presence)) for presence in beats) < MAX_GOSSIP_BYTES
 

@@ -41,7 +41,7 @@ class OneEngine:
 
     def __init__(self, engine: HttpEngine) -> None:
         assert engine.model is not None
-        mine = Candidate(ME, engine.model.name, 2, 0, "local")
+        mine = Candidate(ME, engine.model.name, 2, "local")
         serving = Serving(engine, LimitsConfig(), Metrics())
         calls: Any = None  # nobody else is there to be called
         self._asking = Asking(serving, calls, lambda model: [mine], lambda served: None, Random(1))
