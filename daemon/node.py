@@ -38,7 +38,7 @@ from daemon.serving import Serving
 from daemon.settings import api_key, engine_spec, patience, transport_options
 from daemon.transport.host import Libp2pTransport
 from dht import records
-from protocol import inference
+from protocol import inference, likelihood
 from protocol.wire.errors import LocalError
 
 log = structlog.get_logger("swarmd.node")
@@ -87,6 +87,7 @@ class Node:
         self._serving = Serving(self._engine, config.limits, self._metrics, patience(config))
         self._calls.serve(inference.METHOD, self._serving.handle_infer)
         self._calls.serve(inference.CONTINUE_METHOD, self._serving.handle_continue)
+        self._calls.serve(likelihood.METHOD, self._serving.handle_likelihood)
         self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
         self._bootstrap = Bootstrap(self._transport, config.join, config.data_dir / "peers.json", rng, _unix_ms)
         self._membership = Membership(

@@ -16,6 +16,7 @@ from daemon.metrics import Metrics
 from daemon.patience import Patience
 from dht.presence import MAX_BUSY, MAX_TOLD_MS
 from dht.standing import Load
+from protocol import likelihood
 from protocol.delta import delta_items
 from protocol.inference import Begun, Completion, as_read, read_continuation, read_job, write_completion
 from protocol.job import Job, Turn, Usage, prompt_bytes
@@ -160,6 +161,25 @@ class Serving:
                 return await engine.choose(turns, choices)
             except EngineError as error:
                 raise _fault_of(error) from None
+
+    async def handle_likelihood(self, call: InboundCall) -> bytes:
+        """RPC method "likelihood": how likely our model finds a text, in a turn of the peer's in the queue."""
+        with self._of_peer.hold(call.peer, self._slots.retry_after()):
+            request = likelihood.read_request(call.body)
+            self.within_limits(request.job, Begun(request.text))
+            return likelihood.write_reply(await self.likelihood(request, call.peer))
+
+    async def likelihood(self, request: likelihood.LikelihoodRequest, caller: Hashable = LOCAL) -> tuple[likelihood.Weighed, ...]:
+        """Our engine's log-probabilities of a text; raises RemoteError as `generate` does, also (unsupported)."""
+        engine = self._ready_engine(request.job.model)
+        if engine.model is None or engine.model.config_digest != request.config_digest:
+            raise RemoteError(Code.NOT_FOUND, "this peer serves another configuration than the one that is to weigh the text")
+        async with self._slot(engine, caller):
+            try:
+                found = await engine.likelihood(request.job.turns, request.text, request.tokens)
+            except EngineError as error:
+                raise _fault_of(error) from None
+        return likelihood.weighed(found)
 
     def _ready_engine(self, model: str) -> Engine:
         engine = self._engine

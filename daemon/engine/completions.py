@@ -90,6 +90,14 @@ class CompletionClient:
             async with aclosing(_events(reply)) as events:
                 yield events
 
+    async def post(self, body: JsonObject, limit: int) -> bytes:
+        """The reply, of at most `limit` bytes, to a completion that is not streamed; raises EngineError."""
+        raw = json.dumps(body, separators=(",", ":")).encode()
+        async with exchange(self._server, "POST", "/v1/chat/completions", raw) as reply:
+            if reply.status != _OK:
+                raise _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
+            return await reply.body(limit)
+
     async def get(self, path: str, timeout: float) -> bytes:
         """The body of a GET answered with 200 within `timeout` seconds; raises EngineError."""
         try:

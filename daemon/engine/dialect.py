@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -68,6 +68,8 @@ class Dialect:
     version_path: str | None = None
     features: frozenset[Feature] = frozenset(("tools", "response_format", "logprobs"))
     """What the server may be asked for beyond text; whether the model has it too is the description's to say."""
+    forcings: Sequence[Literal["grammar", "prompt"]] = ("prompt", "grammar")
+    """The ways to make it say a given text (daemon.engine.likelihood), each tried until one works."""
     names_function: bool = True
     """`tool_choice` takes a function's name; llama.cpp takes words alone, and is given the one tool instead."""
 
@@ -79,11 +81,13 @@ LLAMA_CPP = Dialect(
     constrain=gbnf_choice,
     constrains_raw=True,
     names_function=False,
+    forcings=("grammar",),
     prefill={},  # its server always completes an assistant's last turn, and adds it behind the template as it is
 )
 VLLM = Dialect(
     constrain=structured_choice,
     prefill={"continue_final_message": True, "add_generation_prompt": False},
+    forcings=("prompt",),
     prefills_space=False,  # most chat templates trim a turn, and the prompt ends where its trimmed text does
     version_path="/version",
 )
@@ -150,9 +154,9 @@ def _note_turns(messages: list[JsonObject], extras: Extras) -> None:
 
 
 def choice_request(turns: Sequence[Turn], choices: Sequence[str], model: str, dialect: Dialect, top: int) -> JsonObject:
-    """The body that asks for one token and its `top` likeliest rivals; 0 asks for no log-probabilities."""
+    """The body that asks for one token and its `top` likeliest rivals, 0 for none; any token where there are no choices."""
     asked = {"max_tokens": 1, "temperature": 0.0} | ({"logprobs": True, "top_logprobs": top} if top else {})
-    return _request(turns, model, dialect) | asked | dialect.constrain(choices)
+    return _request(turns, model, dialect) | asked | (dialect.constrain(choices) if choices else {})
 
 
 def _request(turns: Sequence[Turn], model: str, dialect: Dialect) -> JsonObject:

@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from daemon.engine import dialect as wire
+from daemon.engine import likelihood as forced
 from daemon.engine.child import ChildCommand
 from daemon.engine.completions import CompletionClient, ServedModel
 from daemon.engine.continuing import CannotContinue, Remainder, resumed_request, resumptions
@@ -17,6 +18,7 @@ from daemon.engine.http_exchange import Server
 from daemon.engine.interface import Chunk, EngineError, EngineRefused, EngineState, EngineUnsupported, ModelDescription
 from daemon.engine.lifecycle import LifecycleConfig, Stage
 from daemon.engine.supervisor import Supervisor
+from protocol.delta import TokenLogprob
 from protocol.extras import Extras, wanted
 from protocol.inference import Begun
 from protocol.job import Job, Role, Turn
@@ -58,6 +60,7 @@ class HttpEngine:
         self._supervisor: Supervisor | None = None
         self._top = 0
         self._said_clamped = False
+        self._forcings = list(serving.dialect.forcings)
 
     @property
     def state(self) -> EngineState:
@@ -141,6 +144,32 @@ class HttpEngine:
             self._said_clamped = True
             _log.warning("the engine gives no log-probabilities: judgements count its letter alone", model=served.id)
         return wire.normalised(FirstToken(said.text, known), choices)
+
+    async def likelihood(self, turns: Sequence[Turn], text: str, tokens: int) -> tuple[TokenLogprob, ...]:
+        """The first `tokens` tokens of `text` as the next turn, with 20 rivals each; raises EngineError, EngineUnsupported."""
+        client, served = self._serving_now()
+        async with _borrowed(self._slots):
+            while self._forcings:
+                try:
+                    return await self._forced(client, served, turns, text, tokens)
+                except EngineUnsupported:
+                    del self._forcings[0]
+                except EngineRefused as error:
+                    if self._serving.dialect.gives_logprobs or "context" in str(error):
+                        raise
+                    del self._forcings[0]  # a server that nobody knows refuses the field
+            raise EngineUnsupported("'logprobs' of a given text are not to be had from this engine")
+
+    async def _forced(
+        self, client: CompletionClient, served: ServedModel, turns: Sequence[Turn], text: str, tokens: int
+    ) -> tuple[TokenLogprob, ...]:
+        dialect = self._serving.dialect
+        if self._forcings[0] == "prompt":
+            raw = await client.post(forced.prompt_request(turns, text, served.id, dialect), forced.MAX_PROMPT_REPLY_BYTES)
+            return forced.read_prompt(raw, text, tokens)
+        body = forced.grammar_request(turns, text, tokens, served.id, dialect)
+        async with client.stream(body) as events, aclosing(_chunks(events, forced.LISTENING)) as chunks:
+            return forced.said([chunk async for chunk in chunks], text)
 
     async def run(self) -> None:
         """Start, supervise and restart the engine until cancelled; leaves no process and no socket file behind."""

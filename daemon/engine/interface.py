@@ -86,6 +86,12 @@ class Engine(Protocol):
     async def choose(self, turns: Sequence[Turn], choices: Sequence[str]) -> tuple[float, ...]:
         """Natural-log probability of each one-token choice as the next turn, normalised over the choices; raises EngineError."""
 
+    async def likelihood(self, turns: Sequence[Turn], text: str, tokens: int) -> tuple[TokenLogprob, ...]:
+        """The first `tokens` tokens of `text` as the next turn, as the engine cuts it, with up to 20 rivals each.
+
+        Raises EngineError, and EngineUnsupported where the engine cannot be made to say a given text.
+        """
+
     async def run(self) -> None:
         """Start, supervise and restart the engine until cancelled; leaves no process and no socket file behind."""
 

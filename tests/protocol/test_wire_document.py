@@ -8,6 +8,7 @@ import pytest
 from protocol import rpc_frames
 from protocol.extras import Extras, TurnNote
 from protocol.job import Job, Sampling, Turn
+from protocol.likelihood import Likelihood, LikelihoodRequest, Rival, Weighed
 from protocol.round.messages import Candidate, Durations, FoldParameters, Judgement, RoundMessage
 from protocol.round.pulling import PullReply, PullRequest
 from protocol.rpc_events import Breach
@@ -19,6 +20,7 @@ TEXT = (Path(__file__).parent.parent.parent / "docs" / "wire.md").read_text()
 LIMITS = {name: value for module in (rpc_frames, limits) for name, value in vars(module).items() if isinstance(value, int)}
 SPOKEN = [*rpc_frames.AnyFrame.__args__, *RoundMessage.__args__]
 PARTS = [Candidate, Durations, FoldParameters, Judgement, PullRequest, PullReply, Job, Extras, TurnNote, Turn, Sampling]
+PARTS += [LikelihoodRequest, Likelihood, Weighed, Rival]
 
 
 def row_of(kind: type[Message]) -> str:

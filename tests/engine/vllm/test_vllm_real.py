@@ -21,7 +21,10 @@ from daemon.engine.http_engine import HttpEngine
 from daemon.engine.interface import EngineRefused, EngineState
 from daemon.engine.process_group import ChildRecord, orphans, read_record
 from daemon.engine.vllm_engine import VllmSettings, vllm_engine
+from protocol.extras import Extras
 from protocol.job import Job, Role, Sampling, Turn
+from protocol.likelihood import weighed
+from protocol.output_check import TOLERANCE_MICRO, deviations, text_of
 
 PROGRAM = os.environ.get("SWARMD_VLLM_PYTHON") or shutil.which("vllm")
 START_SECONDS = 1200
@@ -93,6 +96,7 @@ async def test_generation_choice_cancel_restart_and_clean_end(model: Path, run_f
         assert engine.model.engine_version != "unknown"
         await check_choice(engine)
         await check_generation(engine)
+        await check_likelihood(engine)
         await check_cancel(engine)
         await check_restart(engine, run_folder)
         await check_generation(engine)
@@ -128,6 +132,18 @@ async def check_generation(engine: HttpEngine) -> None:
     with pytest.raises(EngineRefused, match="HTTP status 400"):
         async with engine.generate(Job((Turn(Role.USER, "word " * 40_000),), Sampling(max_tokens=4096))):
             pass
+
+
+async def check_likelihood(engine: HttpEngine) -> None:
+    """Of an answer of its own it says what it said while it gave it: a prefill and a decode differ a little."""
+    tokens = []
+    async with engine.generate(Job(ASKED, Sampling(max_tokens=8), extras=Extras(top_logprobs=20))) as chunks:
+        async for chunk in chunks:
+            tokens += chunk.logprobs
+    text, claimed = text_of(weighed(tokens))
+    found = deviations(claimed, weighed(await engine.likelihood(ASKED, text, len(claimed))), greedy=True)
+    assert found
+    assert max(found) < TOLERANCE_MICRO
 
 
 async def check_cancel(engine: HttpEngine) -> None:
