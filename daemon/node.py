@@ -20,6 +20,7 @@ from daemon.asking import Asking
 from daemon.attempt import Served
 from daemon.backend import Life, NodeBackend, Parts
 from daemon.bootstrap import Bootstrap
+from daemon.call_notes import CallNotebook
 from daemon.calls import Calls
 from daemon.committee import Committee
 from daemon.config import Loaded, masked
@@ -89,6 +90,7 @@ class Node:
         self._calls.serve(inference.CONTINUE_METHOD, self._serving.handle_continue)
         self._calls.serve(likelihood.METHOD, self._serving.handle_likelihood)
         self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
+        self._call_notes = CallNotebook(self._write_calls)
         self._bootstrap = Bootstrap(self._transport, config.join, config.data_dir / "peers.json", rng, _unix_ms)
         self._membership = Membership(
             identity.key, identity.epoch, self._transport, self._calls, self._serving, self._bootstrap, _unix_ms, rng
@@ -121,6 +123,7 @@ class Node:
                 for part in (self._transport, self._calls, self._committee, self._rounds, self._reputation, self._membership):
                     await nursery.start(part.run)
                 nursery.start_soon(_forever, self._bootstrap.run)
+                nursery.start_soon(_forever, self._call_notes.run)
                 if self._engine is not None:
                     nursery.start_soon(_forever, self._engine.run)
                     nursery.start_soon(self._announce, self._engine.wait_ready)
@@ -179,7 +182,10 @@ class Node:
         else:
             self._membership.call_failed(served.peer)
         if served.accepted:
-            self._reputation.record([statement_of(served)])
+            self._call_notes.note(served)
+
+    def _write_calls(self, calls: Sequence[Served]) -> None:
+        self._reputation.record([statement_of(served) for served in calls])
 
     async def _watch_signals(
         self,
