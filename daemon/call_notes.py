@@ -13,7 +13,7 @@ from daemon.attempt import Served
 from protocol.wire.ids import PeerId
 
 SERVED_SECONDS = 10.0
-"""A peer that serves us is said to have served once in this time, however many calls that were: its mean time to the first token."""
+"""A peer that serves us is said to have served once in this time, with the mean over all its calls."""
 
 ASIDE_SECONDS = 0.25
 """Nothing is written before the answer that it is about has left."""
