@@ -1,4 +1,4 @@
-"""What our calls showed of their peers, gathered until it is written down as claims. Decides when; writes and signs nothing itself.
+"""What our calls showed of their peers, gathered until it becomes claims. Decides when; writes and signs nothing itself.
 
 A claim costs a signature, a write that waits for the disk, and as much again at every peer that keeps it: more than the call.
 """
