@@ -99,9 +99,9 @@ class CallNotebook:
             while True:
                 with trio.move_on_at(self._notes.due):
                     await self._news.wait()
-                    self._news = trio.Event()
-                    continue
-                self._write(self._notes.take(trio.current_time()))
+                self._news = trio.Event()
+                if due := self._notes.take(trio.current_time()):
+                    self._write(due)
         finally:
             if left := self._notes.take(trio.current_time(), everything=True):
                 self._write(left)
