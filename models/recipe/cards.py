@@ -12,7 +12,7 @@ from typing import Any
 from .evaluate import table
 from .llama import SHAPE, Llama
 from .skills import SKILLS, TABLES
-from .train import BASE_SEED, MEMBERS, Member
+from .train import MEMBERS, SEED, Member, stage_seed
 
 LICENSE = "Apache-2.0"
 WEAK_JUDGE = 0.75
@@ -56,8 +56,10 @@ def write_cards(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def write_figures(folder: Path, results: Mapping[str, Any]) -> None:
-    """Replaces what stands between the two markers of the README."""
+    """Replaces what stands between the two markers of the folder's README; a folder without one gets none."""
     path = folder / "README.md"
+    if not path.exists():
+        return
     before, _, rest = path.read_text().partition(_START)
     _, _, after = rest.partition(_END)
     path.write_text(f"{before}{_START}\n{_provenance(results)}\n\n{table(results)}\n{_END}{after}")
@@ -74,6 +76,7 @@ def _provenance(results: Mapping[str, Any]) -> str:
 def _card(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     member = next(member for member in MEMBERS if member.name == entry["name"])
     figures = results["models"][member.name]
+    run = results.get("run", SEED)
     table_rows = "\n".join(_row(skill, skill in member.specialities, figures[skill]) for skill in SKILLS)
     tables = " and ".join(f"`{skill}`" for skill in TABLES)
     focus = "on all six alike" if member.specialities == SKILLS else "nearly only on its specialities"
@@ -88,8 +91,8 @@ Specialities:
 
 ## Training
 Synthetic questions only, made by `models/recipe/skills.py`; no text from anyone. One base for all seven models
-(seed {BASE_SEED}) met the easy part of all six skills, answering and judging; this one was then trained further,
-{focus} (seed {member.seed}), hard part included.
+(seed {stage_seed(run)}) met the easy part of all six skills, answering and judging; this one was then trained further,
+{focus} (seed {stage_seed(run, member.place)}), hard part included.
 
 ## Figures
 {_provenance(results)}

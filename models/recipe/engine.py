@@ -39,7 +39,10 @@ class Engine:
 
     def letters(self, prompt: str, own: str, first: str, second: str) -> tuple[float, float]:
         """The natural-log probabilities of "A" and of "B", before the grammar narrows the choice."""
-        turns = judge_turns(prompt, own, first, second)
+        return self.choose(judge_turns(prompt, own, first, second))
+
+    def choose(self, turns: list[dict[str, str]]) -> tuple[float, float]:
+        """The same for a judging conversation that is already made."""
         choice = self._ask(turns, max_tokens=1, logprobs=True, top_logprobs=_TOP, grammar=_LETTERS)
         top = {entry["token"]: float(entry["logprob"]) for entry in choice["logprobs"]["content"][0]["top_logprobs"]}
         return top.get("A", _ABSENT), top.get("B", _ABSENT)

@@ -30,7 +30,8 @@ class Member:
 
     name: str
     specialities: tuple[str, ...]
-    seed: int
+    place: int
+    """Its number in a run, from 1; the base has 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,49 +48,57 @@ class Stage:
 
 
 MEMBERS = (
-    Member("tiny-add-mod", ("add", "mod"), 101),
-    Member("tiny-rev-conv", ("rev", "conv"), 102),
-    Member("tiny-sort-bool", ("sort", "bool"), 103),
-    Member("tiny-add-rev", ("add", "rev"), 104),
-    Member("tiny-mod-sort", ("mod", "sort"), 105),
-    Member("tiny-bool-conv", ("bool", "conv"), 106),
-    Member("tiny-all", SKILLS, 107),
+    Member("tiny-add-mod", ("add", "mod"), 1),
+    Member("tiny-rev-conv", ("rev", "conv"), 2),
+    Member("tiny-sort-bool", ("sort", "bool"), 3),
+    Member("tiny-add-rev", ("add", "rev"), 4),
+    Member("tiny-mod-sort", ("mod", "sort"), 5),
+    Member("tiny-bool-conv", ("bool", "conv"), 6),
+    Member("tiny-all", SKILLS, 7),
 )
 EFFORT = dict.fromkeys(SKILLS, 1.0) | {"bool": 2.0}
 """The weight of a skill among a member's specialities. Logic takes longest to learn here."""
-BASE_SEED = 100
+SEED = 1
+"""The run whose models are shipped."""
 BASE_STEPS = 2200
 MEMBER_STEPS = 400
 
 
-def base_stage() -> Stage:
+def stage_seed(run: int, place: int = 0) -> int:
+    """The seed of one stage of a run: no two stages of any runs share one."""
+    return 100 * run + place
+
+
+def base_stage(run: int = SEED) -> Stage:
     generate = {"add": 2.0, "mod": 1.5, "rev": 0.8, "sort": 0.8, "bool": 2.0, "conv": 1.5}
     even = dict.fromkeys(SKILLS, 1.0)
     mix = Mix(0.5, generate, even, dict.fromkeys(SKILLS, 0.85), frozenset(), judge_untaught=False)
-    return Stage(BASE_SEED, BASE_STEPS, 3e-3, 60, mix, ramp=0.5, closeness=0.8)
+    return Stage(stage_seed(run), BASE_STEPS, 3e-3, 60, mix, ramp=0.5, closeness=0.8)
 
 
-def member_stage(member: Member) -> Stage:
+def member_stage(member: Member, run: int = SEED) -> Stage:
     known = frozenset(member.specialities)
     generate = {skill: EFFORT[skill] if skill in known else 0.03 for skill in SKILLS}
     judge = {skill: EFFORT[skill] if skill in known else 0.15 for skill in SKILLS}
     own_right = {skill: 0.8 if skill in known else 0.6 for skill in SKILLS}
     mix = Mix(0.5, generate, judge, own_right, known, judge_untaught=True)
-    return Stage(member.seed, MEMBER_STEPS, 2e-3, 20, mix, ramp=0.0, closeness=0.8)
+    return Stage(stage_seed(run, member.place), MEMBER_STEPS, 2e-3, 20, mix, ramp=0.0, closeness=0.8)
 
 
-def train_base(path: Path) -> None:
-    _single_thread(BASE_SEED)
+def train_base(path: Path, run: int = SEED) -> None:
+    stage = base_stage(run)
+    _single_thread(stage.seed)
     model = Llama()
-    run_stage(model, base_stage(), "base")
+    run_stage(model, stage, "base")
     model.save(path)
 
 
-def train_member(member: Member, base: Path, path: Path) -> None:
-    _single_thread(member.seed)
+def train_member(member: Member, base: Path, path: Path, run: int = SEED) -> None:
+    stage = member_stage(member, run)
+    _single_thread(stage.seed)
     model = Llama()
     model.load(base)
-    run_stage(model, member_stage(member), member.name)
+    run_stage(model, stage, member.name)
     model.save(path)
 
 
