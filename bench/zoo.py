@@ -1,0 +1,80 @@
+"""Is a round's verdict worth more than a vote? Real models of three training runs, questions they never saw, and liars.
+
+    python -m bench.zoo [--json] [--check]
+    python -m bench.zoo --record RUN [--models FOLDER]     ask the real engine anew
+
+The analysis is in bench/zoo.toml, fixed beforehand. What the models said is in bench/study/recordings, so that anyone can repeat
+it without an engine; `python -m models.recipe --seed RUN --out FOLDER --no-figures` and --record make the same from nothing.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.study import recording
+from bench.study.analysis import Study
+from bench.study.plan import Plan, read_plan
+from bench.study.questions import questions
+from bench.study.report import Report, as_json, as_text, report, shortfalls
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDINGS = Path(__file__).parent / "study" / "recordings"
+SHIPPED = 1
+
+
+@click.command(help=__doc__)
+@click.option("--json", "json_", is_flag=True, help="Print every figure.")
+@click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
+@click.option("--runs", "wanted", default="", help="Only these runs, such as 1,3; all targets still count.")
+@click.option("--record", "run", type=int, help="Ask the models of this training run, and write what they say.")
+@click.option("--models", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Where their files are.")
+@click.option("--recordings", type=click.Path(path_type=Path), default=RECORDINGS, help="Where recordings are kept.")
+def main(json_: bool, check: bool, wanted: str, run: int | None, folder: Path | None, recordings: Path) -> None:
+    plan, digest = read_plan()
+    if run is not None:
+        _record(plan, run, folder, recordings)
+        return
+    runs = [int(text) for text in wanted.split(",")] if wanted else plan.runs
+    found = _analyse(plan, digest, runs, recordings)
+    click.echo(json.dumps(as_json(found), indent=1) if json_ else as_text(found))
+    short = shortfalls(found)
+    if check:
+        for line in short:
+            click.echo(line, err=True)
+        sys.exit(1 if short else 0)
+
+
+def _record(plan: Plan, run: int, folder: Path | None, recordings: Path) -> None:
+    if folder is None and run != SHIPPED:
+        raise click.UsageError(f"only run {SHIPPED} is shipped: make run {run} with the recipe and name its folder with --models")
+    folder = folder or ROOT / "models"
+    catalog = json.loads((folder / "catalog.json").read_text())
+    files = {entry["name"]: folder / entry["file"] for entry in catalog}
+    asked = questions(plan.questions.seed, plan.questions.gold_per_skill, plan.questions.test)
+    engine = f"xllamacpp {version('xllamacpp')}"
+    recording.write(_path(recordings, run), recording.record(run, engine, files, asked, lambda text: click.echo(text, err=True)))
+
+
+def _analyse(plan: Plan, digest: str, runs: Sequence[int], recordings: Path) -> Report:
+    missing = [run for run in runs if not _path(recordings, run).exists()]
+    if missing:
+        raise click.ClickException(
+            f"there is no recording of run {missing[0]} in {recordings}; make it with --record {missing[0]}"
+        )
+    studies = [Study(plan, recording.read(_path(recordings, run))) for run in runs]
+    return report(plan, digest, studies, [study.outcomes() for study in studies])
+
+
+def _path(recordings: Path, run: int) -> Path:
+    return recordings / f"run-{run}.json.gz"
+
+
+if __name__ == "__main__":
+    main()
