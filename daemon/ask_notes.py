@@ -65,9 +65,9 @@ class AskNote:
         self.candidates, self.more_candidates = choices[:MAX_CANDIDATES], max(0, len(choices) - MAX_CANDIDATES)
         self.ruled_out = list(ruled_out[:MAX_CANDIDATES])
 
-    def close(self, elapsed_s: float) -> None:
+    def close(self, outcome: str, elapsed_s: float) -> None:
         """The ask is over, and so is every attempt."""
-        self.elapsed_s = elapsed_s
+        self.outcome, self.elapsed_s = outcome, elapsed_s
         for attempt in self.attempts:
             if attempt.outcome == "running":
                 attempt.outcome = self.outcome

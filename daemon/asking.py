@@ -4,7 +4,8 @@ Before the first word the next best peer is asked. After it, one with the same c
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
 
@@ -55,8 +56,8 @@ class Asking:
         self.serving = serving
         self.calls = calls
         self.patience = patience
-        self._candidates = candidates
-        self._observed = observed
+        self.candidates = candidates
+        self.observe = observed
         self._rng = rng
         self._hedge = hedge
         self.notes = AskNotes()
@@ -66,21 +67,27 @@ class Asking:
 
     async def route(self, request: AskRequest, emit: Emit) -> None:
         """Answer `request`; raises RemoteError where no peer could, or where nobody can go on with what one began."""
-        note = self.notes.begin(request.id or f"{self._rng.getrandbits(96):024x}", request.job.model)
-        started = trio.current_time()
-        note.outcome = "cancelled"
-        try:
+        with self.noted(request.id, request.job.model, "text") as note:
             await _Ask(self, request, emit, note).run()
-            note.outcome = "ok"
+
+    @contextmanager
+    def noted(self, ask_id: str, model: str, kind: str) -> Iterator[AskNote]:
+        """A note of one ask while it runs; an `ask_id` of "" is chosen here."""
+        note = self.notes.begin(ask_id or f"{self._rng.getrandbits(96):024x}", model, kind)
+        started = trio.current_time()
+        outcome = "cancelled"
+        try:
+            yield note
+            outcome = "ok"
         except RemoteError as error:
-            note.outcome, note.error = str(error.code), error.message
+            outcome, note.error = str(error.code), error.message
             raise
         finally:
-            note.close(trio.current_time() - started)
+            note.close(outcome, trio.current_time() - started)
 
     def choices(self, request: AskRequest, note: AskNote) -> list[Choice]:
         """Whom to ask, the best first; raises RemoteError(not_found) where there is nobody."""
-        candidates = self._candidates(request.job.model)
+        candidates = self.candidates(request.job.model)
         if request.peer is not None:
             candidates = [candidate for candidate in candidates if candidate.peer == request.peer]
         if not candidates:
@@ -93,7 +100,7 @@ class Asking:
             raise RemoteError(Code.NOT_FOUND, f"none of the {len(candidates)} peers that could answer is one that 'peer' allows")
         able = able_to(allowed, request.job)
         ruled_out += [(str(one.peer), "its engine has not what is asked for") for one in allowed if one not in able]
-        choices = wished_order(self._ranked(able), request.wish)
+        choices = wished_order(self.ranked(able), request.wish)
         note.weigh(choices, ruled_out)
         return choices
 
@@ -101,8 +108,8 @@ class Asking:
         """Who gives the same answer as `failed` and was not tried yet, the best first."""
         if not failed.config_digest:
             return []
-        found = [one for one in self._candidates(failed.model) if one.config_digest == failed.config_digest]
-        return wished_order(self._ranked(eligible([one for one in found if one.peer not in tried], wish)), wish)
+        found = [one for one in self.candidates(failed.model) if one.config_digest == failed.config_digest]
+        return wished_order(self.ranked(eligible([one for one in found if one.peer not in tried], wish)), wish)
 
     def hedge_after(self) -> float | None:
         """Seconds without a first token after which a second peer is asked; None for never."""
@@ -114,7 +121,7 @@ class Asking:
         if attempt.first_token_s is not None and attempt.at_chars is None:
             self._first_tokens.note(candidate.peer, attempt.first_token_s, trio.current_time())
         if candidate.path != "local" and (served := attempt.served()) is not None:
-            self._observed(served)
+            self.observe(served)
 
     async def attempt(self, attempt: PeerAttempt) -> None:
         """Run `attempt`, counted while it runs."""
@@ -127,7 +134,8 @@ class Asking:
             if not self.under_way[peer]:
                 del self.under_way[peer]
 
-    def _ranked(self, candidates: Sequence[Candidate]) -> list[Choice]:
+    def ranked(self, candidates: Sequence[Candidate]) -> list[Choice]:
+        """All of them, the soonest first, by what they say and what we measured."""
         now = trio.current_time()
         measured = [replace(self._with_ours(one), first_token_s=self._first_tokens.of(one.peer, now)) for one in candidates]
         return rank_candidates(measured, self._rng)

@@ -1,16 +1,17 @@
 """The node as the local API sees it: status, lists, and asks. Shapes what other parts know; decides no policy of its own."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import trio
 
 from daemon.answer_stream import answer_stream
-from daemon.api.backend import AskEvent, AskRequest
+from daemon.api.backend import AskEvent, AskRequest, EmbedRequest, EmbedResult
 from daemon.asking import Asking
 from daemon.committee import Committee
+from daemon.embedding import Embedding
 from daemon.membership import Membership
 from daemon.metrics import Metrics
 from daemon.reputation import Reputation
@@ -51,6 +52,7 @@ class Parts:
     archive: RoundArchive
     reputation: Reputation
     metrics: Metrics
+    embedding: Embedding
 
 
 class NodeBackend:
@@ -176,23 +178,33 @@ class NodeBackend:
     @asynccontextmanager
     async def ask(self, request: AskRequest) -> AsyncIterator[AsyncIterator[AskEvent]]:
         """Answer a question by its strategy; counted while it runs, so that a drain waits for it."""
+        work = self._parts.asking.route if request.strategy == "route" else self._parts.committee.ask
+        with self._counted(request.strategy):
+            async with answer_stream(lambda emit: work(request, emit), request.timeout_s) as events:
+                yield events
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        with self._counted("embeddings"):
+            return await self._parts.embedding.embed(request)
+
+    @contextmanager
+    def _counted(self, strategy: str) -> Iterator[None]:
+        """One question while it runs: a drain waits for it."""
         if self._life.draining:
             raise RemoteError(Code.OVERLOADED, "the daemon is stopping", retry_after=5.0)
-        work = self._parts.asking.route if request.strategy == "route" else self._parts.committee.ask
         outcome = "cancelled"
         started = trio.current_time()
         self._life.running += 1
         try:
-            async with answer_stream(lambda emit: work(request, emit), request.timeout_s) as events:
-                yield events
+            yield
             outcome = "ok"
         except RemoteError as error:
             outcome = str(error.code)
             raise
         finally:
             self._life.running -= 1
-            self._parts.metrics.asks.labels(request.strategy, outcome).inc()
-            self._parts.metrics.ask_seconds.labels(request.strategy).observe(trio.current_time() - started)
+            self._parts.metrics.asks.labels(strategy, outcome).inc()
+            self._parts.metrics.ask_seconds.labels(strategy).observe(trio.current_time() - started)
 
     def _engine(self) -> dict[str, Any] | None:
         engine = self._parts.serving.engine

@@ -24,6 +24,7 @@ from daemon.call_notes import CallNotebook
 from daemon.calls import Calls
 from daemon.committee import Committee
 from daemon.config import Loaded, masked
+from daemon.embedding import Embedding
 from daemon.engine.factory import build_engine
 from daemon.engine.interface import Engine
 from daemon.gauges import register_gauges
@@ -39,7 +40,7 @@ from daemon.serving import Serving
 from daemon.settings import api_key, engine_spec, patience, transport_options
 from daemon.transport.host import Libp2pTransport
 from dht import records
-from protocol import inference, likelihood
+from protocol import embedding, inference, likelihood
 from protocol.wire.errors import LocalError
 
 log = structlog.get_logger("swarmd.node")
@@ -88,6 +89,7 @@ class Node:
         self._serving = Serving(self._engine, config.limits, self._metrics, patience(config))
         self._calls.serve(inference.METHOD, self._serving.handle_infer)
         self._calls.serve(inference.CONTINUE_METHOD, self._serving.handle_continue)
+        self._calls.serve(embedding.METHOD, self._serving.handle_embed)
         self._calls.serve(likelihood.METHOD, self._serving.handle_likelihood)
         self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
         self._call_notes = CallNotebook(self._write_calls)
@@ -107,7 +109,8 @@ class Node:
         self._membership.lost = self._rounds.peer_lost
         self._life = Life(identity.epoch, 0.0, str(config.socket_path), settings=masked(loaded), begin_drain=self._stop.set)
         parts = Parts(
-            self._transport, self._membership, self._serving, asking, self._committee, archive, self._reputation, self._metrics
+            self._transport, self._membership, self._serving, asking, self._committee, archive, self._reputation, self._metrics,
+            Embedding(asking),
         )
         self._backend = NodeBackend(self._life, parts)
         register_gauges(self._metrics, parts, self._calls, self._rounds)

@@ -1,7 +1,7 @@
 """Serves this node's engine to peers and to the local user alike: a fair wait for a slot, then tokens as they come."""
 
-from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 import trio
@@ -10,7 +10,7 @@ from daemon.admission import FairSlots, PeerSlots
 from daemon.calls import InboundCall
 from daemon.config import LimitsConfig
 from daemon.engine.continuing import CannotContinue
-from daemon.engine.interface import Chunk, Engine, EngineError, EngineRefused, EngineState, EngineUnsupported
+from daemon.engine.interface import Chunk, Engine, EngineError, EngineRefused, EngineState, EngineUnsupported, Vectors
 from daemon.first_token import LEAST_SAMPLES, RecentTimes
 from daemon.metrics import Metrics
 from daemon.patience import Patience
@@ -18,9 +18,12 @@ from dht.presence import MAX_BUSY, MAX_TOLD_MS
 from dht.standing import Load
 from protocol import likelihood
 from protocol.delta import delta_items
+from protocol.embedding import Embedded, EmbedJob, read_embed_job, text_bytes, write_vector
 from protocol.inference import Begun, Completion, as_read, read_continuation, read_job, write_completion
 from protocol.job import Job, Turn, Usage, prompt_bytes
+from protocol.wire.codec import encode
 from protocol.wire.errors import Code, RemoteError
+from protocol.wire.ids import PeerId
 
 LOCAL = "local user"
 ROUNDS = "rounds"
@@ -97,13 +100,18 @@ class Serving:
         return await self._serve(call, read)
 
     async def _serve(self, call: InboundCall, read: Callable[[], tuple[Job, Begun | None]]) -> bytes:
+        with self._counted(call.peer):
+            job, begun = read()
+            return write_completion(await self._stream(call, self.within_limits(job, begun), begun))
+
+    @contextmanager
+    def _counted(self, peer: PeerId) -> Iterator[None]:
+        """One call of `peer`, within what it may have open here, and counted by how it ended."""
         outcome = "error"
         try:
-            with self._of_peer.hold(call.peer, self._slots.retry_after()):
-                job, begun = read()
-                completion = await self._stream(call, self.within_limits(job, begun), begun)
+            with self._of_peer.hold(peer, self._slots.retry_after()):
+                yield
             outcome = "ok"
-            return write_completion(completion)
         except RemoteError as error:
             outcome = str(error.code)
             raise
@@ -123,19 +131,43 @@ class Serving:
                     self._note_first_token(started, at_once)
                     started = None
                 for item in delta_items(chunk.text, chunk.tool_calls, chunk.logprobs):
-                    with trio.move_on_after(self._patience.reader) as patience:
-                        await call.send(item)
-                    if patience.cancelled_caught:
-                        raise RemoteError(Code.DEADLINE, f"nothing of the answer was taken for {self._patience.reader:g} s")
+                    await self._send(call, item)
                 if chunk.finish_reason is not None:
                     last = chunk
         return completion_of(last)
+
+    async def _send(self, call: InboundCall, item: bytes) -> None:
+        with trio.move_on_after(self._patience.reader) as patience:
+            await call.send(item)
+        if patience.cancelled_caught:
+            raise RemoteError(Code.DEADLINE, f"nothing of the answer was taken for {self._patience.reader:g} s")
 
     def _note_first_token(self, started: float, at_once: bool) -> None:
         now = trio.current_time()
         self._metrics.first_token_seconds.observe(now - started)
         if at_once:  # a wait for a slot is told by the queue, and not twice
             self._first_tokens.note(now - started, now)
+
+    async def handle_embed(self, call: InboundCall) -> bytes:
+        """RPC method "embed"."""
+        with self._counted(call.peer):
+            job = read_embed_job(call.body)
+            if (size := text_bytes(job)) > self._limits.prompt_bytes:
+                reason = f"the texts have {size} bytes where this peer takes {self._limits.prompt_bytes}"
+                raise RemoteError(Code.OVERSIZED, reason)
+            made = await self.embed(job, call.peer)
+            for vector in made.vectors:
+                await self._send(call, write_vector(vector))
+            return encode(Embedded(made.prompt_tokens))
+
+    async def embed(self, job: EmbedJob, caller: Hashable = LOCAL) -> Vectors:
+        """Vectors by our own engine; raises RemoteError as `generate` does."""
+        engine = self._ready_engine(job.model)
+        async with self._slot(engine, caller):
+            try:
+                return await engine.embed(job.texts)
+            except EngineError as error:
+                raise _fault_of(error) from None
 
     @asynccontextmanager
     async def generate(

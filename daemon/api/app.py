@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.api.backend import Backend
 from daemon.api.control import Control
+from daemon.api.embeddings import Embeddings
 from daemon.api.errors import ApiError, error_response, json_response, of_remote
 from daemon.api.openai import Clock, IdSource, OpenAi
 from daemon.api.responses import Responses
@@ -44,6 +45,7 @@ def build_app(backend: Backend, registry: CollectorRegistry, key: str | None, no
         Route("/v1/chat/completions", openai.chat, methods=["POST"]),
         Route("/v1/completions", openai.completions, methods=["POST"]),
         Route("/v1/responses", Responses(backend, now, new_id).create, methods=["POST"]),
+        Route("/v1/embeddings", Embeddings(backend, new_id).create, methods=["POST"]),
         *Control(backend).routes(),
     ]
     handlers = {ApiError: _on_api_error, RemoteError: _on_remote_error, HTTPException: _on_http_error}

@@ -1,11 +1,13 @@
 """What the local API asks of the node, and the events an `ask` yields. Holds types alone; the node implements them."""
 
+from array import array
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from protocol.delta import CallDelta, TokenLogprob
+from protocol.embedding import EmbedJob
 from protocol.job import FinishReason, Job, Usage
 
 Json = Mapping[str, Any]
@@ -39,6 +41,16 @@ class AskRequest:
     wish: PeerWish | None = None
     id: str = ""
     """By which `GET asks/ID` finds it afterwards; "" lets the node choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Texts of the local user to be turned into vectors; the other fields as in AskRequest."""
+
+    job: EmbedJob
+    timeout_s: float = 120.0
+    wish: PeerWish | None = None
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +138,21 @@ class ResultEvent:
         return None if self.engine_s is None else max(0.0, self.elapsed_s - self.engine_s)
 
 
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """One vector a text, in their order, all by one peer."""
+
+    vectors: "tuple[array[float], ...]"
+    prompt_tokens: int
+    peer_id: str
+    model: str
+    path: str
+    config_digest: str
+    attempts: tuple[Attempt, ...]
+    elapsed_s: float
+    ask_id: str = ""
+
+
 AskEvent = BegunEvent | TokenEvent | ProgressEvent | ResultEvent
 
 
@@ -160,6 +187,9 @@ class Backend(Protocol):
 
     def readiness(self) -> tuple[bool, tuple[str, ...]]:
         """Whether the mesh is joined and a model answers, and the reasons why not."""
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """Turn texts into vectors."""
 
     def ask(self, request: AskRequest) -> AbstractAsyncContextManager[AsyncIterator[AskEvent]]:
         """Answer a question; the last event is a ResultEvent. Leaving the context cancels the work, also at the peers."""

@@ -168,7 +168,7 @@ def asks_of(request: Common, messages: list[ChatMessage], extras: Extras | None 
     """The asks behind an OpenAI request, one for each choice, whose seeds count up from the request's own."""
     strategy = ROUND_MODELS.get(request.model, "route")
     count = request.n or 1
-    wish = _wish(request.peer)
+    wish = wish_of(request.peer)
     if strategy != "route":
         named = "n" if count > 1 else "peer" if wish is not None else next(wanted(extras), None) if extras is not None else None
         if named is not None:
@@ -180,7 +180,8 @@ def asks_of(request: Common, messages: list[ChatMessage], extras: Extras | None 
     return [AskRequest(one, strategy, wish=wish) for one in jobs]
 
 
-def _wish(block: PeerBlock | None) -> PeerWish | None:
+def wish_of(block: PeerBlock | None) -> PeerWish | None:
+    """The `peer` field; raises ApiError 400 that names what is wrong in it."""
     if block is None:
         return None
     if block.min_score is not None:

@@ -4,7 +4,7 @@ Must not start or stop engines.
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -12,8 +12,11 @@ import msgspec
 import trio
 
 from daemon.engine.dialect import CompletionEvent, Delta, Dialect, JsonObject, decode_event, plain_sentence
+from daemon.engine.embeddings import MAX_REPLY_BYTES as MAX_EMBEDDINGS_BYTES
+from daemon.engine.embeddings import PATH as EMBEDDINGS_PATH
+from daemon.engine.embeddings import embedding_request, read_vectors
 from daemon.engine.http_exchange import Reply, Server, exchange
-from daemon.engine.interface import EngineError, EngineRefused
+from daemon.engine.interface import EngineError, EngineRefused, Vectors
 
 MAX_EVENT_BYTES = 256 << 10
 MAX_TEXT_CHARS = 1 << 20
@@ -97,6 +100,18 @@ class CompletionClient:
             if reply.status != _OK:
                 raise _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
             return await reply.body(limit)
+
+    async def embed(self, texts: Sequence[str], model: str, timeout: float) -> Vectors:
+        """Vectors for at most BATCH_TEXTS texts; raises EngineError."""
+        raw = json.dumps(embedding_request(texts, model), separators=(",", ":")).encode()
+        try:
+            with trio.fail_after(timeout):
+                async with exchange(self._server, "POST", EMBEDDINGS_PATH, raw) as reply:
+                    if reply.status != _OK:
+                        raise _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
+                    return read_vectors(await reply.body(MAX_EMBEDDINGS_BYTES), len(texts))
+        except trio.TooSlowError:
+            raise EngineError(f"the engine gave no vectors within {timeout:g} s") from None
 
     async def get(self, path: str, timeout: float) -> bytes:
         """The body of a GET answered with 200 within `timeout` seconds; raises EngineError."""

@@ -70,6 +70,8 @@ class Dialect:
     """What the server may be asked for beyond text; whether the model has it too is the description's to say."""
     forcings: Sequence[Literal["grammar", "prompt"]] = ("prompt", "grammar")
     """The ways to make it say a given text (daemon.engine.likelihood), each tried until one works."""
+    embeds: bool | None = None
+    """Whether it gives vectors beside text; None: it is asked for one to see."""
     names_function: bool = True
     """`tool_choice` takes a function's name; llama.cpp takes words alone, and is given the one tool instead."""
 
@@ -81,6 +83,7 @@ LLAMA_CPP = Dialect(
     constrain=gbnf_choice,
     constrains_raw=True,
     names_function=False,
+    embeds=True,
     forcings=("grammar",),
     prefill={},  # its server always completes an assistant's last turn, and adds it behind the template as it is
 )
@@ -90,6 +93,7 @@ VLLM = Dialect(
     forcings=("prompt",),
     prefills_space=False,  # most chat templates trim a turn, and the prompt ends where its trimmed text does
     version_path="/version",
+    embeds=False,  # one process has either text or vectors, by its runner
 )
 ANY_SERVER = Dialect(gives_logprobs=False, health_path="/v1/models")
 
@@ -130,7 +134,8 @@ def _extra_fields(extras: Extras, dialect: Dialect) -> JsonObject:
         named = {"name": extras.schema_name or "answer", "strict": True, "schema": read_schema(extras)}
         fields["response_format"] = {"type": "json_schema", "json_schema": named}
     if extras.top_logprobs >= 0:
-        fields |= {"logprobs": True, "top_logprobs": extras.top_logprobs}
+        # llama.cpp gives none for 0; what was not asked for is left out of the answer.
+        fields |= {"logprobs": True, "top_logprobs": max(1, extras.top_logprobs)}
     return fields
 
 

@@ -14,8 +14,17 @@ from daemon.engine.child import ChildCommand
 from daemon.engine.completions import CompletionClient, ServedModel
 from daemon.engine.continuing import CannotContinue, Remainder, resumed_request, resumptions
 from daemon.engine.dialect import CompletionEvent, Dialect, FirstToken, JsonObject, Transcriber
+from daemon.engine.embeddings import BATCH_TEXTS
 from daemon.engine.http_exchange import Server
-from daemon.engine.interface import Chunk, EngineError, EngineRefused, EngineState, EngineUnsupported, ModelDescription
+from daemon.engine.interface import (
+    Chunk,
+    EngineError,
+    EngineRefused,
+    EngineState,
+    EngineUnsupported,
+    ModelDescription,
+    Vectors,
+)
 from daemon.engine.lifecycle import LifecycleConfig, Stage
 from daemon.engine.supervisor import Supervisor
 from protocol.delta import TokenLogprob
@@ -42,6 +51,8 @@ class Serving:
     lifecycle: LifecycleConfig
     health_timeout: float = 2.0
     warm_up_timeout: float = 120.0
+    embed_timeout: float = 120.0
+    """Of one request for vectors: BATCH_TEXTS texts."""
 
 
 class HttpEngine:
@@ -127,6 +138,21 @@ class HttpEngine:
             except EngineRefused:
                 if is_new or way is ways[-1]:
                     raise
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """One vector a text; raises EngineError, EngineUnsupported where the engine gives none."""
+        client, served = self._serving_now()
+        if self._model is None or not self._model.embeds:
+            raise EngineUnsupported("this model's engine gives no embeddings")
+        parts = []
+        async with _borrowed(self._slots):
+            for start in range(0, len(texts), BATCH_TEXTS):
+                batch = texts[start : start + BATCH_TEXTS]
+                parts.append(await client.embed(batch, served.id, self._serving.embed_timeout))
+        vectors = tuple(vector for part in parts for vector in part.vectors)
+        if len({len(vector) for vector in vectors}) > 1:
+            raise EngineError("the engine gave vectors of several dimensions")
+        return Vectors(vectors, sum(part.prompt_tokens for part in parts))
 
     async def choose(self, turns: Sequence[Turn], choices: Sequence[str]) -> tuple[float, ...]:
         """Natural-log probability of each one-token choice, normalised over the choices; raises EngineError."""
@@ -243,9 +269,21 @@ class HttpEngine:
                 async with client.stream(body) as events:
                     async for _ in events:
                         pass
-                self._model = await self._serving.describe(client, self._listed)
+                described = await self._serving.describe(client, self._listed)
+                self._model = replace(described, embeds=await self._embeds(client, self._listed))
         except trio.TooSlowError:
             raise EngineError(f"the first completion took more than {self._serving.warm_up_timeout:g} s") from None
+
+
+    async def _embeds(self, client: CompletionClient, served: ServedModel) -> bool:
+        known = self._serving.dialect.embeds
+        if known is not None:
+            return known
+        try:
+            await client.embed(_WARM_UP[0].content, served.id, self._serving.health_timeout)
+        except EngineError:
+            return False
+        return True
 
 
 @asynccontextmanager

@@ -68,12 +68,12 @@ class Reply:
 
     async def body(self, limit: int) -> bytes:
         """The whole body; raises EngineError where it is longer than `limit` bytes."""
-        whole = b""
+        whole = bytearray()
         while chunk := await self.chunk():
             whole += chunk
             if len(whole) > limit:
                 raise EngineError("the engine's reply is too long")
-        return whole
+        return bytes(whole)
 
     async def _next(self) -> object:
         with _as_engine_error():

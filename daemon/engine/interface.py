@@ -1,5 +1,6 @@
 """What the daemon asks of any engine, and what an engine says of itself. Decides nothing about peers."""
 
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ class Chunk:
     """In the last chunk: seconds that the engine took for all of it, where that is known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """One vector a text, in their order, and the tokens of all texts."""
+
+    vectors: "tuple[array[float], ...]"
+    prompt_tokens: int
+
+
 class EngineError(Exception):
     """The engine could not do it. The message is one clear sentence without paths of this box."""
 
@@ -82,6 +91,9 @@ class Engine(Protocol):
 
     def generate(self, job: Job, begun: Begun | None = None) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
         """Stream the completion of `job`, or what follows `begun`, which the same config gave; raises EngineError."""
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """One vector a text, all by one model; raises EngineError, EngineUnsupported where the engine gives none."""
 
     async def choose(self, turns: Sequence[Turn], choices: Sequence[str]) -> tuple[float, ...]:
         """Natural-log probability of each one-token choice as the next turn, normalised over the choices; raises EngineError."""

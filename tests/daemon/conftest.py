@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from daemon.calls import Calls
 from daemon.committee import Committee
 from daemon.config import LimitsConfig, RoundConfig
 from daemon.engine.continuing import CannotContinue
-from daemon.engine.interface import Chunk, EngineError, EngineState, ModelDescription
+from daemon.engine.interface import Chunk, EngineError, EngineState, ModelDescription, Vectors
 from daemon.membership import Membership
 from daemon.metrics import Metrics
 from daemon.patience import Patience
@@ -31,7 +32,7 @@ from daemon.reputation import Reputation
 from daemon.round_archive import RoundArchive
 from daemon.rounds import Rounds
 from daemon.serving import Serving
-from protocol import inference
+from protocol import embedding, inference
 from protocol.inference import Begun
 from protocol.job import Job, Role, Turn, Usage
 from protocol.wire import envelope
@@ -103,6 +104,12 @@ class FakeEngine:
         self.judged += 1
         first = f"A:{self.prefers}" in turns[-1].content
         return (math.log(0.9), math.log(0.1)) if first else (math.log(0.1), math.log(0.9))
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        await trio.sleep(self.pause)
+        if self.fails is not None:
+            raise self.fails
+        return Vectors(tuple(array("f", hashlib.sha256(text.encode()).digest()[:4]) for text in texts), len(texts))
 
     async def run(self) -> None:
         await trio.sleep_forever()
@@ -189,6 +196,7 @@ class Swarm:
         serving = Serving(engine, limits, metrics, patience)
         calls.serve(inference.METHOD, serving.handle_infer)
         calls.serve(inference.CONTINUE_METHOD, serving.handle_continue)
+        calls.serve(embedding.METHOD, serving.handle_embed)
         store = ClaimStore(MemoryStorage(), transport.key, unix_ms())
         reputation = Reputation(store, calls, transport, unix_ms, rng)
         bootstrap = Bootstrap(transport, (), folder / "peers.json", rng, unix_ms)

@@ -13,13 +13,15 @@ import trio
 
 from daemon.answer_stream import answer_stream
 from daemon.api.app import build_app
-from daemon.api.backend import AskEvent, AskRequest
+from daemon.api.backend import AskEvent, AskRequest, EmbedRequest, EmbedResult
 from daemon.api.listeners import open_tcp
 from daemon.api.server import HttpLimits, HttpServer, Listener
 from daemon.asking import Asking
 from daemon.config import LimitsConfig
+from daemon.embedding import Embedding
 from daemon.engine.http_engine import HttpEngine
 from daemon.metrics import Metrics
+from daemon.own_offer import features_of
 from daemon.selector import Candidate
 from daemon.serving import Serving
 from protocol.wire.ids import PeerId
@@ -41,10 +43,14 @@ class OneEngine:
 
     def __init__(self, engine: HttpEngine) -> None:
         assert engine.model is not None
-        mine = Candidate(ME, engine.model.name, 2, "local")
+        features = features_of(engine.model)
+        mine = Candidate(ME, engine.model.name, 2, "local", features=features)
         serving = Serving(engine, LimitsConfig(), Metrics())
         calls: Any = None  # nobody else is there to be called
         self._asking = Asking(serving, calls, lambda model: [mine], lambda served: None, Random(1))
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        return await Embedding(self._asking).embed(request)
 
     @asynccontextmanager
     async def ask(self, request: AskRequest) -> AsyncIterator[AsyncIterator[AskEvent]]:

@@ -70,6 +70,11 @@ async def test_the_same_answers_by_url_as_by_socket(tiny_engine: HttpEngine, run
                 usage = [chunk async for chunk in chunks][-1].usage
             assert usage is not None
             assert usage.completion_tokens == 6
+            assert engine.model.embeds
+            texts = ("hello", "there")
+            made = await engine.embed(texts)
+            theirs = await direct.embed(texts)
+            assert [list(one) for one in made.vectors] == [pytest.approx(list(one)) for one in theirs.vectors]
             by_url = await engine.choose(TURNS, ("<", ">"))
             assert by_url == pytest.approx(await direct.choose(TURNS, ("<", ">")), abs=0.02)
 
@@ -103,9 +108,12 @@ def openai(completion: Callable[[dict[str, object]], tuple[int, bytes]]) -> Call
             )
             while len(body) < length:
                 body += await stream.receive_some(65536)
-            status, reply = (
-                (200, b'{"data":[{"id":"m"}]}') if head.startswith(b"GET /v1/models ") else completion(json.loads(body))
-            )
+            if head.startswith(b"GET /v1/models "):
+                status, reply = 200, b'{"data":[{"id":"m"}]}'
+            elif head.startswith(b"POST /v1/embeddings "):
+                status, reply = 404, b"{}"
+            else:
+                status, reply = completion(json.loads(body))
             with_head = b"HTTP/1.1 %d x\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n%s" % (status, reply)
             with suppress(trio.BrokenResourceError):
                 await stream.send_all(with_head)

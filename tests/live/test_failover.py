@@ -41,6 +41,9 @@ class SlowServer(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
     def do_POST(self) -> None:
+        if self.path != "/v1/chat/completions":
+            self.send_error(404)
+            return
         wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         words = WORDS[: wanted["max_tokens"]]
         self.send_response(200)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from protocol import rpc_frames
+from protocol.embedding import Embedded, EmbedJob
 from protocol.extras import Extras, TurnNote
 from protocol.job import Job, Sampling, Turn
 from protocol.likelihood import Likelihood, LikelihoodRequest, Rival, Weighed
@@ -20,7 +21,7 @@ TEXT = (Path(__file__).parent.parent.parent / "docs" / "wire.md").read_text()
 LIMITS = {name: value for module in (rpc_frames, limits) for name, value in vars(module).items() if isinstance(value, int)}
 SPOKEN = [*rpc_frames.AnyFrame.__args__, *RoundMessage.__args__]
 PARTS = [Candidate, Durations, FoldParameters, Judgement, PullRequest, PullReply, Job, Extras, TurnNote, Turn, Sampling]
-PARTS += [LikelihoodRequest, Likelihood, Weighed, Rival]
+PARTS += [EmbedJob, Embedded, LikelihoodRequest, Likelihood, Weighed, Rival]
 
 
 def row_of(kind: type[Message]) -> str:
