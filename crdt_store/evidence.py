@@ -6,6 +6,7 @@ claim is added or taken out in constant time, and what is taken out (a retired e
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from math import isqrt
 
 from crdt_store.claims import Claim, Kind
 from crdt_store.replica import Forked, Inserted, Outcome
@@ -26,9 +27,27 @@ MAX_COUNT = 1_000
 REFUTED_TRIALS = 10
 """Wrong trials that one refuted output counts for. An honest peer is refuted once in a hundred checks, which leaves it at 0.9."""
 
-_COUNTED = {Kind.PROBE_PASSED, Kind.PROBE_FAILED, Kind.CALLS_SERVED, Kind.CALLS_FAILED}
-_RIGHT = {Kind.CALL_SERVED, Kind.CALLS_SERVED, Kind.ROUND_TOOK_PART, Kind.OUTPUT_VERIFIED, Kind.PROBE_PASSED}
-_WRONG = {Kind.CALL_FAILED, Kind.CALLS_FAILED, Kind.ROUND_ABORTED, Kind.OUTPUT_REFUTED, Kind.PROBE_FAILED}
+MILLI = 1_000
+
+TOLERANCE_MILLI = 50
+"""A difference between two records that needs no excuse: a subject is not the same to everybody."""
+
+_PROVES: dict[int, bool] = {
+    Kind.CALL_SERVED: True,
+    Kind.CALLS_SERVED: True,
+    Kind.ROUND_TOOK_PART: True,
+    Kind.OUTPUT_VERIFIED: True,
+    Kind.PROBE_PASSED: True,
+    Kind.CALL_FAILED: False,
+    Kind.CALLS_FAILED: False,
+    Kind.ROUND_ABORTED: False,
+    Kind.OUTPUT_REFUTED: False,
+    Kind.PROBE_FAILED: False,
+}
+"""Kinds that prove something of their subject, and whether in its favour."""
+
+_COUNTED: frozenset[int] = frozenset({Kind.PROBE_PASSED, Kind.PROBE_FAILED, Kind.CALLS_SERVED, Kind.CALLS_FAILED})
+_PROBES: frozenset[int] = frozenset({Kind.PROBE_PASSED, Kind.PROBE_FAILED})
 
 Trials = tuple[str, int, int]
 """A skill, how often right, how often wrong."""
@@ -40,21 +59,21 @@ def trials_of(claim: Claim) -> Trials | None:
     To have won a round proves nothing: agreement with the swarm is what the swarm's colluders give each other. Nor does what a
     peer says of itself.
     """
-    if claim.issuer == claim.subject or claim.kind not in _RIGHT | _WRONG:
+    favour = _PROVES.get(claim.kind)
+    if favour is None or claim.issuer == claim.subject:
         return None
-    count = 1
+    count, skill = 1, SERVICE
     if claim.kind in _COUNTED:
-        if not 1 <= claim.value <= MAX_COUNT:
-            return None
         count = claim.value
+        if not 1 <= count <= MAX_COUNT:
+            return None
+        if claim.kind in _PROBES:
+            skill = claim.skill or GENERAL
+            if skill == SERVICE:
+                return None
     elif claim.kind == Kind.OUTPUT_REFUTED:
         count = REFUTED_TRIALS
-    skill = SERVICE
-    if claim.kind in (Kind.PROBE_PASSED, Kind.PROBE_FAILED):
-        skill = claim.skill or GENERAL
-        if skill == SERVICE:
-            return None
-    return (skill, count, 0) if claim.kind in _RIGHT else (skill, 0, count)
+    return (skill, count, 0) if favour else (skill, 0, count)
 
 
 def family_of(skill: str) -> str | None:
@@ -64,9 +83,21 @@ def family_of(skill: str) -> str | None:
     return "*judge" if skill.startswith(JUDGING) else "*answer"  # "*" cannot be in a claim's skill
 
 
+def deviation(first: tuple[int, int], second: tuple[int, int], unit: int = 1) -> tuple[int, int]:
+    """How far apart two records [right, wrong] of one thing are, and how far chance alone brings them (one sigma), in milli.
+
+    The standard error of the difference of two proportions, after adding one right and one wrong trial. `unit`: of the records,
+    in trials (1) or thousandths (1000).
+    """
+    n, m = first[0] + first[1], second[0] + second[1]
+    gap = abs(first[0] * MILLI // n - second[0] * MILLI // m)
+    share = (first[0] + second[0] + unit) * MILLI // (n + m + 2 * unit)
+    return gap, isqrt(share * (MILLI - share) * (n + m) * unit // (n * m))
+
+
 @dataclass(slots=True)
 class Cell:
-    """The evidence about one subject and skill: by step of time, by issuer, [right, wrong]. `stamp` changes with it."""
+    """The evidence about one subject and skill: by step of time, by issuer, [right, wrong]."""
 
     steps: dict[int, dict[PeerId, list[int]]] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
@@ -74,10 +105,16 @@ class Cell:
     totals: dict[PeerId, list[int]] = field(default_factory=dict)
     """By issuer over all steps: [right, wrong]."""
     stamp: int = 0
+    """Never the same again, not even in a cell that was gone in between."""
 
 
 Key = tuple[PeerId, str]
 """Subject and skill."""
+
+Entry = tuple[PeerId, str, int, int, int]
+"""Subject, skill, step, right, wrong: what one claim added."""
+
+_NOTHING = [0, 0]
 
 
 class Ledger:
@@ -87,8 +124,9 @@ class Ledger:
         """`step_ms`: claims of one such span of time are as old as each other."""
         self._step_ms = step_ms
         self._cells: dict[Key, Cell] = {}
-        self._logs: dict[PeerId, dict[int, dict[tuple[PeerId, str, int], list[int]]]] = {}
+        self._logs: dict[PeerId, dict[int, list[Entry]]] = {}
         self._skills: dict[PeerId, dict[str, None]] = {}
+        self._changes = 0
         self.frozen: dict[PeerId, int] = {}
         """Issuers that signed two histories, and the epoch from which nothing of theirs stands."""
         self.touched: dict[tuple[PeerId, str, PeerId], None] = {}
@@ -128,33 +166,46 @@ class Ledger:
         if trials is None:
             return
         skill, right, wrong = trials
-        issuer, subject, step = PeerId(claim.issuer), PeerId(claim.subject), self.step_of(claim.time)
-        self._move(issuer, (subject, skill, step), right, wrong)
-        log = self._logs.setdefault(issuer, {}).setdefault(claim.epoch, {})
-        sums = log.setdefault((subject, skill, step), [0, 0])
-        sums[0] += right
-        sums[1] += wrong
+        issuer, subject = PeerId(claim.issuer), PeerId(claim.subject)
+        entry = (subject, skill, claim.time // self._step_ms, right, wrong)
+        self._move(issuer, entry, 1)
+        logs = self._logs.get(issuer)
+        if logs is None:
+            logs = self._logs[issuer] = {}
+        log = logs.get(claim.epoch)
+        if log is None:
+            logs[claim.epoch] = [entry]
+        else:
+            log.append(entry)
 
     def _drop(self, issuer: PeerId, epoch: int) -> None:
-        for place, (right, wrong) in self._logs.get(issuer, {}).pop(epoch, {}).items():
-            self._move(issuer, place, -right, -wrong)
+        for entry in self._logs.get(issuer, {}).pop(epoch, ()):
+            self._move(issuer, entry, -1)
 
-    def _move(self, issuer: PeerId, place: tuple[PeerId, str, int], right: int, wrong: int) -> None:
-        subject, skill, step = place
+    def _move(self, issuer: PeerId, entry: Entry, sign: int) -> None:
+        subject, skill, step, right, wrong = entry
+        right, wrong = sign * right, sign * wrong
         family = family_of(skill)
         for name in (skill,) if family is None else (skill, family):
-            cell = self._cells.get((subject, name))
+            key = (subject, name)
+            cell = self._cells.get(key)
             if cell is None:
-                cell = self._cells[subject, name] = Cell()
+                cell = self._cells[key] = Cell()
                 if name == skill:
                     self._skills.setdefault(subject, {})[skill] = None
             _move(cell, step, issuer, right, wrong)
+            self._changes += 1
+            cell.stamp = self._changes
             if not cell.totals:
-                del self._cells[subject, name]
-                self._skills.get(subject, {}).pop(name, None)
+                self._forget(subject, name)
         self.touched[subject, skill, issuer] = None
-        if subject in self._skills and not self._skills[subject]:
-            del self._skills[subject]
+
+    def _forget(self, subject: PeerId, name: str) -> None:
+        del self._cells[subject, name]
+        skills = self._skills.get(subject, {})
+        skills.pop(name, None)
+        if not skills:
+            self._skills.pop(subject, None)
 
 
 def _move(cell: Cell, step: int, issuer: PeerId, right: int, wrong: int) -> None:
@@ -162,13 +213,22 @@ def _move(cell: Cell, step: int, issuer: PeerId, right: int, wrong: int) -> None
     if at is None:
         at = cell.steps[step] = {}
         insort(cell.order, step)
-    for sums, name in ((at, issuer), (cell.totals, issuer)):
-        pair = sums.setdefault(name, [0, 0])
-        pair[0] += right
-        pair[1] += wrong
-        if pair == [0, 0]:
-            del sums[name]
-    if not at:
-        del cell.steps[step]
-        del cell.order[bisect_left(cell.order, step)]
-    cell.stamp += 1
+    sums = at.get(issuer)
+    if sums is None:
+        at[issuer] = [right, wrong]
+    else:
+        sums[0] += right
+        sums[1] += wrong
+        if sums == _NOTHING:
+            del at[issuer]
+            if not at:
+                del cell.steps[step]
+                del cell.order[bisect_left(cell.order, step)]
+    totals = cell.totals.get(issuer)
+    if totals is None:
+        cell.totals[issuer] = [right, wrong]
+    else:
+        totals[0] += right
+        totals[1] += wrong
+        if totals == _NOTHING:
+            del cell.totals[issuer]

@@ -8,17 +8,22 @@ same numbers.
 from dataclasses import dataclass
 from math import isqrt
 
-from crdt_store.evidence import Cell, Ledger
+from crdt_store.evidence import MILLI, Ledger, family_of
 from crdt_store.replica import Outcome
+from crdt_store.testimony import DECAY_STEPS, Bench, Weighed, weigh
+from crdt_store.witnesses import Witnesses
 from protocol.wire.ids import PeerId
 
-MILLI = 1_000
+MAX_CACHED = 65_536
+"""Weighed records kept for the next reader; all are forgotten when there are more."""
+
+_Z90_MILLI = 1_645
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """`half_life_ms`: evidence this old weighs half. `window` is the number of trials that a full record has: newer ones push
-    older ones out, so that a bad past can be outlived as fast as a fresh start, and never slower.
+    """`half_life_ms`: evidence this old weighs half. `window`: trials of a full record; newer ones push older ones out, so that
+    a bad past is outlived no slower than a new key earns its dues.
     """
 
     half_life_ms: int = 14 * 24 * 3_600_000
@@ -26,13 +31,16 @@ class Parameters:
     prior_right: int = 1
     prior_wrong: int = 3
     """Trials that everybody starts with, in their disfavour: an unknown peer's mean is 0.25."""
+    borrowed_milli: int = 500
+    """Milli trials that a peer's record in its other skills stands in for, where there is less evidence of this one: an eighth of
+    the prior."""
     newcomer_milli: int = 20
     """The weight of a peer that nothing is known of, and the least of all weights: a new key weighs no more than an old one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Weighed evidence in thousandths of a trial, at most a full window of it."""
+    """Weighed evidence in thousandths of a trial; together at most a window and a tenth of one."""
 
     right_milli: int
     wrong_milli: int
@@ -50,46 +58,66 @@ class Score:
     weight_milli: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    stamps: tuple[int, int, int]
+    weighed: Weighed
+
+
 class Scores:
-    """Scores of every peer as `me` sees them."""
+    """Scores of every peer as `me` sees them. `observe` is constant work for a claim of another; a read works on what changed."""
 
     def __init__(self, me: PeerId, parameters: Parameters | None = None) -> None:
-        self._me = me
+        self.me = me
         self.parameters = parameters or Parameters()
-        self._step_ms = max(1, self.parameters.half_life_ms // 56)
-        self.ledger = Ledger(self._step_ms)
+        self.ledger = Ledger(max(1, self.parameters.half_life_ms // DECAY_STEPS))
+        self.witnesses = Witnesses(me, self.ledger)
+        self._cache: dict[tuple[PeerId, str], _Cached] = {}
 
     def observe(self, outcome: Outcome) -> None:
         """Take what the replica did with a claim or a proof."""
         self.ledger.observe(outcome)
 
     def tally(self, subject: PeerId, skill: str, now_ms: int) -> Tally:
-        """The weighed evidence of what `subject` did right and wrong in `skill`."""
-        cell = self.ledger.cell(subject, skill)
-        return Tally(0, 0) if cell is None else self._weigh(cell, now_ms)
+        """The weighed evidence of what `subject` did right and wrong in `skill`; what it did in other skills is not in it."""
+        weighed = self.weighed(subject, skill, now_ms)
+        return Tally(0, 0) if weighed is None else Tally(weighed.right, weighed.wrong)
 
     def score(self, subject: PeerId, skill: str, now_ms: int) -> Score:
         """What to expect of `subject` in `skill`."""
+        p = self.parameters
         tally = self.tally(subject, skill, now_ms)
-        right = tally.right_milli + self.parameters.prior_right * MILLI
-        total = right + tally.wrong_milli + self.parameters.prior_wrong * MILLI
+        seen = tally.right_milli + tally.wrong_milli
+        kin_right, kin_wrong = self._borrowed(subject, skill, now_ms, p.borrowed_milli - seen)
+        right = tally.right_milli + kin_right + p.prior_right * MILLI
+        total = right + tally.wrong_milli + kin_wrong + p.prior_wrong * MILLI
         mean = right * MILLI // total
-        spread = isqrt(1645**2 * mean * (MILLI - mean) // (total + MILLI)) // 31
-        weight = tally.right_milli // self.parameters.window
-        return Score(mean, max(0, mean - spread), min(MILLI, mean + spread), max(self.parameters.newcomer_milli, weight))
+        spread = _Z90_MILLI * isqrt(mean * (MILLI - mean) * MILLI // (total + MILLI)) // MILLI
+        weight = (tally.right_milli + kin_right) * MILLI // max(p.window * MILLI, seen)
+        return Score(mean, max(0, mean - spread), min(MILLI, mean + spread), max(p.newcomer_milli, weight))
 
-    def _weigh(self, cell: Cell, now_ms: int) -> Tally:
-        right = wrong = 0
-        now = self.ledger.step_of(now_ms)
-        limit = self.parameters.window * MILLI
-        for step in reversed(cell.order):
-            if step > now:
-                continue
-            decay = MILLI * MILLI // (MILLI + (now - step) * MILLI // 56)
-            for issuer, (good, bad) in cell.steps[step].items():
-                share = decay if issuer == self._me else decay // 10
-                right += good * share
-                wrong += bad * share
-            if right + wrong >= limit:
-                return Tally(right * limit // (right + wrong), wrong * limit // (right + wrong))
-        return Tally(right, wrong)
+    def weighed(self, subject: PeerId, skill: str, now_ms: int) -> Weighed | None:
+        """The evidence behind a tally, witness by witness; None where there is none."""
+        if self.ledger.touched:
+            self.witnesses.settle()
+        cell = self.ledger.cell(subject, skill)
+        if cell is None:
+            return None
+        stamps = (cell.stamp, self.witnesses.stamp, self.ledger.step_of(now_ms))
+        cached = self._cache.get((subject, skill))
+        if cached is None or cached.stamps != stamps:
+            if len(self._cache) >= MAX_CACHED:
+                self._cache.clear()
+            bench = Bench(self.me, self.witnesses.weight, self.witnesses.total)
+            cached = _Cached(stamps, weigh(cell, bench, stamps[2], self.parameters.window))
+            self._cache[subject, skill] = cached
+        return cached.weighed
+
+    def _borrowed(self, subject: PeerId, skill: str, now_ms: int, lacking: int) -> tuple[int, int]:
+        """What the record in the whole family of skills lends to one that lacks evidence: milli trials right and wrong."""
+        family = family_of(skill)
+        weighed = self.weighed(subject, family, now_ms) if family is not None and lacking > 0 else None
+        if weighed is None or not (total := weighed.right + weighed.wrong):
+            return 0, 0
+        lent = min(total, lacking)
+        return lent * weighed.right // total, lent * weighed.wrong // total

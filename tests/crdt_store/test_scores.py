@@ -38,6 +38,8 @@ def test_a_right_probe_counts_and_an_unknown_peer_is_low(alice, bob):
     assert scores.tally(bob.id, "string", NOW) == Tally(0, 0)
     known, unknown = scores.score(bob.id, "math", NOW), scores.score(bob.id, "string", NOW)
     assert (known.mean_milli, known.weight_milli) == (750, 160)
-    assert (unknown.mean_milli, unknown.weight_milli) == (250, 20)
+    assert (unknown.mean_milli, unknown.weight_milli) == (333, 20)  # what bob can do elsewhere is a hint, and no weight
+    nobody = scores.score("nobody", "string", NOW)
+    assert (nobody.mean_milli, nobody.weight_milli) == (250, 20)
     assert unknown.low_milli < known.low_milli
     assert known.high_milli - known.low_milli < unknown.high_milli - unknown.low_milli
