@@ -14,6 +14,7 @@ import trio
 from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
 from daemon.api.app import build_app
+from daemon.api.content import ContentControl
 from daemon.api.listeners import UnixListener, may_connect, open_tcp
 from daemon.api.server import HttpLimits, HttpServer, Listener
 from daemon.asking import Asking
@@ -24,6 +25,7 @@ from daemon.call_notes import CallNotebook
 from daemon.calls import Calls
 from daemon.committee import Committee
 from daemon.config import Loaded, masked
+from daemon.content.exchange import ContentExchange
 from daemon.embedding import Embedding
 from daemon.engine.factory import build_engine
 from daemon.engine.interface import Engine
@@ -37,7 +39,7 @@ from daemon.reputation import Reputation, statement_of
 from daemon.round_archive import RoundArchive
 from daemon.rounds import Rounds
 from daemon.serving import Serving
-from daemon.settings import api_key, engine_spec, patience, transport_options
+from daemon.settings import api_key, content_policy, engine_spec, patience, transport_options
 from daemon.transport.host import Libp2pTransport
 from dht import records
 from protocol import embedding, inference, likelihood
@@ -107,6 +109,7 @@ class Node:
         )
         self._membership.met = self._reputation.begin
         self._membership.lost = self._rounds.peer_lost
+        self._content = ContentExchange(config.data_dir / "content", self._calls, self._transport, content_policy(config), rng)
         self._life = Life(identity.epoch, 0.0, str(config.socket_path), settings=masked(loaded), begin_drain=self._stop.set)
         parts = Parts(
             self._transport, self._membership, self._serving, asking, self._committee, archive, self._reputation, self._metrics,
@@ -123,8 +126,10 @@ class Node:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._watch_signals, nursery.cancel_scope)
                 http = await self._open_api(nursery)
-                for part in (self._transport, self._calls, self._committee, self._rounds, self._reputation, self._membership):
+                for part in (self._transport, self._calls, self._committee, self._rounds, self._reputation):
                     await nursery.start(part.run)
+                await nursery.start(self._membership.run)
+                await nursery.start(self._content.run)
                 nursery.start_soon(_forever, self._bootstrap.run)
                 nursery.start_soon(_forever, self._call_notes.run)
                 if self._engine is not None:
@@ -152,7 +157,8 @@ class Node:
     async def _open_api(self, nursery: trio.Nursery) -> HttpServer:
         config = self._config
         key = api_key(config)
-        app = build_app(self._backend, self._metrics.registry, key, time.time, lambda: uuid.uuid4().hex)
+        content = ContentControl(self._content).routes()
+        app = build_app(self._backend, self._metrics.registry, key, time.time, lambda: uuid.uuid4().hex, content)
         http = HttpServer(app, HttpLimits(clients=config.limits.local_clients), self._count)
         unix = await self._socket.open()
 

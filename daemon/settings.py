@@ -4,6 +4,7 @@ from pathlib import Path
 
 from daemon.config import Config, ConfigError
 from daemon.config.checks import KeyFileError, read_key_file
+from daemon.content.exchange import ContentPolicy
 from daemon.engine.factory import EngineSpec
 from daemon.patience import Patience
 from daemon.transport.options import TransportOptions
@@ -43,6 +44,12 @@ def patience(config: Config) -> Patience:
         first_token=config.patience.first_token_ms / 1000,
         gap=config.patience.gap_ms / 1000,
     )
+
+
+def content_policy(config: Config) -> ContentPolicy:
+    """How much of the disk and of the line files may take."""
+    content = config.content
+    return ContentPolicy(content.quota_gib << 30, content.upload_kib_s * 1024.0, frozenset(content.accept_from))
 
 
 def api_key(config: Config) -> str | None:

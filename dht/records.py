@@ -8,6 +8,7 @@ from protocol.wire.ids import PeerId, is_model_name, is_peer_id
 
 OFFER_PREFIX = "/swarmd/offer/"
 MODEL_PREFIX = "/swarmd/model/"
+CONTENT_PREFIX = "/swarmd/content/"
 ANY_KEY = "/swarmd/any"
 """Provided by every peer that serves anything."""
 
@@ -22,6 +23,11 @@ def model_key(model: str) -> str:
     if not is_model_name(model):
         raise LocalError(f"{model!r} is no model name")
     return MODEL_PREFIX + model
+
+
+def content_key(address: bytes) -> str:
+    """The provider key of a file's content address."""
+    return CONTENT_PREFIX + address.hex()
 
 
 def open_record(key: str, value: bytes, wall_ms: int) -> SignedOffer:

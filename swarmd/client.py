@@ -142,8 +142,30 @@ class Client:
         connection, response = self._open("POST", "/ask", body, SILENCE_S if timeout_s is None else timeout_s + 10.0)
         return _events(connection, response)
 
-    def _call(self, method: str, path: str) -> dict[str, Any]:
-        connection, response = self._open(method, path, None, self.timeout)
+    def content(self, offered: bool = False) -> list[dict[str, Any]]:
+        """The model files that the daemon shares and fetches, or those that connected peers offer."""
+        return _rows(self._call("GET", "/content/offered" if offered else "/content"), "files")
+
+    def seed(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Share a model file of this box; returns its address. Hashing takes some seconds per gigabyte."""
+        return self._call("POST", "/content/seed", {"path": os.path.abspath(path)}, SILENCE_S)
+
+    def pull(self, address: str, peers: Sequence[str] = (), name: str | None = None) -> Iterator[Event]:
+        """Fetch a file by its address; yields "progress" events and last a "result". Closing the iterator pauses the fetch."""
+        body: dict[str, Any] = {"address": address, "peers": list(peers)} | ({"name": name} if name else {})
+        connection, response = self._open("POST", "/content/pull", body, SILENCE_S)
+        return _events(connection, response)
+
+    def push(self, peer: str, file: str) -> dict[str, Any]:
+        """Ask `peer` to fetch a shared file, by its name or the beginning of its address."""
+        return self._call("POST", "/content/push", {"peer": peer, "file": file})
+
+    def unshare(self, file: str) -> dict[str, Any]:
+        """Share a file no more; one that was fetched is deleted."""
+        return self._call("POST", "/content/remove", {"file": file})
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None, timeout: float | None = None) -> dict[str, Any]:
+        connection, response = self._open(method, path, body, timeout or self.timeout)
         try:
             return _decode(response.read(MAX_REPLY_BYTES + 1))
         except (OSError, http.client.HTTPException) as error:

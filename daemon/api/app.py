@@ -1,7 +1,7 @@
 """The one ASGI app of the local API: routes, who may use which, and errors in OpenAI's shape. Owns no socket."""
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
@@ -23,8 +23,12 @@ from protocol.wire.errors import RemoteError
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
-def build_app(backend: Backend, registry: CollectorRegistry, key: str | None, now: Clock, new_id: IdSource) -> ASGIApp:
-    """The app; `key` is the API key that loopback clients must present, None where none is required."""
+def build_app(
+    backend: Backend, registry: CollectorRegistry, key: str | None, now: Clock, new_id: IdSource, more: Sequence[Route] = ()
+) -> ASGIApp:
+    """The app; `key` is the API key that loopback clients must present, None where none is required; `more`: control
+    routes of other parts.
+    """
     openai = OpenAi(backend, now, new_id)
 
     async def health(request: Request) -> Response:
@@ -47,6 +51,7 @@ def build_app(backend: Backend, registry: CollectorRegistry, key: str | None, no
         Route("/v1/responses", Responses(backend, now, new_id).create, methods=["POST"]),
         Route("/v1/embeddings", Embeddings(backend, new_id).create, methods=["POST"]),
         *Control(backend).routes(),
+        *more,
     ]
     handlers = {ApiError: _on_api_error, RemoteError: _on_remote_error, HTTPException: _on_http_error}
     return Doorkeeper(Starlette(routes=routes, exception_handlers=handlers), key)

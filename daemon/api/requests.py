@@ -137,7 +137,7 @@ _ROLES = {
 
 def read_openai(kind: type[R], body: bytes, unoffered: Mapping[str, tuple[object, ...]] = NEUTRAL) -> R:
     """Read an OpenAI request; raises ApiError 400 naming the first field that is unsupported or wrong."""
-    fields = _read(dict[str, msgspec.Raw], body)
+    fields = read_body(dict[str, msgspec.Raw], body)
     known = {field.name for field in msgspec.structs.fields(kind)}
     for name, raw in fields.items():
         if name in known:
@@ -145,15 +145,15 @@ def read_openai(kind: type[R], body: bytes, unoffered: Mapping[str, tuple[object
         neutral = unoffered.get(name)
         if neutral is None:
             raise ApiError(400, "unsupported_parameter", f"the parameter '{name[:64]}' is not supported", name[:64])
-        if neutral and _read(Any, bytes(raw)) not in neutral:
+        if neutral and read_body(Any, bytes(raw)) not in neutral:
             raise ApiError(400, "unsupported_parameter", f"'{name}' is not supported by the mesh yet; leave it out", name)
-    request: R = _read(kind, body)
+    request: R = read_body(kind, body)
     return request
 
 
 def read_control(body: bytes) -> AskRequest:
     """Read POST /swarmd/v1/ask."""
-    ask = _read(ControlAsk, body)
+    ask = read_body(ControlAsk, body)
     if (ask.prompt is None) == (ask.messages is None):
         raise ApiError(400, "invalid_value", "give either 'prompt' or 'messages'", "prompt")
     messages = ask.messages if ask.messages is not None else [ChatMessage("user", ask.prompt or "")]
@@ -235,7 +235,8 @@ def _text(message: ChatMessage) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content or ())
 
 
-def _read(kind: Any, body: bytes) -> Any:
+def read_body(kind: Any, body: bytes) -> Any:
+    """`body` as JSON of exactly `kind`; raises ApiError(400) naming the field at fault."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

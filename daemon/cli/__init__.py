@@ -23,7 +23,7 @@ COMMANDS = {
     "status": ("daemon.cli.status:status", "Show whether the daemon is ready, and if not, why."),
     "ask": ("daemon.cli.ask:ask", "Ask one peer, or a committee that ranks its answers."),
     "peers": ("daemon.cli.mesh:peers", "List the peers and how each is reached."),
-    "models": ("daemon.cli.mesh:models", "List the models that can be asked for."),
+    "models": ("daemon.cli.models:models", "List the models that can be asked for; share and fetch model files."),
     "reputation": ("daemon.cli.mesh:reputation", "Show what peers have signed about each other."),
     "rounds": ("daemon.cli.rounds:rounds", "List the rounds that this peer took part in."),
     "why": ("daemon.cli.rounds:why", "Explain a round's outcome."),

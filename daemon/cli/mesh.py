@@ -1,4 +1,4 @@
-"""`swarmd peers`, `models` and `reputation`: who is there, what they serve, and what they signed about each other."""
+"""`swarmd peers` and `reputation`: who is there, and what they signed about each other."""
 
 from pathlib import Path
 
@@ -25,22 +25,6 @@ def peers(as_json: bool, **given: Path | None) -> None:
         rtt, heard = number(path.get("rtt_ms"), " ms", 1), ago(peer.get("last_heard_s"))
         table.append((peer.get("peer_id"), peer.get("state"), peer.get("model"), load, reached, rtt, heard))
     print_table(("PEER", "STATE", "MODEL", "BUSY", "REACHED", "RTT", "HEARD"), table)
-
-
-@click.command()
-@common_options
-@json_option
-def models(as_json: bool, **given: Path | None) -> None:
-    """List the models that can be asked for."""
-    rows = client_of(given).models()
-    if as_json:
-        print_json({"models": rows})
-        return
-    table = []
-    for row in rows:
-        serving, builds = len(row.get("peers") or []), len(row.get("config_digests") or [])
-        table.append((row.get("name"), serving, row.get("slots_free"), "yes" if row.get("local") else "no", builds))
-    print_table(("MODEL", "PEERS", "FREE SLOTS", "HERE", "BUILDS"), table)
 
 
 @click.command()

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from protocol.wire.ids import PeerIdField
 from protocol.wire.limits import MAX_COMMITTEE, MAX_PROMPT_BYTES, MAX_TOKENS
 
 EngineKind = Literal["embedded", "vllm", "url", "none"]
@@ -114,6 +115,17 @@ class PatienceConfig(Section, frozen=True):
     """Ask a second peer when the first is slower than 95 of 100 were; the first word wins. A twentieth more work."""
 
 
+class ContentConfig(Section, frozen=True):
+    """Model files that are shared with peers and fetched from them. Nothing is shared that its owner did not seed or pull."""
+
+    quota_gib: Annotated[int, Meta(ge=0, le=1 << 20)] = 100
+    """GiB that fetched files may take in the data folder; 0 fetches nothing."""
+    upload_kib_s: Annotated[int, Meta(ge=0, le=1 << 24)] = 8192
+    """KiB a second that all peers together are sent of shared files; 0 sets no limit. More helps the mesh and fills the line."""
+    accept_from: Annotated[tuple[PeerIdField, ...], Meta(max_length=256)] = ()
+    """Peer ids whose pushed files are fetched without asking; everybody else's are refused."""
+
+
 class LogConfig(Section, frozen=True):
     """What is written to standard error."""
 
@@ -140,6 +152,7 @@ class Config(Section, frozen=True):
     round: RoundConfig = RoundConfig()
     limits: LimitsConfig = LimitsConfig()
     patience: PatienceConfig = PatienceConfig()
+    content: ContentConfig = ContentConfig()
     log: LogConfig = LogConfig()
 
     @property

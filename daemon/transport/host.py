@@ -228,6 +228,9 @@ class Libp2pTransport:
     async def provide(self, key: str) -> None:
         await self._kademlia.provide(key)
 
+    def unprovide(self, key: str) -> None:
+        self._kademlia.unprovide(key)
+
     async def find_providers(self, key: str) -> Mapping[PeerId, tuple[str, ...]]:
         return await self._kademlia.find_providers(key)
 

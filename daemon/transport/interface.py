@@ -112,5 +112,8 @@ class Transport(Protocol):
     async def provide(self, key: str) -> None:
         """Say in the DHT that we provide `key`."""
 
+    def unprovide(self, key: str) -> None:
+        """Say it no more; peers that were told forget it within the hour."""
+
     async def find_providers(self, key: str) -> Mapping[PeerId, tuple[str, ...]]:
         """Peers that provide `key`, with their known multiaddrs; strangers' claims, so confirm before use."""

@@ -123,6 +123,12 @@ class Kademlia:
         if asked and not took:
             raise TransportError(f"none of {asked} peers listed us as a provider of {key}")
 
+    def unprovide(self, key: str) -> None:
+        """Tell nobody any more; those that were told forget it after `provider_lifetime`."""
+        name = _provider_key(key)
+        self._provided.discard(name)
+        self._server.provider_store.providers.get(name, {}).pop(str(self._me), None)
+
     async def find_providers(self, key: str) -> Mapping[PeerId, tuple[str, ...]]:
         """Peers, us excluded, that claim to provide `key`, with the addresses they gave. Unlike the library it always asks."""
         name = _provider_key(key)

@@ -236,17 +236,6 @@ def swarm(memory_mesh: MemoryMesh, nursery: trio.Nursery, tmp_path: Path) -> Swa
 
 
 @pytest.fixture
-def inline_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs what goes to a thread in place: a virtual clock would run on while a thread works."""
-
-    async def run_sync(work: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
-        await trio.lowlevel.checkpoint()
-        return work(*arguments)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
-
-
-@pytest.fixture
 def one_verification_per_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     """`verify` and `public_key_of` are pure functions: members in one process that check one signature need it computed once."""
     monkeypatch.setattr(envelope, "verify", cache(envelope.verify))

@@ -374,6 +374,9 @@ class MemoryTransport:
         await self._dht_round_trip()
         self.mesh.providers.setdefault(key, set()).add(self._peer_id)
 
+    def unprovide(self, key: str) -> None:
+        self.mesh.providers.get(key, set()).discard(self._peer_id)
+
     async def find_providers(self, key: str) -> Mapping[PeerId, tuple[str, ...]]:
         await self._dht_round_trip()
         return {peer: self.mesh.peers[peer].addresses() for peer in sorted(self.mesh.providers.get(key, ()))}
