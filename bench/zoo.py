@@ -1,25 +1,32 @@
 """Is a round's verdict worth more than a vote? Real models of three training runs, questions they never saw, and liars.
 
+
     python -m bench.zoo [--json] [--check]
-    python -m bench.zoo --record RUN [--models FOLDER]     ask the real engine anew
+    python -m bench.zoo --live N                          ask real daemons N of the questions and compare their verdicts
+    python -m bench.zoo --record RUN [--models FOLDER]    ask the real engine all questions anew
 
 The analysis is in bench/zoo.toml, fixed beforehand. What the models said is in bench/study/recordings, so that anyone can repeat
 it without an engine; `python -m models.recipe --seed RUN --out FOLDER --no-figures` and --record make the same from nothing.
 """
 
+import hashlib
 import json
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import click
+import msgspec
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.study import recording
 from bench.study.analysis import Study
+from bench.study.live import ask_daemons, spread
 from bench.study.plan import Plan, read_plan
 from bench.study.questions import questions
 from bench.study.report import Report, as_json, as_text, report, shortfalls
@@ -35,12 +42,17 @@ SHIPPED = 1
 @click.option("--runs", "wanted", default="", help="Only these runs, such as 1,3; all targets still count.")
 @click.option("--record", "run", type=int, help="Ask the models of this training run, and write what they say.")
 @click.option("--models", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Where their files are.")
+@click.option("--live", type=click.IntRange(1), help="Ask a mesh of real daemons this many of the test questions.")
 @click.option("--recordings", type=click.Path(path_type=Path), default=RECORDINGS, help="Where recordings are kept.")
-def main(json_: bool, check: bool, wanted: str, run: int | None, folder: Path | None, recordings: Path) -> None:
+def main(  # noqa: PLR0913 - one argument for each option
+    json_: bool, check: bool, wanted: str, run: int | None, folder: Path | None, live: int | None, recordings: Path
+) -> None:
     plan, digest = read_plan()
     if run is not None:
         _record(plan, run, folder, recordings)
         return
+    if live is not None:
+        sys.exit(_live(live, recordings, json_))
     runs = [int(text) for text in wanted.split(",")] if wanted else plan.runs
     found = _analyse(plan, digest, runs, recordings)
     click.echo(json.dumps(as_json(found), indent=1) if json_ else as_text(found))
@@ -60,16 +72,40 @@ def _record(plan: Plan, run: int, folder: Path | None, recordings: Path) -> None
     asked = questions(plan.questions.seed, plan.questions.gold_per_skill, plan.questions.test)
     engine = f"xllamacpp {version('xllamacpp')}"
     recording.write(_path(recordings, run), recording.record(run, engine, files, asked, lambda text: click.echo(text, err=True)))
+    sums = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(recordings.glob("*.json.gz")))
+    (recordings / "SHA256SUMS").write_text("".join(sums))
+
+
+def _live(count: int, recordings: Path, json_: bool) -> int:
+    """Exit status 1 where a real round ends otherwise than on what was recorded."""
+    recorded = _read(recordings, SHIPPED)
+    asked = spread([said for said in recorded.said if not said.gold], count)
+    found = ask_daemons(recorded, asked, lambda: time.sleep(0.1), lambda text: click.echo(text, err=True))
+    if json_:
+        click.echo(json.dumps(asdict(found), indent=1))
+    else:
+        click.echo(
+            f"{found.asked} questions to real daemons: the same answer as on the recording {found.same_answer}, the same verdict "
+            f"to the bit {found.same_verdict}, largest gap of a share of wins {found.largest_wins_gap_milli} thousandths; "
+            f"right {found.right}"
+        )
+        for line in found.failed:
+            click.echo(line)
+    return 0 if found.same_answer == found.asked else 1
 
 
 def _analyse(plan: Plan, digest: str, runs: Sequence[int], recordings: Path) -> Report:
-    missing = [run for run in runs if not _path(recordings, run).exists()]
-    if missing:
-        raise click.ClickException(
-            f"there is no recording of run {missing[0]} in {recordings}; make it with --record {missing[0]}"
-        )
-    studies = [Study(plan, recording.read(_path(recordings, run))) for run in runs]
+    studies = [Study(plan, _read(recordings, run)) for run in runs]
     return report(plan, digest, studies, [study.outcomes() for study in studies])
+
+
+def _read(recordings: Path, run: int) -> recording.Recording:
+    try:
+        return recording.read(_path(recordings, run))
+    except FileNotFoundError:
+        raise click.ClickException(f"there is no recording of run {run} in {recordings}; make it with --record {run}") from None
+    except (OSError, EOFError, msgspec.MsgspecError) as error:
+        raise click.ClickException(f"{_path(recordings, run)} is no recording: {error}") from None
 
 
 def _path(recordings: Path, run: int) -> Path:
