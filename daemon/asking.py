@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
+from typing import Any
 
+import msgspec
 import structlog
 import trio
 
@@ -22,6 +24,7 @@ from daemon.patience import Patience
 from daemon.peer_wish import eligible, refusal, wished_order
 from daemon.selector import Candidate, Choice, rank_candidates
 from daemon.serving import Serving
+from daemon.verification import LISTENING, Checked, Verification, claimed_by
 from protocol.extras import wanted
 from protocol.inference import Completion
 from protocol.job import Job, Usage
@@ -64,6 +67,7 @@ class Asking:
         self.under_way: Counter[PeerId] = Counter()
         """Our own attempts that run: a heartbeat tells of them seconds later."""
         self._first_tokens = FirstTokens()
+        self.verification: Verification | None = None
 
     async def route(self, request: AskRequest, emit: Emit) -> None:
         """Answer `request`; raises RemoteError where no peer could, or where nobody can go on with what one began."""
@@ -166,7 +170,7 @@ class _Ask:
         while True:
             last = await self._race(pending)
             if last.completion is not None:
-                await self._emit(self._result(last, last.completion))
+                await self._emit(self._result(last, last.completion, await self._verified(last)))
                 return
             error = last.error or RemoteError(Code.INTERNAL, "the attempt ended without a reason")
             if self._answer.text:
@@ -174,6 +178,9 @@ class _Ask:
                     await self._emit(self._result(last, Completion("length", Usage(0, self._answer.tokens))))
                     return
                 pending = deque(self._next_successor(last.choice.candidate, error))
+            if last.heard is not None and error.code is Code.UNSUPPORTED and self._asking.verification is not None:
+                self._asking.verification.refused(last.choice.candidate)
+                pending.appendleft(last.choice)
             if not pending or error.code is Code.CANCELLED:
                 raise self._with_attempts(error)
             code = str(error.code)
@@ -214,7 +221,25 @@ class _Ask:
         waited = trio.current_time() - self._started if self._answer.text else 0.0
         # Who goes on may have to say all of it again first, which takes as long as it took.
         patience = replace(self._asking.patience, first_token=self._asking.patience.first_token + waited)
-        return PeerAttempt(choice, self._request.job, self._answer, self._asking.serving, self._asking.calls, patience)
+        job, checks = self._request.job, self._asking.verification
+        is_picked = checks is not None and not self._answer.text and checks.wants(self._request, choice.candidate)
+        job = msgspec.structs.replace(job, extras=LISTENING) if is_picked else job
+        attempt = PeerAttempt(choice, job, self._answer, self._asking.serving, self._asking.calls, patience)
+        attempt.heard = [] if is_picked else None
+        return attempt
+
+    async def _verified(self, last: PeerAttempt) -> dict[str, Any] | None:
+        """Have a complete answer checked, now where the user wants to know and else later; what is known to tell the user."""
+        checks, text = self._asking.verification, "".join(self._answer.text)
+        if not self._request.verify or checks is None:
+            if last.heard is not None and checks is not None:
+                checks.answered(last, text)
+            return None
+        if last.heard is None:
+            own = last.choice.candidate.path == "local"
+            reason = "this peer itself answered" if own else "more than one peer answered, or it has log-probabilities of its own"
+            return Checked("unverified", reason).shown()
+        return (await checks.check(claimed_by(last, text))).shown()
 
     def _next_successor(self, failed: Candidate, error: RemoteError) -> Sequence[Choice]:
         if self._request.peer is not None or not _has_one_rest(self._request.job) or self._successors >= MAX_SUCCESSORS:
@@ -224,7 +249,9 @@ class _Ask:
         self._successors += 1
         return self._asking.successors(failed, self._tried, self._request.wish)[:1]
 
-    def _result(self, last: PeerAttempt, completion: Completion) -> ResultEvent:
+    def _result(
+        self, last: PeerAttempt, completion: Completion, verification: dict[str, Any] | None = None
+    ) -> ResultEvent:
         candidate = last.choice.candidate
         self._note.peer_id = candidate.peer
         return ResultEvent(
@@ -241,6 +268,7 @@ class _Ask:
             why=last.choice.why,
             engine_s=completion.engine_ms / 1000 if completion.engine_ms and len(self._attempts) == 1 else None,
             ask_id=self._note.ask_id,
+            verification=verification,
         )
 
     def _with_attempts(self, error: RemoteError) -> RemoteError:

@@ -11,7 +11,7 @@ from daemon.calls import Calls
 from daemon.patience import Patience
 from daemon.selector import Choice
 from daemon.serving import Serving, completion_of
-from protocol.delta import Delta, read_delta
+from protocol.delta import Delta, TokenLogprob, read_delta
 from protocol.inference import CONTINUE_METHOD, METHOD, Begun, Completion, Continuation, read_completion
 from protocol.job import Job, Usage
 from protocol.wire.codec import encode
@@ -56,13 +56,15 @@ class PeerAttempt:
     def __init__(self, choice: Choice, job: Job, answer: AnswerSoFar, serving: Serving, calls: Calls, patience: Patience) -> None:
         self.choice = choice
         self.rival: PeerAttempt | None = None
+        self.heard: list[TokenLogprob] | None = None
+        """Where the answer is to be checked: its log-probabilities, which are ours and not the user's."""
         self.completion: Completion | None = None
         self.error: RemoteError | None = None
         self.first_token_s: float | None = None
         self.settled = trio.Event()
         self._begun = answer.begun()
         self.at_chars = None if self._begun is None else len(self._begun.text)
-        self._job = job
+        self.job = job
         self._answer = answer
         self._serving = serving
         self._calls = calls
@@ -102,7 +104,7 @@ class PeerAttempt:
 
     async def _run_local(self) -> Completion:
         completion = Completion("stop", Usage())
-        async with self._serving.generate(self._job, self._begun) as chunks:
+        async with self._serving.generate(self.job, self._begun) as chunks:
             async for chunk in chunks:
                 await self._pass_on(Delta(chunk.text, chunk.tool_calls, chunk.logprobs))
                 if chunk.finish_reason is not None:
@@ -110,9 +112,9 @@ class PeerAttempt:
         return completion
 
     async def _run_remote(self) -> Completion:
-        method, body = METHOD, encode(self._job)
+        method, body = METHOD, encode(self.job)
         if self._begun is not None:
-            method, body = CONTINUE_METHOD, encode(Continuation(self._job, self._begun))
+            method, body = CONTINUE_METHOD, encode(Continuation(self.job, self._begun))
         async with self._calls.stream(self.choice.candidate.peer, method, body, timeout=self._patience.call) as stream:
             self._accepted = True
             items = aiter(stream)
@@ -141,7 +143,12 @@ class PeerAttempt:
                 await self._answer.emit(BegunEvent(candidate.peer, candidate.path, self._answer.attempts))
         self._answer.text.append(delta.text)
         self._answer.tokens += bool(delta.text)
-        await self._answer.emit(TokenEvent(delta.text, delta.tool_calls, delta.logprobs))
+        logprobs = delta.logprobs
+        if self.heard is not None:
+            self.heard += logprobs
+            logprobs = ()
+        if delta.text or delta.tool_calls or logprobs:
+            await self._answer.emit(TokenEvent(delta.text, delta.tool_calls, logprobs))
 
     def stop(self) -> None:
         """The rival was faster."""

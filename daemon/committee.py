@@ -86,6 +86,8 @@ class Committee:
         """Run a round for `request`; raises RemoteError where no committee could be had or it came to no result."""
         if request.peer is not None:
             raise RemoteError(Code.UNSUPPORTED, "a round chooses its members itself; leave the peer out")
+        if request.verify:
+            raise RemoteError(Code.UNSUPPORTED, "a round's answers are sealed, not verified: 'verify' goes with strategy route")
         header = self._header(request)
         watch = _Watch()
         kept = _Kept()

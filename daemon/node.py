@@ -41,6 +41,7 @@ from daemon.rounds import Rounds
 from daemon.serving import Serving
 from daemon.settings import api_key, content_policy, engine_spec, patience, transport_options
 from daemon.transport.host import Libp2pTransport
+from daemon.verification import Verification
 from dht import records
 from protocol import embedding, inference, likelihood
 from protocol.wire.errors import LocalError
@@ -107,6 +108,10 @@ class Node:
         asking = Asking(
             self._serving, self._calls, self._membership.candidates, self._observed, rng, patience(config), config.patience.hedge
         )
+        self._verification = Verification(
+            self._serving, self._calls, self._membership.candidates, self._reputation.record, config.verify, rng
+        )
+        asking.verification = self._verification
         self._membership.met = self._reputation.begin
         self._membership.lost = self._rounds.peer_lost
         self._content = ContentExchange(config.data_dir / "content", self._calls, self._transport, content_policy(config), rng)
@@ -126,7 +131,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._watch_signals, nursery.cancel_scope)
                 http = await self._open_api(nursery)
-                for part in (self._transport, self._calls, self._committee, self._rounds, self._reputation):
+                for part in (self._transport, self._calls, self._committee, self._rounds, self._reputation, self._verification):
                     await nursery.start(part.run)
                 await nursery.start(self._membership.run)
                 await nursery.start(self._content.run)

@@ -127,12 +127,13 @@ class Client:
         *,
         strategy: str = "route",
         timeout_s: float | None = None,
-        **options: str | float | None,
+        **options: str | float | bool | None,
     ) -> Iterator[Event]:
         """Ask the mesh; yields events as they come, the last one being "result". Closing the iterator cancels the question.
 
         `prompt` is a text or a list of chat messages. `strategy` is "route" (one peer), "majority" or "rank" (a committee).
-        `options` are committee, peer, model, max_tokens and temperature. Raises ApiError where the daemon refuses or fails.
+        `options` are committee, peer, model, max_tokens, temperature and verify (another engine checks the answer).
+        Raises ApiError where the daemon refuses or fails.
         """
         body: dict[str, Any] = {"strategy": strategy, "timeout_s": timeout_s}
         body["prompt" if isinstance(prompt, str) else "messages"] = prompt if isinstance(prompt, str) else list(prompt)

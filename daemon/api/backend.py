@@ -39,6 +39,8 @@ class AskRequest:
     peer: str | None = None
     timeout_s: float = 120.0
     wish: PeerWish | None = None
+    verify: bool = False
+    """Have another engine of the same configuration say whether the answer is that model's (strategy "route" alone)."""
     id: str = ""
     """By which `GET asks/ID` finds it afterwards; "" lets the node choose."""
 
@@ -131,6 +133,8 @@ class ResultEvent:
     engine_s: float | None = None
     """Seconds of `elapsed_s` that the engine says were its own; None where unknown or where more than one peer was tried."""
     ask_id: str = ""
+    verification: Json | None = None
+    """What came of the check that the ask wanted; None where it wanted none."""
 
     @property
     def overhead_s(self) -> float | None:

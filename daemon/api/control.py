@@ -37,6 +37,7 @@ def ask_events(event: AskEvent) -> Iterable[bytes]:
                 "why": event.why,
                 "ask_id": event.ask_id or None,
                 "round": event.round,
+                "verification": event.verification,
                 "usage": usage,
                 "elapsed_s": round(event.elapsed_s, 3),
             }

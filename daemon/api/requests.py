@@ -124,6 +124,7 @@ class ControlAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] | None = None
+    verify: bool = False
 
 
 _ROLES = {
@@ -161,7 +162,7 @@ def read_control(body: bytes) -> AskRequest:
         raise ApiError(400, "invalid_value", "'peer' is not a peer id (12D3KooW...)", "peer")
     sampling = Sampling(ask.max_tokens or DEFAULT_TOKENS, round((ask.temperature or 0.0) * 1000))
     job = _job(messages, sampling, ask.model or "")
-    return AskRequest(job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0)
+    return AskRequest(job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0, verify=ask.verify)
 
 
 def asks_of(request: Common, messages: list[ChatMessage], extras: Extras | None = None) -> list[AskRequest]:

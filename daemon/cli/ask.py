@@ -24,6 +24,7 @@ STRATEGIES = ("route", "majority", "rank")
 @click.option("--model", metavar="NAME", help="Ask a peer that serves this model.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
 @click.option("--temperature", type=click.FloatRange(min=0), help="0 gives the likeliest answer.")
+@click.option("--verify", is_flag=True, help="Have another engine say whether the offered model gave this answer.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for all of it.")
 @json_option
 def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **given: Any) -> None:
@@ -32,10 +33,13 @@ def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **gi
         raise click.UsageError("--committee needs --strategy majority or rank")
     if given["peer"] and strategy != "route":
         raise click.UsageError("--peer asks one peer, so it goes with --strategy route")
+    if given["verify"] and strategy != "route":
+        raise click.UsageError("--verify checks one peer's answer, so it goes with --strategy route")
     prompt = _standard_input() if question == "-" else question
     if not prompt.strip():
         raise click.UsageError("the question is empty")
     options = {name: given[name] for name in ("committee", "peer", "model", "max_tokens", "temperature")}
+    options["verify"] = given["verify"] or None
     shown = _Shown(as_json)
     for event in client_of(given).ask(prompt, strategy=strategy, timeout_s=timeout, **options):
         shown.take(event.name, event.fields)
@@ -77,6 +81,8 @@ class _Shown:
         else:
             who = f"{cell(fields.get('peer_id'))} ({cell(fields.get('model'))})"
             click.echo(f"answered by {who} in {number(fields.get('elapsed_s'), ' s', 1)}", err=True)
+        if fields.get("verification"):
+            click.echo(_verification(fields["verification"]), err=True)
 
     def _show_progress(self, fields: dict[str, Any]) -> None:
         of = fields.get("of")
@@ -93,6 +99,15 @@ class _Shown:
     def _clear_progress(self) -> None:
         if self._progress and self._live:
             click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _verification(fields: dict[str, Any]) -> str:
+    by = "this peer's own engine" if fields.get("verifier") == "local" else f"peer {cell(fields.get('verifier'))}"
+    verdict, reason = cell(fields.get("verdict")), cell(fields.get("reason"))
+    if not fields.get("tokens"):
+        return f"output {verdict}: {reason}"
+    measured = f"{number(fields.get('deviation_millinats'), '', 1)} millinats a token over {fields.get('tokens')} tokens"
+    return f"output {verdict} by {by}: deviates by {measured}" + (f"; {reason}" if fields.get("reason") else "")
 
 
 def _standard_input() -> str:

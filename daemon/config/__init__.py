@@ -9,6 +9,7 @@ from daemon.config.fields import (
     PatienceConfig,
     RelayConfig,
     RoundConfig,
+    VerifyConfig,
 )
 from daemon.config.layers import ConfigError, Loaded, Origin, load, masked
 
@@ -24,6 +25,7 @@ __all__ = [
     "PatienceConfig",
     "RelayConfig",
     "RoundConfig",
+    "VerifyConfig",
     "load",
     "masked",
 ]

@@ -126,6 +126,15 @@ class ContentConfig(Section, frozen=True):
     """Peer ids whose pushed files are fetched without asking; everybody else's are refused."""
 
 
+class VerifyConfig(Section, frozen=True):
+    """Spot-checks that peers run the model they offer: another engine of the same configuration weighs their answers."""
+
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    """Share of answers by other peers that are checked; 0 turns it off. The checking peer reads the question and the answer."""
+    tolerance_millinats: Annotated[int, Meta(ge=1, le=1000)] = 50
+    """Thousandths of a nat by which log-probabilities may differ; less finds finer copies and doubts other hardware sooner."""
+
+
 class LogConfig(Section, frozen=True):
     """What is written to standard error."""
 
@@ -153,6 +162,7 @@ class Config(Section, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     patience: PatienceConfig = PatienceConfig()
     content: ContentConfig = ContentConfig()
+    verify: VerifyConfig = VerifyConfig()
     log: LogConfig = LogConfig()
 
     @property
