@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 import trio
 
 from daemon.rpc_link import Inbox, Link
-from daemon.transport.interface import Stream, Transport, TransportError
+from daemon.transport.interface import PathKind, Stream, Transport, TransportError
 from protocol.rpc import RpcMachine
 from protocol.rpc_events import IncomingCall, NewCall
 from protocol.rpc_frames import PROTOCOL, Hello
+from protocol.rpc_packing import CAPABILITY
 from protocol.wire.errors import Code, LocalError, RemoteError
 from protocol.wire.ids import PeerId, short
 from protocol.wire.limits import MAX_CHUNK_BYTES
@@ -26,6 +28,11 @@ OPEN_SECONDS = 10.0
 
 MAX_INBOUND_LINKS = 2
 """Links one peer may open to us; a further one replaces the oldest, so that a restarted peer is served at once."""
+
+PACKED_FROM_SECONDS = 0.003
+"""Round trip from which big bodies are compressed: what is nearer is on a line of a gigabit, where it would take longer."""
+
+HELLO = Hello(capabilities=(CAPABILITY,))
 
 STOPPING = "this node is stopping"
 
@@ -127,7 +134,7 @@ class Calls:
     `breaches` counts links dropped because the peer broke the contract, by `Breach`.
     """
 
-    def __init__(self, transport: Transport, *, hello: Hello = Hello()) -> None:  # noqa: B008 - frozen
+    def __init__(self, transport: Transport, *, hello: Hello = HELLO) -> None:
         self.outcomes: Counter[tuple[str, str, str]] = Counter()
         self.breaches: Counter[str] = Counter()
         self._transport = transport
@@ -242,7 +249,8 @@ class Calls:
         try:
             with trio.fail_after(OPEN_SECONDS):
                 stream = await self._transport.open_stream(key[0], PROTOCOL)
-            opening.link = self._links[key] = Link(stream, RpcMachine(opener=True, hello=self._hello), self.breaches)
+            machine = RpcMachine(opener=True, hello=self._hello, packs=partial(self._packs, key[0]))
+            opening.link = self._links[key] = Link(stream, machine, self.breaches)
         except TransportError as error:
             opening.reason = str(error)
             return
@@ -262,7 +270,8 @@ class Calls:
         if self._nursery is None:
             await stream.reset()
             return
-        link = Link(stream, RpcMachine(opener=False, hello=self._hello), self.breaches, self._answer)
+        machine = RpcMachine(opener=False, hello=self._hello, packs=partial(self._packs, stream.peer))
+        link = Link(stream, machine, self.breaches, self._answer)
         links = self._inbound.setdefault(stream.peer, [])
         links.append(link)
         for surplus in links[:-MAX_INBOUND_LINKS]:
@@ -273,6 +282,11 @@ class Calls:
             links.remove(link)
             if not links and self._inbound.get(stream.peer) is links:
                 del self._inbound[stream.peer]
+
+    def _packs(self, peer: PeerId) -> bool:
+        """Whether compressing for `peer` pays: not on this box or in one room, where the line is faster than the work."""
+        path = self._transport.paths().get(peer)
+        return path is not None and (path.kind is PathKind.RELAYED or (path.rtt is not None and path.rtt >= PACKED_FROM_SECONDS))
 
     # Answering.
 

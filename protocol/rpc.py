@@ -39,10 +39,12 @@ from protocol.rpc_frames import (
     Fault,
     Hello,
     Item,
+    Packed,
     Request,
 )
+from protocol.rpc_packing import CAPABILITY, LEAST_BYTES, pack, unpack
 from protocol.rpc_queue import Lane, SendQueue
-from protocol.wire.codec import FrameReader, decoder, encode
+from protocol.wire.codec import FrameReader, Message, decoder, encode
 from protocol.wire.errors import Code, LocalError, RemoteError
 from protocol.wire.limits import MAX_CHUNK_BYTES, MAX_FRAME_BYTES
 
@@ -67,10 +69,12 @@ class RpcMachine:
     """One link. Every method is synchronous; what `take` returns must be written in order. Misuse by our side raises LocalError.
 
     `hello` is what our side offers: a bigger window (bytes per call and direction) fills long fat links and costs memory.
+    `packs` says whether the line is slow enough for compressing to pay; it is asked for big frames to who offers it alone.
     """
 
-    def __init__(self, *, opener: bool, hello: Hello = Hello()) -> None:  # noqa: B008 - frozen
+    def __init__(self, *, opener: bool, hello: Hello = Hello(), packs: Callable[[], bool] = bool) -> None:  # noqa: B008 - frozen
         self.opener = opener
+        self._packs = packs
         self.hello = hello
         self.peer_hello: Hello | None = None
         self.broken = False
@@ -139,7 +143,7 @@ class RpcMachine:
             new.priority,
             new.traceparent[:MAX_TRACEPARENT_CHARS],
         )
-        self._queue.push(call, encode(request), opens=True)
+        self._queue.push(call, self._encoded(request), opens=True)
         return call.id
 
     def send_item(self, call_id: int, body: bytes) -> bool:
@@ -151,7 +155,7 @@ class RpcMachine:
         if call is None or call.credit < cost:
             return False
         call.credit -= cost
-        self._queue.push(call, encode(Item(call_id, body)))
+        self._queue.push(call, self._encoded(Item(call_id, body)))
         return True
 
     def end(self, call_id: int, body: bytes = b"") -> None:
@@ -161,7 +165,7 @@ class RpcMachine:
         call = self._sending(call_id)
         if call is not None:
             call.sent_end = True
-            self._queue.push(call, encode(End(call_id, body)))
+            self._queue.push(call, self._encoded(End(call_id, body)))
             if not self.opener:
                 self._close(call)
 
@@ -238,10 +242,24 @@ class RpcMachine:
             effects += self._break(breach, error.message)
         return effects
 
+    def _encoded(self, frame: Message) -> bytes:
+        raw = encode(frame)
+        if len(raw) < LEAST_BYTES or self.peer_hello is None or CAPABILITY not in self.peer_hello.capabilities:
+            return raw
+        return (self._packs() and pack(raw)) or raw
+
+    def _unpacked(self, packed: Packed) -> tuple[Request | Item | End, int]:
+        inner = _parse(unpack(packed)) if CAPABILITY in self.hello.capabilities else packed
+        if not isinstance(inner, Request | Item | End):
+            raise _Violation(Breach.MALFORMED, "a packed frame that was not offered, or is no request, item or end")
+        return inner, packed.size
+
     def _on_frame(self, received: AnyFrame, size: int, now: float, effects: list[Effect]) -> None:
         if self.peer_hello is None or isinstance(received, Hello):
             self._on_hello(received, effects)
             return
+        if isinstance(received, Packed):
+            received, size = self._unpacked(received)
         if isinstance(received, Request):
             self._on_request(received, now, effects)
             return

@@ -1,4 +1,4 @@
-"""The seven frames of "/swarmd/rpc/1" and their bounds. Decides what may stand in a frame; the machine in rpc.py decides when.
+"""The eight frames of "/swarmd/rpc/1" and their bounds. Decides what may stand in a frame; the machine in rpc.py decides when.
 
 Each frame is a MessagePack array whose first element is its tag, behind a 4-byte length. Tags and fields are appended, never
 reused or moved.
@@ -40,6 +40,9 @@ MAX_TRACEPARENT_CHARS = 64
 
 MAX_FAULT_CHARS = 512
 MAX_CREDIT_BYTES = 1 << 31
+
+MAX_PACKED_RATIO = 32
+"""How many times its size a packed frame may unpack to: a byte on the line costs its reader no more than this."""
 
 CallId = Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]
 Method = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9._-]*\Z", max_length=MAX_METHOD_CHARS)]
@@ -108,4 +111,11 @@ class Credit(Message, frozen=True, tag=7):
     allowance: Annotated[int, msgspec.Meta(ge=1, le=MAX_CREDIT_BYTES)]
 
 
-AnyFrame = Hello | Request | Item | End | Fault | Cancel | Credit
+class Packed(Message, frozen=True, tag=8):
+    """A Request, Item or End whose encoding of `size` bytes is compressed (zlib, RFC 1950); only to who offers "deflate"."""
+
+    size: Annotated[int, msgspec.Meta(ge=1, le=MAX_FRAME_BYTES)]
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_FRAME_BYTES)]
+
+
+AnyFrame = Hello | Request | Item | End | Fault | Cancel | Credit | Packed

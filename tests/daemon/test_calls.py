@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from daemon.calls import CallOptions, Calls, Handler, InboundCall
+from daemon.calls import HELLO, CallOptions, Calls, Handler, InboundCall
 from daemon.transport.interface import Stream, TransportError
 from protocol.rpc_frames import MAX_BODY_BYTES, PROTOCOL, End, Hello, Item, Request
 from protocol.wire.codec import FrameReader, encode, frame
@@ -402,7 +402,7 @@ async def test_a_third_inbound_link_replaces_the_oldest(memory_mesh: MemoryMesh,
         streams.append(await client.open_stream(server.peer_id, PROTOCOL))
         await trio.testing.wait_all_tasks_blocked()
     for stream in streams[1:]:
-        assert FrameReader().feed(await stream.receive_some()) == [encode(Hello())]
+        assert FrameReader().feed(await stream.receive_some()) == [encode(HELLO)]
     with pytest.raises(TransportError, match="reset"):
         await streams[0].receive_some()
 

@@ -211,4 +211,4 @@ def test_any_bytes_lead_to_effects_or_a_close_and_nothing_else(opener: bool, gre
 
 
 def test_every_tag_is_known_and_distinct() -> None:
-    assert sorted(kind.__struct_config__.tag for kind in AnyFrame.__args__) == [1, 2, 3, 4, 5, 6, 7]
+    assert sorted(kind.__struct_config__.tag for kind in AnyFrame.__args__) == [1, 2, 3, 4, 5, 6, 7, 8]

@@ -11,7 +11,7 @@ import msgpack
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.rpc_frames import AnyFrame, Cancel, Credit, End, Fault, Hello, Item, Request
+from protocol.rpc_frames import AnyFrame, Cancel, Credit, End, Fault, Hello, Item, Packed, Request
 from protocol.wire.codec import Message, decode, encode, frame
 from protocol.wire.envelope import open_envelope, seal
 from protocol.wire.ids import peer_id_of, public_key_of, sha256
@@ -33,6 +33,7 @@ FRAMES: dict[str, Message] = {
     "fault without": Fault(70_000, "gone"),
     "cancel": Cancel(128),
     "credit": Credit(7, 131_072),
+    "packed": Packed(9000, b"\x78\x01"),
 }
 
 
