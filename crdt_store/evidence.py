@@ -126,6 +126,7 @@ class Ledger:
         self._cells: dict[Key, Cell] = {}
         self._logs: dict[PeerId, dict[int, list[Entry]]] = {}
         self._skills: dict[PeerId, dict[str, None]] = {}
+        self._mentions: dict[PeerId, dict[tuple[PeerId, int], list[int]]] = {}
         self._changes = 0
         self.frozen: dict[PeerId, int] = {}
         """Issuers that signed two histories, and the epoch from which nothing of theirs stands."""
@@ -151,11 +152,15 @@ class Ledger:
 
     def subjects(self) -> tuple[PeerId, ...]:
         """Every peer that something is known of, sorted."""
-        return tuple(sorted(self._skills))
+        return tuple(sorted(self._mentions))
 
     def skills(self, subject: PeerId) -> tuple[str, ...]:
         """Every skill that something is known of for a subject, sorted."""
         return tuple(sorted(self._skills.get(subject, ())))
+
+    def mentions(self, subject: PeerId) -> dict[tuple[PeerId, int], list[int]]:
+        """Where every claim about `subject` is: by issuer and epoch, their places in that log. Do not change it."""
+        return self._mentions.get(subject, {})
 
     def step_of(self, time_ms: int) -> int:
         """The step of time in which `time_ms` (unix milliseconds) lies."""
@@ -163,10 +168,19 @@ class Ledger:
 
     def _add(self, claim: Claim) -> None:
         trials = trials_of(claim)
+        issuer, subject = PeerId(claim.issuer), PeerId(claim.subject)
+        log_key = (issuer, claim.epoch)
+        mentions = self._mentions.get(subject)
+        if mentions is None:
+            mentions = self._mentions[subject] = {}
+        seqs = mentions.get(log_key)
+        if seqs is None:
+            mentions[log_key] = [claim.seq]
+        else:
+            seqs.append(claim.seq)
         if trials is None:
             return
         skill, right, wrong = trials
-        issuer, subject = PeerId(claim.issuer), PeerId(claim.subject)
         entry = (subject, skill, claim.time // self._step_ms, right, wrong)
         self._move(issuer, entry, 1)
         logs = self._logs.get(issuer)
@@ -181,6 +195,9 @@ class Ledger:
     def _drop(self, issuer: PeerId, epoch: int) -> None:
         for entry in self._logs.get(issuer, {}).pop(epoch, ()):
             self._move(issuer, entry, -1)
+        for subject in [subject for subject, mentions in self._mentions.items() if mentions.pop((issuer, epoch), None)]:
+            if not self._mentions[subject]:
+                del self._mentions[subject]
 
     def _move(self, issuer: PeerId, entry: Entry, sign: int) -> None:
         subject, skill, step, right, wrong = entry

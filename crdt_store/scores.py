@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import isqrt
 
 from crdt_store.evidence import MILLI, Ledger, family_of
-from crdt_store.replica import Outcome
+from crdt_store.replica import Forked, Outcome
 from crdt_store.testimony import DECAY_STEPS, Bench, Weighed, weigh
 from crdt_store.witnesses import Witnesses
 from protocol.wire.ids import PeerId
@@ -49,7 +49,8 @@ class Tally:
 @dataclass(frozen=True, slots=True)
 class Score:
     """`mean_milli` with its 90% interval, 0 to 1000: the share of trials that go right. `weight_milli`, 20 to 1000, is what the
-    peer has earned: the share of a full window of trials that it did right, where a trial that is missing counts as wrong.
+    peer has earned: the share of a full window of trials that it did right, where a trial that is missing counts as wrong. It is
+    0 for a peer that signed two histories, which needs a new key.
     """
 
     mean_milli: int
@@ -77,6 +78,8 @@ class Scores:
     def observe(self, outcome: Outcome) -> None:
         """Take what the replica did with a claim or a proof."""
         self.ledger.observe(outcome)
+        if isinstance(outcome, Forked):
+            self.witnesses.freeze(outcome.fork.issuer)
 
     def tally(self, subject: PeerId, skill: str, now_ms: int) -> Tally:
         """The weighed evidence of what `subject` did right and wrong in `skill`; what it did in other skills is not in it."""
@@ -94,7 +97,8 @@ class Scores:
         mean = right * MILLI // total
         spread = _Z90_MILLI * isqrt(mean * (MILLI - mean) * MILLI // (total + MILLI)) // MILLI
         weight = (tally.right_milli + kin_right) * MILLI // max(p.window * MILLI, seen)
-        return Score(mean, max(0, mean - spread), min(MILLI, mean + spread), max(p.newcomer_milli, weight))
+        weight = 0 if subject in self.ledger.frozen else max(p.newcomer_milli, weight)
+        return Score(mean, max(0, mean - spread), min(MILLI, mean + spread), weight)
 
     def weighed(self, subject: PeerId, skill: str, now_ms: int) -> Weighed | None:
         """The evidence behind a tally, witness by witness; None where there is none."""

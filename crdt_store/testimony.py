@@ -64,6 +64,8 @@ class Witnessed:
     cap: int
     right: int = 0
     wrong: int = 0
+    mass: int = 0
+    """The sum of both."""
     said_right: int = 0
     said_wrong: int = 0
     """Trials that it speaks of in the time looked at, beyond its cap too: who says more is held to it more exactly."""
@@ -71,10 +73,6 @@ class Witnessed:
     counts_wrong: int = 0
     verdict: str = ""
     taken: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def mass(self) -> int:
-        return self.right + self.wrong
 
 
 class Weighed(NamedTuple):
@@ -133,7 +131,10 @@ def _gather(cell: Cell, bench: Bench, now: int, full: int, without: Collection[P
             if one is None:
                 if issuer in without:
                     continue
-                one = found[issuer] = own if issuer == bench.me else _witness(issuer, bench, trusted, full)
+                one = own if issuer == bench.me else _witness(issuer, bench, trusted, full)
+                if one.weight == 0:
+                    continue
+                found[issuer] = one
             trials = sums[0] + sums[1]
             one.said_right += sums[0]
             one.said_wrong += sums[1]
@@ -165,6 +166,8 @@ def _reserve(cell: Cell, own: Witnessed, now: int, full: int) -> int:
 def _witness(issuer: PeerId, bench: Bench, trusted: int, full: int) -> Witnessed:
     """An issuer with its cap, in its own trials: its share of trust in the window."""
     weight = bench.weight(issuer)
+    if weight == 0:
+        return Witnessed(issuer, 0, 0)
     part = full * weight // trusted if weight > STRANGER_MILLI else 0
     return Witnessed(issuer, weight, max(part, full // LEAST_SHARE) * OWN_WORTH * MILLI // weight)
 
@@ -177,6 +180,7 @@ def _worth(one: Witnessed, mass: int) -> int:
 def _take(one: Witnessed, step: int, sums: Sequence[int], share: int) -> None:
     one.right += sums[0] * share
     one.wrong += sums[1] * share
+    one.mass = one.right + one.wrong
     one.taken[step] = one.taken.get(step, 0) + share
 
 
@@ -193,15 +197,16 @@ def _judge(said: Sequence[Witnessed]) -> set[PeerId]:
             continue
         mass = _worth(one, one.mass)
         gap, sigma = deviation((one.said_right * MILLI, one.said_wrong * MILLI), middle, MILLI)
-        share = one.said_right * MILLI // (one.said_right + one.said_wrong)
         if gap > 3 * sigma + TOLERANCE_MILLI:
             one.verdict = "contradicted"
             liars.add(one.issuer)
             continue
         if gap > sigma:
             one.verdict = "pulled"
-            share = mean + sigma if share > mean else mean - sigma
-        one.counts_right = mass * share // MILLI
+            above = one.said_right * MILLI > mean * (one.said_right + one.said_wrong)
+            one.counts_right = mass * (mean + sigma if above else mean - sigma) // MILLI
+        else:
+            one.counts_right = _worth(one, one.right)
         one.counts_wrong = mass - one.counts_right
     return liars
 

@@ -32,8 +32,12 @@ class Witnesses:
         """Changes whenever a weight does."""
 
     def weight(self, issuer: PeerId) -> int:
-        """50 to 1000, for an issuer other than ourselves. Call `settle` first."""
+        """50 to 1000, for an issuer other than ourselves; 0 for one that signed two histories. Call `settle` first."""
         return self._weights.get(issuer, STRANGER_MILLI)
+
+    def freeze(self, issuer: PeerId) -> None:
+        """Believe nothing of an issuer that the ledger has just frozen."""
+        self._weigh(issuer)
 
     def shared(self, issuer: PeerId) -> tuple[int, int]:
         """Trials that the issuer and we both know of, and the mean difference beyond chance in milli."""
@@ -81,8 +85,10 @@ class Witnesses:
         honest = max(0, _LIE_MILLI - error)
         weight = MILLI * trials * honest // ((trials + FAMILIAR_TRIALS) * _LIE_MILLI)
         weight = max(STRANGER_MILLI, weight // STRANGER_MILLI * STRANGER_MILLI)  # coarse, so that a claim seldom moves all scores
+        if issuer in self._ledger.frozen:
+            weight = 0
         before = self._weights.pop(issuer, STRANGER_MILLI)
-        if weight > STRANGER_MILLI:
+        if weight != STRANGER_MILLI:
             self._weights[issuer] = weight
         if weight != before:
             self.stamp += 1

@@ -9,13 +9,14 @@ import structlog
 import trio
 
 from crdt_store import sync, sync_messages
-from crdt_store.claims import Kind, SignedClaim
+from crdt_store.claims import Kind
 from crdt_store.own_log import OwnLogFrozen, Statement
 from crdt_store.scores import Score, Tally
 from crdt_store.store import ClaimStore, StorageError
 from daemon.admission import PeerSlots
 from daemon.attempt import Served
 from daemon.calls import Calls, InboundCall
+from daemon.reputation_view import everybody, one_peer
 from daemon.transport.interface import Transport, TransportError
 from protocol.wire.codec import decode, encode
 from protocol.wire.errors import Code, RemoteError
@@ -33,9 +34,6 @@ MAX_SERVED = 4
 
 _ANNOUNCE_SECONDS = 0.2
 """Claims of one round are announced together: gossip is for news, not for each line of it."""
-
-MAX_LISTED = 1000
-"""Claims in one listing for people; the newest ones."""
 
 
 class Reputation:
@@ -105,18 +103,17 @@ class Reputation:
         return self._store.scores.tally(peer, skill, self._unix_ms())
 
     def view(self, peer: str | None) -> dict[str, Any]:
-        """The JSON of GET /swarmd/v1/reputation: all claims, or those about one subject."""
-        replica = self._store.replica
-        claims = [entry for entry in replica.claims() if peer is None or entry.claim.subject == peer]
-        claims.sort(key=lambda entry: (entry.claim.time, entry.claim.issuer, entry.claim.epoch, entry.claim.seq))
-        return {
+        """The JSON of GET /swarmd/v1/reputation: all scores and the newest claims, or one peer's with its evidence."""
+        replica, scores = self._store.replica, self._store.scores
+        view = {
             "replica_hash": replica.digest().hex(),
             "claims": len(replica),
             "issuers": len(replica.issuers()),
             "forks": [{"issuer": fork.issuer, "epoch": fork.epoch} for fork in replica.forks()],
-            "claims_list": [_claim_view(entry) for entry in claims[-MAX_LISTED:]],
             "storage_error": self._store.storage_error,
         }
+        now = self._unix_ms()
+        return view | (everybody(replica, scores, now) if peer is None else one_peer(replica, scores, PeerId(peer), now))
 
     async def _serve_heads(self, call: InboundCall) -> bytes:
         request = decode(sync_messages.HeadsRequest, call.body, sync_messages.MAX_HEADS_BYTES)
@@ -213,20 +210,3 @@ def statement_of(served: Served) -> Statement:
     if served.ok:
         return Statement(served.peer, Kind.CALL_SERVED, value=round((served.first_token_s or 0.0) * 1000))
     return Statement(served.peer, Kind.CALL_FAILED)
-
-
-def _claim_view(entry: SignedClaim) -> dict[str, Any]:
-    claim = entry.claim
-    kind = Kind(claim.kind).name.lower() if claim.kind in Kind.__members__.values() else str(claim.kind)
-    return {
-        "issuer": claim.issuer,
-        "epoch": claim.epoch,
-        "seq": claim.seq,
-        "kind": kind,
-        "subject": claim.subject,
-        "skill": claim.skill,
-        "value": claim.value,
-        "evidence": claim.evidence.hex(),
-        "time": claim.time / 1000,
-        "hash": entry.hash.hex(),
-    }

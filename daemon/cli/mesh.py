@@ -1,11 +1,11 @@
-"""`swarmd peers` and `reputation`: who is there, and what they signed about each other."""
+"""`swarmd peers`: who is there, and how each is reached."""
 
 from pathlib import Path
 
 import click
 
 from daemon.cli.common import client_of, common_options, json_option
-from daemon.cli.show import ago, number, print_facts, print_json, print_table
+from daemon.cli.show import ago, number, print_json, print_table
 
 
 @click.command()
@@ -25,21 +25,3 @@ def peers(as_json: bool, **given: Path | None) -> None:
         rtt, heard = number(path.get("rtt_ms"), " ms", 1), ago(peer.get("last_heard_s"))
         table.append((peer.get("peer_id"), peer.get("state"), peer.get("model"), load, reached, rtt, heard))
     print_table(("PEER", "STATE", "MODEL", "BUSY", "REACHED", "RTT", "HEARD"), table)
-
-
-@click.command()
-@common_options
-@click.argument("peer", required=False)
-@json_option
-def reputation(peer: str | None, as_json: bool, **given: Path | None) -> None:
-    """Show the claims this peer holds, or those about PEER."""
-    reply = client_of(given).reputation(peer)
-    if as_json:
-        print_json(reply)
-        return
-    counts = [(name, reply.get(name)) for name in ("claims", "issuers")]
-    print_facts([*counts, ("forks", len(reply.get("forks") or [])), ("set", reply.get("replica_hash"))])
-    claims = reply.get("claims_list") or []
-    if claims:
-        columns = ("issuer", "seq", "kind", "subject", "skill", "value", "evidence")
-        print_table([name.upper() for name in columns], ([claim.get(name) for name in columns] for claim in claims))

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from daemon.cli.common import FAILED, client_of, common_options, json_option
+from daemon.cli.reputation import PEER_ID, show_evidence
 from daemon.cli.show import ago, cell, milli, number, print_facts, print_json, print_table
 
 UNRANKED = 1 << 30
@@ -37,7 +38,11 @@ def rounds(as_json: bool, **given: Path | None) -> None:
 @click.argument("named", metavar="ID")
 @json_option
 def why(named: str, as_json: bool, **given: Path | None) -> None:
-    """Explain the round or the routed question ID ("last": the newest): who was chosen, and why."""
+    """Explain the round or the routed question ID ("last": the newest): who was chosen, and why; or a peer's reputation."""
+    if PEER_ID.fullmatch(named):
+        evidence = client_of(given).reputation(named)
+        print_json(evidence) if as_json else show_evidence(evidence)
+        return
     reply = client_of(given).why(named)
     if as_json:
         print_json(reply)

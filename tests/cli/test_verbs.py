@@ -203,27 +203,64 @@ def test_verify_exits_1_where_the_replay_differs(ask_daemon: Call, server: Any) 
     assert "DIFFERENT: a ballot's signature is wrong" in result.out
 
 
-def test_reputation_of_one_peer(ask_daemon: Call, server: Any) -> None:
-    claim = {
-        "issuer": "i",
-        "epoch": 1,
-        "seq": 4,
-        "kind": "outcome",
-        "subject": PEER,
-        "skill": "sum",
-        "value": 1,
-        "evidence": "e",
-        "time": 1,
-        "hash": "h",
-    }
-    server.answers["GET", f"/swarmd/v1/reputation/{PEER}"] = {
-        "replica_hash": "ab",
-        "claims": 1,
-        "issuers": 1,
-        "forks": [],
-        "claims_list": [claim],
-    }
-    assert ask_daemon("reputation", PEER).out.splitlines()[-1].split() == ["i", "4", "outcome", PEER, "sum", "1", "e"]
+SCORE = {
+    "peer": PEER, "skill": "arithmetic", "mean_milli": 812, "low_milli": 701, "high_milli": 923, "weight_milli": 640,
+    "right_milli": 32_000, "wrong_milli": 6_500, "trials_milli": 38_500, "own_milli": 9_000, "witnesses": 4, "left_out": 1,
+}  # fmt: skip
+LINE = {
+    "issuer": "i" * 40, "epoch": 1, "seq": 4, "kind": "probe_passed", "subject": PEER, "skill": "arithmetic", "value": 3,
+    "evidence": "e", "time": 0.0, "hash": "h", "own": False, "counts_for": "arithmetic", "right": 3, "wrong": 0,
+    "weight_milli": 225, "adds_right_milli": 675, "adds_wrong_milli": 0, "note": "agreed with us on 80 shared trials",
+}  # fmt: skip
+ONE_PEER = {
+    "peer": PEER, "frozen_from": None, "witness": {"weight_milli": 900, "shared_trials": 80, "error_milli": 4},
+    "scores": [SCORE], "evidence": [LINE, LINE | {"own": True, "counts_for": "service", "kind": EVIL}], "claims_list": [LINE],
+    "claims": 1, "issuers": 1, "forks": [], "replica_hash": "ab",
+}  # fmt: skip
+
+
+def test_reputation_of_everybody(ask_daemon: Call, server: Any) -> None:
+    reply = {"replica_hash": "ab", "claims": 7, "issuers": 2, "forks": [{"issuer": "liar", "epoch": 3}], "scores": [SCORE]}
+    server.answers["GET", "/swarmd/v1/reputation"] = reply
+    lines = [line.split() for line in ask_daemon("reputation").out.splitlines()]
+    assert lines[-1] == [PEER, "arithmetic", "0.812", "0.701", "and", "0.923", "0.640", "38.5", "9.0", "4", "1"]
+    assert ["frozen:", "liar", "signed", "two", "histories;"] in [line[:5] for line in lines]
+
+
+@pytest.mark.parametrize("words", [("reputation", PEER), ("reputation", "show", PEER)])
+def test_reputation_of_one_peer(ask_daemon: Call, server: Any, words: tuple[str, ...]) -> None:
+    server.answers["GET", f"/swarmd/v1/reputation/{PEER}"] = ONE_PEER
+    out = ask_daemon(*words).out
+    assert "believed 0.900 of 1 on 80 shared trials" in out
+    assert out.splitlines()[-1].split() == ["arithmetic", "0.812", "0.701", "and", "0.923", "0.640", "38.5", "9.0", "4", "1"]
+
+
+@pytest.mark.parametrize("words", [("why", PEER), ("reputation", "why", PEER)])
+def test_why_a_peer_has_its_reputation(ask_daemon: Call, server: Any, words: tuple[str, ...]) -> None:
+    server.answers["GET", f"/swarmd/v1/reputation/{PEER}"] = ONE_PEER | {"frozen_from": 5}
+    out = ask_daemon(*words).out
+    assert "FROZEN" in out
+    assert "\x1b" not in out
+    line = next(line for line in out.splitlines() if "agreed with us" in line)
+    for part in ("i" * 40, "probe_passed x3", "0.225", "+0.7 right", "agreed with us on 80 shared trials"):
+        assert part in line
+    assert "+0.0 wrong" not in out
+    assert "this peer" in out
+
+
+def test_one_skill_of_a_peer(ask_daemon: Call, server: Any) -> None:
+    server.answers["GET", f"/swarmd/v1/reputation/{PEER}"] = ONE_PEER
+    shown = json.loads(ask_daemon("reputation", "why", PEER, "--skill", "arithmetic", "--json").out)
+    assert (len(shown["evidence"]), len(shown["scores"])) == (1, 1)
+    refused = ask_daemon("reputation", "show", PEER, "--skill", "logic")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err == "swarmd: nothing is known of this peer's logic; what is known: arithmetic\n"
+
+
+def test_the_claims_of_one_peer(ask_daemon: Call, server: Any) -> None:
+    server.answers["GET", f"/swarmd/v1/reputation/{PEER}"] = ONE_PEER
+    last = ask_daemon("reputation", "claims", PEER).out.splitlines()[-1].split()
+    assert last == ["i" * 40, "4", "probe_passed", PEER, "arithmetic", "3", "e"]
 
 
 RESULT = {
