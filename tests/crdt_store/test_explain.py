@@ -56,7 +56,7 @@ def test_what_the_lines_add_is_the_tally(mesh):
 
 def test_each_line_says_who_how_far_believed_and_why(mesh):
     people, _, _, say, told = mesh
-    say("erin", "dave", Kind.PROBE_PASSED, 9)
+    say("erin", "dave", Kind.PROBE_PASSED, 9, "logic")
     say("bob", "dave", Kind.PROBE_PASSED, 5, time=NOW + 100 * HOUR)
     say("bob", "dave", Kind.ROUND_WON, 900, "")
     say("dave", "dave", Kind.PROBE_PASSED, 1000)
