@@ -14,6 +14,7 @@ from daemon.serving import Serving, completion_of
 from protocol.delta import Delta, TokenLogprob, read_delta
 from protocol.inference import CONTINUE_METHOD, METHOD, Begun, Completion, Continuation, read_completion
 from protocol.job import Job, Usage
+from protocol.skills import skill_of
 from protocol.wire.codec import encode
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import PeerId
@@ -26,13 +27,14 @@ FAULTS = frozenset({Code.GONE, Code.DEADLINE, Code.ENGINE_FAILED, Code.INTERNAL,
 class Served:
     """What one attempt showed: the peer, whether it served, and seconds to its first token (None: none came).
 
-    `accepted`: the call was on a link to the peer, so that a failure is not just our own network's.
+    `accepted`: the call was on a link to the peer, so that a failure is not just our own network's. `skill`: its topic.
     """
 
     peer: PeerId
     ok: bool
     first_token_s: float | None
     accepted: bool = True
+    skill: str = ""
 
 
 @dataclass(slots=True)
@@ -85,10 +87,10 @@ class PeerAttempt:
         """What it says of the peer; None where it says nothing."""
         peer = self.choice.candidate.peer
         if self.completion is not None:
-            return Served(peer, True, self.first_token_s if self._begun is None else None)
+            return Served(peer, True, self.first_token_s if self._begun is None else None, skill=skill_of(self.job))
         if self.error is None or self.error.code not in FAULTS:
             return None
-        return Served(peer, False, self.first_token_s, self._accepted)
+        return Served(peer, False, self.first_token_s, self._accepted, skill_of(self.job))
 
     async def run(self) -> None:
         """Try; raises nothing of the peer's."""

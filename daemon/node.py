@@ -35,7 +35,7 @@ from daemon.logs import set_up_logs
 from daemon.membership import Membership
 from daemon.metrics import Metrics
 from daemon.paths import prepare_runtime_dir
-from daemon.reputation import Reputation, statement_of
+from daemon.reputation import Reputation
 from daemon.round_archive import RoundArchive
 from daemon.rounds import Rounds
 from daemon.serving import Serving
@@ -95,7 +95,7 @@ class Node:
         self._calls.serve(embedding.METHOD, self._serving.handle_embed)
         self._calls.serve(likelihood.METHOD, self._serving.handle_likelihood)
         self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
-        self._call_notes = CallNotebook(self._write_calls)
+        self._call_notes = CallNotebook(self._reputation.record)
         self._bootstrap = Bootstrap(self._transport, config.join, config.data_dir / "peers.json", rng, _unix_ms)
         self._membership = Membership(
             identity.key, identity.epoch, self._transport, self._calls, self._serving, self._bootstrap, _unix_ms, rng
@@ -197,9 +197,6 @@ class Node:
             self._membership.call_failed(served.peer)
         if served.accepted:
             self._call_notes.note(served)
-
-    def _write_calls(self, calls: Sequence[Served]) -> None:
-        self._reputation.record([statement_of(served) for served in calls])
 
     async def _watch_signals(
         self,

@@ -9,12 +9,10 @@ import structlog
 import trio
 
 from crdt_store import sync, sync_messages
-from crdt_store.claims import Kind
 from crdt_store.own_log import OwnLogFrozen, Statement
 from crdt_store.scores import Score, Tally
 from crdt_store.store import ClaimStore, StorageError
 from daemon.admission import PeerSlots
-from daemon.attempt import Served
 from daemon.calls import Calls, InboundCall
 from daemon.reputation_view import everybody, one_peer
 from daemon.transport.interface import Transport, TransportError
@@ -203,10 +201,3 @@ class Reputation:
                 await self._transport.publish(sync_messages.TOPIC, encode(announcement))
             except TransportError as error:
                 log.debug("news of claims was not sent", reason=str(error))
-
-
-def statement_of(served: Served) -> Statement:
-    """What a call that a peer accepted lets us say of it."""
-    if served.ok:
-        return Statement(served.peer, Kind.CALL_SERVED, value=round((served.first_token_s or 0.0) * 1000))
-    return Statement(served.peer, Kind.CALL_FAILED)

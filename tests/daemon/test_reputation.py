@@ -9,12 +9,11 @@ from crdt_store.heads import IssuerHeads, LogHead
 from crdt_store.own_log import Statement
 from crdt_store.sync import MAX_FAULTS
 from crdt_store.sync_messages import HEADS_METHOD, RANGE_METHOD, TOPIC, Announcement, HeadsRequest, Range, RangeRequest
-from daemon.attempt import Served
 from daemon.calls import InboundCall
-from daemon.reputation import MAX_SERVED, statement_of
+from daemon.reputation import MAX_SERVED
 from protocol.wire.codec import encode
 from protocol.wire.errors import Code
-from protocol.wire.ids import Hash, PeerId
+from protocol.wire.ids import Hash
 from tests.daemon.conftest import Peer, Swarm, failure, until
 
 Clock = trio.testing.MockClock
@@ -181,9 +180,3 @@ async def test_a_full_disk_costs_the_claim_and_not_the_daemon(swarm: Swarm, auto
     alice.store._storage.append_own = original  # type: ignore[method-assign]
     say(alice, bob)
     await until(lambda: len(bob.store.replica) == 1)
-
-
-def test_what_a_call_lets_us_say() -> None:
-    served = statement_of(Served(PeerId("p"), True, 0.0125))
-    assert (served.kind, served.value) == (Kind.CALL_SERVED, 12)
-    assert statement_of(Served(PeerId("p"), False, 3.0)) == Statement(PeerId("p"), Kind.CALL_FAILED)
