@@ -6,13 +6,16 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check wheel models test-vllm interop bench lock clean
+.PHONY: help demo demo-failover test check wheel models test-vllm interop bench lock clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/.installed ## start a mesh of seven daemons here and ask it a question
 	$(BIN)/swarmd demo $(ARGS)
+
+demo-failover: $(VENV)/.installed-dev ## kill, freeze and cut off the daemon that streams an answer, and compare the whole text
+	$(BIN)/python -m bench.failover --end kill --end freeze --end cut --check $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the default suite
 	$(BIN)/pytest $(ARGS)

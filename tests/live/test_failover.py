@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import ModelShape, write_gguf
+from bench.random_model import ModelShape, write_gguf
 from tests.live.conftest import Daemon, Starter, alive, until
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
