@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover test check wheel models test-vllm interop bench lock clean
+.PHONY: help demo demo-failover test check wheel models test-vllm interop bench lock clean natlab natlab-quick
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -51,6 +51,12 @@ $(VENV)-interop/.installed:
 tests/interop/node_modules/.package-lock.json: tests/interop/package.json tests/interop/package-lock.json
 	cd tests/interop && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
+
+natlab: $(VENV)/.installed-dev ## run real daemons behind 36 pairs of NATs in network namespaces (needs root, iproute2 and nftables)
+	$(BIN)/python -m tests.natlab --skip $(ARGS)
+
+natlab-quick: $(VENV)/.installed-dev ## the same with twelve of the pairs
+	$(BIN)/python -m tests.natlab --skip --quick $(ARGS)
 
 bench: $(VENV)/.installed-dev ## measure calls and streams against Lattica, in one run
 	$(BIN)/python -m bench.rpc $(ARGS)

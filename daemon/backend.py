@@ -232,6 +232,7 @@ def _path_row(path: Path | None) -> dict[str, Any] | None:
         "address": path.address,
         "rtt_ms": None if path.rtt is None else round(path.rtt * 1000, 2),
         "age_s": round(trio.current_time() - path.since, 1),
+        "relayed_ms": None if path.relayed_for is None else round(path.relayed_for * 1000, 1),
     }
 
 

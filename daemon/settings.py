@@ -32,7 +32,15 @@ def transport_options(config: Config) -> TransportOptions:
         listen=config.listen,
         max_connections=config.limits.connections,
         serve_relay=config.relay.serve,
+        relay_reservations=config.relay.reservations,
+        relay_circuits=config.relay.circuits,
+        relay_peer_circuits=config.relay.peer_circuits,
+        relay_circuit_bytes=config.relay.circuit_mib << 20,
+        relay_rate=config.relay.kib_per_second << 10,
         relays=config.join if config.relay.use else (),
+        punch=config.nat.punch,
+        udp=config.nat.udp,
+        birthday=config.nat.birthday,
     )
 
 

@@ -140,6 +140,20 @@ def dial_order(addresses: Iterable[str], ours: Sequence[str]) -> tuple[str, ...]
     return tuple(address for _, address in ranked)
 
 
+def punch_targets(theirs: Iterable[tuple[str, int]], seen: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """Which of a peer's announced (IP, port) pairs may be knocked at; `seen` are our own IPs as others see them.
+
+    Private ones only where the peer may be in our network: it is seen at an IP of ours, or we do not know how we are seen. Else a
+    peer could make us knock at boxes of our household. Loopback never.
+    """
+    listed = list(dict.fromkeys(theirs))[:MAX_ADDRESSES]
+    reaches = {pair: reach_of(f"/ip{6 if ':' in pair[0] else 4}/{pair[0]}/udp/{pair[1]}") for pair in listed}
+    ours = set(seen)
+    neighbour = not ours or any(host in ours for host, _ in listed)
+    public = [pair for pair in listed if reaches[pair] is Reach.PUBLIC]
+    return (*public, *(pair for pair in listed if reaches[pair] is Reach.PRIVATE and neighbour))
+
+
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 

@@ -66,6 +66,27 @@ class RelayConfig(Section, frozen=True):
     """Relay for others while we are reachable; costs bandwidth, helps the mesh."""
     use: bool = True
     """Be reached through relays while nothing better works; off leaves a box behind NAT unreachable."""
+    reservations: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Peers that may be reached through us at once."""
+    circuits: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Connections that we carry for others at once."""
+    peer_circuits: Annotated[int, Meta(ge=1, le=4096)] = 16
+    """Connections that we carry for one peer at once; more let a single busy peer take all of them."""
+    circuit_mib: Annotated[int, Meta(ge=0, le=1 << 20)] = 4096
+    """MiB that one of them may carry before it is closed; 0 for no limit."""
+    kib_per_second: Annotated[int, Meta(ge=0, le=1 << 24)] = 2048
+    """KiB/s for all of them together, shared alike by those in use; 0 for no limit. 2048 is 17 Mbit/s."""
+
+
+class NatConfig(Section, frozen=True):
+    """How hard this peer tries to be reached without a relay."""
+
+    punch: bool = True
+    """Turn relayed connections into direct ones by hole punching; off keeps all of them on relays."""
+    udp: bool = True
+    """Open UDP on the number of each listening port; off leaves the pairs of NATs that only UDP passes on relays."""
+    birthday: bool = True
+    """Send up to 1,024 small packets to find a peer behind a symmetric NAT; off spares touchy networks and loses those peers."""
 
 
 class RoundConfig(Section, frozen=True):
@@ -158,6 +179,7 @@ class Config(Section, frozen=True):
     api: ApiConfig = ApiConfig()
     engine: EngineConfig = EngineConfig()
     relay: RelayConfig = RelayConfig()
+    nat: NatConfig = NatConfig()
     round: RoundConfig = RoundConfig()
     limits: LimitsConfig = LimitsConfig()
     patience: PatienceConfig = PatienceConfig()

@@ -1,9 +1,11 @@
 """Which multiaddrs to listen on and which to give to others. Reads the interfaces; opens nothing for longer than a check."""
 
+import contextlib
 import errno
 import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import ProtocolLookupError
@@ -77,6 +79,15 @@ def _interface_addresses(version: int) -> list[str]:
     usable = [ip for ip in found if not ip.is_link_local and not ip.is_unspecified and not ip.is_multicast]
     beyond = [str(ip) for ip in usable if not ip.is_loopback]
     return beyond or ["127.0.0.1" if version == 4 else "::1"]
+
+
+def bound_addresses(swarm: Any) -> list[Multiaddr]:
+    """What the listeners of `swarm` are bound to; a listener that is being closed is bound to nothing."""
+    found: list[Multiaddr] = []
+    for listener in swarm.listeners.values():
+        with contextlib.suppress(OSError):
+            found += listener.get_addrs()
+    return found
 
 
 def remote_end(stream: object) -> tuple[str, int] | None:

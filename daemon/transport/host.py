@@ -14,7 +14,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
-from daemon.transport.addresses import check_listen_address, dialable, expand, with_peer
+from daemon.transport.addresses import bound_addresses, check_listen_address, dialable, expand, with_peer
 from daemon.transport.gossip import Gossip
 from daemon.transport.hardening import build_host, quiet_library_logs
 from daemon.transport.interface import (
@@ -64,9 +64,21 @@ class Libp2pTransport:
         self._gossip = Gossip(self._host)
         rng = rng or SystemRandom()
         self._kademlia = Kademlia(self._host, validator or _refuse_record, chooser or _first_record, self.addresses, rng)
-        relaying = RelayOptions(serve=self._options.serve_relay, punch=self._options.punch)
+        relaying = RelayOptions(
+            serve=self._options.serve_relay,
+            max_reservations=self._options.relay_reservations,
+            max_circuits=self._options.relay_circuits,
+            max_circuits_per_peer=self._options.relay_peer_circuits,
+            max_circuit_bytes=self._options.relay_circuit_bytes,
+            rate=self._options.relay_rate,
+            punch=self._options.punch,
+            udp=self._options.udp,
+            birthday=self._options.birthday,
+        )
         self._relay = RelayService(self._host, self._options.relays, rng, relaying)
         self._host.slots.limit_of = self._stream_limit
+        self._relayed_since: dict[ID, float] = {}
+        self._relayed_for: dict[ID, float] = {}
 
     # ---- life
 
@@ -82,6 +94,7 @@ class Libp2pTransport:
                 await nursery.start(service)
             refused = [address for address in listen if not await self._swarm.listen(address)]
             if not refused:
+                await self._relay.open_udp()
                 task_status.started()
                 await trio.sleep_forever()
             nursery.cancel_scope.cancel()
@@ -111,8 +124,7 @@ class Libp2pTransport:
         relay: RelayService | None = getattr(self, "_relay", None)
         if relay is None:
             return announced
-        bound = [address for listener in self._swarm.listeners.values() for address in listener.get_addrs()]
-        return list(dict.fromkeys([*announced, *expand(bound), *map(Multiaddr, relay.addresses())]))
+        return list(dict.fromkeys([*announced, *expand(bound_addresses(self._swarm)), *map(Multiaddr, relay.addresses())]))
 
     def service_counters(self) -> Mapping[str, Mapping[str, int]]:
         """Totals since start of gossip, the DHT and relaying, by service; those of connections and streams are in `counters`."""
@@ -133,7 +145,7 @@ class Libp2pTransport:
         for peer, connections in self._swarm.connections.items():
             live = [conn for conn in connections if not conn.is_closed]
             if live:
-                best[PeerId(str(peer))] = _path(max(live, key=self._swarm.preference))
+                best[PeerId(str(peer))] = _path(max(live, key=self._swarm.preference), self._relayed_for.get(peer))
         return best
 
     def inbound_streams(self) -> Mapping[PeerId, int]:
@@ -147,6 +159,14 @@ class Libp2pTransport:
     def _watch(self, conn: INetConn, opened: bool) -> None:
         peer = conn.muxed_conn.peer_id
         remaining = len(self._swarm.connections.get(peer, ()))
+        if opened and conn.get_connection_type() == ConnectionType.RELAYED:
+            if remaining == 1:
+                self._relayed_since[peer] = trio.current_time()
+        elif opened and peer in self._relayed_since:
+            self._relayed_for[peer] = trio.current_time() - self._relayed_since.pop(peer)
+        elif not remaining:
+            self._relayed_since.pop(peer, None)
+            self._relayed_for.pop(peer, None)
         if remaining == (1 if opened else 0):
             for listener in self._listeners:
                 listener(PeerId(str(peer)), opened)
@@ -163,7 +183,10 @@ class Libp2pTransport:
             self._host.peerstore.add_addrs(target, given, ADDRESS_TTL)
         try:
             with trio.fail_after(self._options.connect_timeout + 1):
-                await self._swarm.dial(target, given)
+                if given and target in self._relay.keeping.configured:
+                    await self._relay.keeping.connect_from_listening_port(target, given[0])
+                else:
+                    await self._swarm.dial(target, given)
         except trio.TooSlowError:
             raise TransportError(f"{short(peer)} could not be reached in {self._options.connect_timeout:g} s") from None
         except SwarmException as error:
@@ -249,7 +272,7 @@ def _library_id(peer: PeerId) -> ID:
     return ID.from_base58(peer)
 
 
-def _path(conn: INetConn) -> Path:
+def _path(conn: INetConn, relayed_for: float | None) -> Path:
     muxed = conn.muxed_conn
     own = muxed if isinstance(muxed, MuxedConnection) else None
     addresses = conn.get_transport_addresses()
@@ -257,9 +280,10 @@ def _path(conn: INetConn) -> Path:
     kind = own.path_kind if own is not None and own.path_kind is not None else PathKind.RELAYED if relayed else PathKind.DIRECT
     return Path(
         kind=kind,
-        transport="tcp",
+        transport="quic" if addresses and "/udp/" in str(addresses[0]) else "tcp",
         address=str(addresses[0]) if addresses else "",
         rtt=own.rtt if own is not None else None,
         since=own.since if own is not None else 0.0,
         inbound=not muxed.is_initiator,
+        relayed_for=None if relayed else relayed_for,
     )

@@ -21,7 +21,8 @@ class PathKind(StrEnum):
 class Path:
     """A live connection to a peer.
 
-    `transport` is such as "tcp", `address` the remote multiaddr, `rtt` in seconds (None: unknown), `since` on the trio clock.
+    `transport` is "tcp" or "quic", `address` the remote multiaddr, `rtt` in seconds (None: unknown), `since` on the trio clock.
+    `relayed_for`: seconds from the first relayed connection to the direct one, None where it was not relayed at first.
     """
 
     kind: PathKind
@@ -30,6 +31,7 @@ class Path:
     rtt: float | None
     since: float
     inbound: bool
+    relayed_for: float | None = None
 
 
 class TransportError(Exception):

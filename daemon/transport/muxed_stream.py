@@ -22,6 +22,8 @@ class MuxedStream(IMuxedStream):
         self.muxed_conn: IMuxedConn = connection
         self.stream_id = stream_id
         self.is_initiator = not inbound
+        self.owned = False
+        """Whether the daemon itself uses it, and so the connection must not be closed under it."""
         self._connection = connection
         self._buffer: deque[bytes | bytearray] = deque()
         self._readable = trio.Event()

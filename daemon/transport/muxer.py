@@ -139,6 +139,11 @@ class MuxedConnection(IMuxedConn):
         return self.event_closed.is_set()
 
     @property
+    def in_use(self) -> bool:
+        """Whether streams of the daemon's own protocols are open on it: calls, not the library's services."""
+        return any(stream.owned for stream in self._streams.values())
+
+    @property
     def is_suspect(self) -> bool:
         """A ping has been out for a second and nothing came back: new streams should take another path."""
         ping = self._ping

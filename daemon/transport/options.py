@@ -20,10 +20,20 @@ class TransportOptions:
     relays: tuple[str, ...] = ()
     """Relays to keep a reservation at, each ending in /p2p/<relay>."""
     serve_relay: bool = False
+    relay_reservations: int = 64
+    relay_circuits: int = 64
+    relay_peer_circuits: int = 16
+    relay_circuit_bytes: int = 4 << 30
+    relay_rate: int = 0
+    """Bytes a second for all circuits that we carry; 0 for no limit."""
     punch: bool = True
+    udp: bool = True
+    """Open UDP on the number of each listening port, to pass NATs that TCP cannot."""
+    birthday: bool = True
+    """Send up to 1,024 probes to find a peer behind a symmetric NAT."""
     max_connections: int = 128
     reserved_outbound: int = 16
-    max_connections_per_peer: int = 3
+    max_connections_per_peer: int = 4
     max_connections_per_ip: int = 8
     loopback_exempt: bool = True
     max_pending_handshakes: int = 16

@@ -44,6 +44,8 @@ class RelayOptions:
     max_circuits_per_peer: int = 16
     max_circuit_bytes: int = 4 << 30
     max_circuit_duration: float = 24 * 3600.0
+    rate: int = 0
+    """Bytes a second for all circuits together, shared alike by those in use; 0 means no limit."""
     reservation_lifetime: float = 3600.0
     message_timeout: float = 10.0
     retry_min: float = 1.0
@@ -52,11 +54,27 @@ class RelayOptions:
     punch_attempts: int = 3
     punch_timeout: float = 5.0
     relayed_grace: float = 60.0
+    relays: int = 2
+    """Reservations to hold: one may die at any time."""
+    max_known_relays: int = 32
+    udp: bool = True
+    birthday: bool = True
+    """Whether up to 1,024 probes may look for the port of a peer behind a symmetric NAT."""
+
+
+_BURST_BYTES = 256 << 10
+_RATE_SECONDS = 1.0
+"""A circuit that carried something in the last second counts as in use."""
 
 
 @dataclass(slots=True)
 class _Budget:
+    """What one circuit may still carry, and when it may carry the next of it."""
+
     left: int | None
+    level: float = float(_BURST_BYTES)
+    since: float = 0.0
+    used: float = float("-inf")
 
 
 class Hop:
@@ -67,6 +85,8 @@ class Hop:
         self._options = options
         self._reserved: dict[ID, float] = {}
         self._circuits: Counter[ID] = Counter()
+        self._joined: Counter[tuple[ID, ID]] = Counter()
+        self._budgets: list[_Budget] = []
         self.counters: Counter[str] = Counter()
 
     @property
@@ -79,6 +99,10 @@ class Hop:
     def circuits(self) -> int:
         """Circuits open now."""
         return self._circuits.total() // 2
+
+    def joins(self, one: ID, other: ID) -> bool:
+        """Whether a circuit between the two is open."""
+        return self._joined[one, other] + self._joined[other, one] > 0
 
     async def handle(self, stream: Any) -> None:
         """Serve one HOP stream: one request, and for CONNECT the circuit that follows."""
@@ -122,6 +146,7 @@ class Hop:
             return
         self._circuits[source] += 1
         self._circuits[target] += 1
+        self._joined[source, target] += 1
         onward = None
         try:
             with trio.move_on_after(self._options.message_timeout):
@@ -134,6 +159,9 @@ class Hop:
             with trio.move_on_after(self._options.max_circuit_duration):
                 await self._join(stream, onward)
         finally:
+            self._joined[source, target] -= 1
+            if not self._joined[source, target]:
+                del self._joined[source, target]
             for peer in (source, target):
                 self._circuits[peer] -= 1
                 if not self._circuits[peer]:
@@ -175,7 +203,14 @@ class Hop:
 
     async def _join(self, one: Any, other: Any) -> None:
         """Copy both ways until both have ended, or 5 s after one has, or until the data is used up or one fails."""
-        budget = _Budget(self._options.max_circuit_bytes or None)
+        budget = _Budget(self._options.max_circuit_bytes or None, since=trio.current_time())
+        self._budgets.append(budget)
+        try:
+            await self._copy_both(one, other, budget)
+        finally:
+            self._budgets.remove(budget)
+
+    async def _copy_both(self, one: Any, other: Any, budget: _Budget) -> None:
         async with trio.open_nursery() as nursery:
 
             async def copy(source: Any, sink: Any) -> None:
@@ -204,7 +239,24 @@ class Hop:
                     self.counters["data_limit"] += 1
                     raise ConnectionError("the circuit's data is used up")
             self.counters["bytes"] += len(chunk)
+            await self._pace(budget, len(chunk))
             await sink.write(chunk)
+
+    async def _pace(self, budget: _Budget, size: int) -> None:
+        """Wait until the circuit's share of the rate covers `size` more bytes."""
+        if not self._options.rate:
+            return
+        while True:
+            now = trio.current_time()
+            in_use = sum(now - one.used < _RATE_SECONDS for one in self._budgets if one is not budget) + 1
+            share = self._options.rate / in_use
+            budget.used = now
+            budget.level = min(float(_BURST_BYTES), budget.level + (now - budget.since) * share)
+            budget.since = now
+            if budget.level >= 0:
+                budget.level -= size
+                return
+            await trio.sleep(min(_RATE_SECONDS / 2, -budget.level / share + 0.001))
 
     async def _answer(self, stream: Any, status: int) -> None:
         await send(stream, pb.HopMessage(type=pb.HopMessage.STATUS, status=status))  # type: ignore[arg-type]

@@ -1,18 +1,16 @@
-"""From a relayed to a direct connection: DCUtR sessions and TCP simultaneous open from the listening port.
+"""From a relayed to a direct connection: sessions over the relayed one, then TCP and UDP punches from the mesh port.
 
-Decides when to try and which role to take; the relayed connection keeps serving meanwhile, and for a grace period after.
+Decides when to try and which role to take; the relayed connection keeps serving meanwhile, and until nothing runs on it.
 """
 
-import ipaddress
 import logging
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 import trio
 from libp2p.abc import INetConn
 from libp2p.connection_types import ConnectionType
 from libp2p.custom_types import TProtocol
-from libp2p.io.abc import ReadWriteCloser
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
@@ -20,32 +18,55 @@ from multiaddr import Multiaddr
 
 from daemon.transport.gossip_guard import Budgets
 from daemon.transport.interface import PathKind, TransportError
-from daemon.transport.relay_hop import RelayOptions, direct_addresses, quietly_reset, receive, send
-from nat.addresses import Reach, dial_order, parse, reach_of, without_peer
+from daemon.transport.muxer import MuxedConnection
+from daemon.transport.observations import Observations
+from daemon.transport.relay_hop import RelayOptions, quietly_reset, receive, send
+from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream
+from daemon.transport.tcp_punch import connect, upgrade_as_client, upgrade_as_starter
+from daemon.transport.udp_paths import UdpPaths
+from nat.addresses import Reach, dial_order, parse, reach_of
+from nat.observed import Mapping
+from nat.punch_messages import MAX_MESSAGE_BYTES, PROTOCOL, Go, Hello, mapping_of
+from protocol.wire.codec import FrameReader, Message, decode, encode, frame
+from protocol.wire.errors import RemoteError
+from protocol.wire.ids import PeerId
 
 DCUTR = TProtocol("/libp2p/dcutr")
-GREETING = b"\x13/multistream/1.0.0\n"
 MAX_ADDRESSES = 8
 _MAX_SESSIONS = 16
 _IDENTIFY_SECONDS = 0.5
 _UNILATERAL_SECONDS = 3.0
-_PATIENCE_SECONDS = 0.3
+_PATIENCE_SECONDS = 0.15
+_UDP_HEAD_START = 0.4
+"""Seconds for which TCP is tried alone where it should do: it carries fifteen times what QUIC does here (research)."""
+
+_HARD = (Mapping.SYMMETRIC, Mapping.PREDICTABLE)
 
 log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+
+Witnesses = Callable[[ID, str], Awaitable[bool]]
+"""(peer, IP address): whether the relay between us sees the peer come from there."""
 
 
 class Puncher:
     """Upgrades relayed connections. The side that accepted the relayed connection starts (DCUtR), so roles never race."""
 
-    def __init__(self, host: Any, options: RelayOptions) -> None:
+    def __init__(self, host: Any, options: RelayOptions, observations: Observations, udp: UdpPaths, witness: Witnesses) -> None:
         self._host = host
         self._swarm = host.swarm
         self._options = options
+        self._observations = observations
+        self._udp = udp
+        self._witness = witness
         self._under_way: set[ID] = set()
         self._punching: dict[ID, float] = {}
         self._sessions = Budgets(rate=0.1, burst=4)
         self._changed = trio.Event()
         self._swarm.watchers.append(self._watch)
+        self.nursery: trio.Nursery | None = None
+        """Where connections that a punch made go on, whatever becomes of the punch."""
         self.succeeded = 0
         self.failed = 0
 
@@ -66,11 +87,105 @@ class Puncher:
         else:
             self.failed += 1
 
+    async def _upgrade(self, peer: ID) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until_direct, peer, nursery.cancel_scope)
+            nursery.start_soon(self._dial_known, peer)
+            for attempt in range(self._options.punch_attempts):
+                relayed = self._relayed(peer)
+                if relayed is None:
+                    break
+                try:
+                    await self._session(peer, relayed)
+                except UnsupportedError:
+                    await self._dcutr_session(peer)
+                except (TransportError, RemoteError, trio.TooSlowError) as error:
+                    log.debug("a punch session with %s failed: %r", peer, error)
+                await trio.sleep(2.0**attempt)
+            nursery.cancel_scope.cancel()
+
+    def _may_start(self, peer: ID) -> bool:
+        # Each session makes us dial up to 8 addresses that a stranger names.
+        now = trio.current_time()
+        return len(self._under_way) < _MAX_SESSIONS and self._sessions.take(peer, now) and self._sessions.take("all", now, 0.1)
+
+    async def _dial_known(self, peer: ID) -> None:
+        """A plain dial meanwhile: a peer with an open port needs no punch."""
+        with trio.move_on_after(_IDENTIFY_SECONDS):
+            while peer not in self._host._identified_peers:  # noqa: ASYNC110 - the library signals nothing when it is done
+                await trio.sleep(0.02)
+        try:
+            known = [str(address) for address in self._host.get_peerstore().addrs(peer)]
+        except PeerStoreError:
+            return
+        with trio.move_on_after(_UNILATERAL_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for address in self._dialable(known):
+                    # From a port of its own: the punch needs the way from the listening port for itself.
+                    nursery.start_soon(self._contained, self._dial_plainly, peer, address)
+
+    async def _dial_plainly(self, peer: ID, address: Multiaddr) -> None:
+        conn = await self._swarm._dial_addr_single_attempt(address, peer)
+        conn.muxed_conn.path_kind = PathKind.DIRECT
+
+    # ---- sessions between two of us
+
+    async def _session(self, peer: ID, relayed: MuxedConnection) -> None:
+        """Start a session: both Hellos in one round trip, then Go, and punch when it arrives."""
+        ours = self._hello()
+        sent = trio.current_time()
+        with trio.fail_after(2 * self._options.punch_timeout):
+            stream = await open_stream(PeerId(peer.to_base58()), relayed, PROTOCOL, early=frame(encode(ours)))
+            try:
+                theirs = await _next(stream, Hello, FrameReader(MAX_MESSAGE_BYTES))
+                half = min((trio.current_time() - sent) / 2, 2.0)
+                await stream.send_all(frame(encode(Go())))
+                await stream.aclose()
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await stream.reset()
+                raise
+        await trio.sleep(half)
+        await self._punch_all(peer, True, ours, theirs, _PATIENCE_SECONDS + 3 * half)
+
+    async def handle_session(self, stream: Any) -> None:
+        """Answer a session: our Hello for theirs, and punch at their Go, as the connection's client."""
+        peer: ID = stream.muxed_conn.peer_id
+        self._check_session(stream, peer)
+        ours = self._hello()
+        frames = FrameReader(MAX_MESSAGE_BYTES)
+        own = Libp2pStream(PeerId(peer.to_base58()), stream.muxed_stream)
+        with trio.fail_after(2 * self._options.punch_timeout):
+            theirs = await _next(own, Hello, frames)
+            await own.send_all(frame(encode(ours)))
+            await _next(own, Go, frames)
+        await own.aclose()
+        await self._punch_all(peer, False, ours, theirs, None)
+
+    def _hello(self) -> Hello:
+        return self._udp.hello(self._observations.candidates(), self._observations.mapping())
+
+    def _check_session(self, stream: Any, peer: ID) -> None:
+        if stream.muxed_conn.get_connection_type() != ConnectionType.RELAYED or not self._may_start(peer):
+            raise TransportError("no punch session is due")
+
+    async def _punch_all(self, peer: ID, starter: bool, ours: Hello, theirs: Hello, patience: float | None) -> None:
+        """TCP and UDP until a connection stands."""
+        texts = [f"/ip{6 if ':' in at.host else 4}/{at.host}/tcp/{at.port}" for at in theirs.tcp]
+        hard = mapping_of(ours.tcp_mapping) in _HARD or mapping_of(theirs.tcp_mapping) in _HARD
+
+        async def by_udp() -> None:
+            await trio.sleep(0 if hard else _UDP_HEAD_START)
+            await self._udp.punch(peer, starter, ours, theirs, lambda host: self._witness(peer, host))
+
+        await self._until(peer, self._dialable(texts), patience, by_udp)
+
+    # ---- sessions of the DCUtR specification, with others
+
     async def handle(self, stream: Any) -> None:
         """Answer a DCUtR session: exchange addresses, then dial when told to, as the connection's client."""
         peer: ID = stream.muxed_conn.peer_id
-        if stream.muxed_conn.get_connection_type() != ConnectionType.RELAYED or not self._may_start(peer):
-            raise TransportError("no DCUtR session is due")
+        self._check_session(stream, peer)
         with trio.fail_after(2 * self._options.punch_timeout):
             request = await receive(stream, HolePunch)
             if request.type != HolePunch.CONNECT:
@@ -79,39 +194,9 @@ class Puncher:
             if (await receive(stream, HolePunch)).type != HolePunch.SYNC:
                 raise TransportError("a DCUtR session goes on with SYNC")
         await stream.close()
-        await self._punch(peer, self._targets(request.ObsAddrs), None)
+        await self._until(peer, self._targets(request.ObsAddrs), None)
 
-    def _may_start(self, peer: ID) -> bool:
-        # Each session makes us dial up to 8 addresses that a stranger names.
-        now = trio.current_time()
-        return len(self._under_way) < _MAX_SESSIONS and self._sessions.take(peer, now) and self._sessions.take("all", now, 0.1)
-
-    async def _upgrade(self, peer: ID) -> None:
-        await self._dial_known(peer)
-        for attempt in range(self._options.punch_attempts):
-            if self._direct(peer) or not self._connected(peer):
-                return
-            await self._session(peer)
-            if not self._direct(peer):
-                await trio.sleep(2.0**attempt)
-
-    async def _dial_known(self, peer: ID) -> None:
-        """A plain dial first: a peer with an open port needs no punch."""
-        with trio.move_on_after(_IDENTIFY_SECONDS):
-            while peer not in self._host._identified_peers:  # noqa: ASYNC110 - the library signals nothing when it is done
-                await trio.sleep(0.02)
-        try:
-            known = [str(address) for address in self._host.get_peerstore().addrs(peer)]
-        except PeerStoreError:
-            return
-        ours = [str(address) for address in self._host.get_addrs()]
-        addresses = [Multiaddr(text) for text in dial_order(known, ours) if reach_of(text) is not Reach.RELAYED]
-        with trio.move_on_after(_UNILATERAL_SECONDS):
-            async with trio.open_nursery() as nursery:
-                for address in addresses[:MAX_ADDRESSES]:
-                    nursery.start_soon(self._dial, peer, address, None, nursery.cancel_scope)
-
-    async def _session(self, peer: ID) -> None:
+    async def _dcutr_session(self, peer: ID) -> None:
         stream = await self._host.new_stream(peer, [DCUTR])
         try:
             with trio.fail_after(2 * self._options.punch_timeout):
@@ -123,13 +208,30 @@ class Puncher:
                 half = (trio.current_time() - sent) / 2
                 await send(stream, HolePunch(type=HolePunch.SYNC))
                 await trio.sleep(min(half, 2.0))
-            await self._punch(peer, self._targets(answer.ObsAddrs), _PATIENCE_SECONDS + 4 * half)
+            await self._until(peer, self._targets(answer.ObsAddrs), _PATIENCE_SECONDS + 4 * half)
         finally:
             with trio.CancelScope(deadline=trio.current_time() + 1, shield=True):
                 await quietly_reset(stream)
 
-    async def _punch(self, peer: ID, targets: list[Multiaddr], patience: float | None) -> None:
-        """Dial every target from our listening port until a connection stands; with `patience` as the session's initiator."""
+    def _candidates(self) -> list[bytes]:
+        found = [Multiaddr(f"/ip{6 if ':' in at.host else 4}/{at.host}/tcp/{at.port}") for at in self._observations.candidates()]
+        return [address.to_bytes() for address in found]
+
+    def _targets(self, raw: Any) -> list[Multiaddr]:
+        texts = []
+        for entry in raw[: 2 * MAX_ADDRESSES]:
+            try:
+                texts.append(str(Multiaddr(entry)))
+            except Exception as error:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
+                log.debug("not an address: %r", error)
+        return self._dialable(texts)
+
+    # ---- punching
+
+    async def _until(
+        self, peer: ID, targets: list[Multiaddr], patience: float | None, beside: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Dial every target from our listening port until a connection stands; with `patience` as the session's starter."""
         if self._direct(peer):
             return
         now = trio.current_time()
@@ -138,52 +240,44 @@ class Puncher:
         with trio.move_on_after(self._options.punch_timeout) as scope:
             async with trio.open_nursery() as nursery:
                 for target in targets:
-                    nursery.start_soon(self._dial, peer, target, patience, scope)
+                    nursery.start_soon(self._dial, peer, target, patience)
+                if beside is not None:
+                    nursery.start_soon(beside)
                 nursery.start_soon(self._until_direct, peer, scope)
 
-    async def _dial(self, peer: ID, address: Multiaddr, patience: float | None, won: trio.CancelScope) -> None:
-        source = source_for(self._swarm, address)
+    async def _dial(self, peer: ID, address: Multiaddr, patience: float | None) -> None:
         try:
-            if patience is None:
-                await self._swarm._dial_addr_single_attempt(address, peer, source)
-            else:
-                await self._dial_listening(peer, address, source, patience)
+            raw = await connect(self._swarm, address)
         except Exception as error:  # noqa: BLE001 - most dials of a punch fail
-            log.debug("a dial to %s failed: %r", address, error)
+            log.debug("a dial failed: %r", error)
             return
-        won.cancel()
+        # Not cancelled with the others: the peer may have counted this connection as made, and put a call on it.
+        over = trio.Event()
+        if self.nursery is not None:
+            self.nursery.start_soon(self._upgrade_dialed, peer, raw, address, patience, over)
+            await over.wait()
 
-    async def _dial_listening(self, peer: ID, address: Multiaddr, source: tuple[str, int] | None, patience: float) -> None:
-        """Dial as the session's initiator, who is the Noise responder, as both SYNs may have merged into one connection.
-
-        Where only our SYN arrived, the peer's listener took it and is a responder too. Either end greets; only a client goes on
-        to propose, so after `patience` seconds without a proposal the client is us.
-        """
-        transport = self._swarm.transport_manager.transport_for_dialing(address)
-        if transport is None:
-            return
-        raw = await (transport.dial(address) if source is None else transport.dial_with_source(address, source))
+    async def _upgrade_dialed(self, peer: ID, raw: Any, address: Multiaddr, patience: float | None, over: trio.Event) -> None:
         try:
-            await raw.write(GREETING)
-            greeting = b""
-            while len(greeting) < len(GREETING) and (received := await raw.read(len(GREETING) - len(greeting))):
-                greeting += received
-            if greeting != GREETING:
-                raise TransportError("it does not speak multistream")
-            with trio.move_on_after(patience) as silence:
-                await trio.lowlevel.wait_readable(raw.stream.stream.socket)
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await raw.close()
-            raise
-        greeted = RawConnection(_Greeted(raw.stream), silence.cancelled_caught)
-        if silence.cancelled_caught:
-            await self._swarm.upgrade_outbound_raw_conn(greeted, peer)
-            return
-        muxed = await self._swarm.upgrade_inbound_raw_conn(greeted, address)
-        if muxed.peer_id != peer:
-            await muxed.close()
-            raise TransportError("another peer came through the punched hole")
+            with trio.fail_after(self._options.message_timeout):
+                if patience is None:
+                    await upgrade_as_client(self._swarm, peer, raw)
+                else:
+                    await upgrade_as_starter(self._swarm, peer, raw, address, patience)
+        except Exception as error:  # noqa: BLE001 - the peer's bytes decide what is raised here
+            log.debug("a punched connection came to nothing: %r", error)
+        over.set()
+
+    async def _contained(self, dial: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        try:
+            await dial(*arguments)
+        except Exception as error:  # noqa: BLE001 - most dials of a punch fail
+            log.debug("a dial failed: %r", error)
+
+    def _dialable(self, texts: Iterable[str]) -> list[Multiaddr]:
+        ours = [str(address) for address in self._host.get_addrs()]
+        ordered = [text for text in dial_order(texts, ours) if reach_of(text) is not Reach.RELAYED]
+        return [Multiaddr(text) for text in ordered if (at := parse(text)) is not None and at.transport == "tcp"][:MAX_ADDRESSES]
 
     async def _until_direct(self, peer: ID, won: trio.CancelScope) -> None:
         while not self._direct(peer):
@@ -201,83 +295,36 @@ class Puncher:
         self._changed = trio.Event()
 
     async def _retire_relayed(self, peer: ID) -> None:
+        """Close the relayed connection once nothing of ours runs on it any more, a day at most."""
         await trio.sleep(self._options.relayed_grace)
+        with trio.move_on_after(self._options.max_circuit_duration):
+            while self._direct(peer) and any(map(_in_use, self._all_relayed(peer))):  # noqa: ASYNC110 - seldom, and not urgent
+                await trio.sleep(self._options.relayed_grace / 4)
         if self._direct(peer):
-            for conn in self._swarm.get_connections(peer):
-                if conn.get_connection_type() == ConnectionType.RELAYED:
-                    await conn.close()
+            for conn in self._all_relayed(peer):
+                await conn.close()
 
-    def _candidates(self) -> list[bytes]:
-        """Where others may reach us: as observed, as a port-preserving NAT would map it, and as we listen; bare multiaddrs."""
-        listening = direct_addresses(self._host)
-        observed = [without_peer(str(address)) for address in self._host._observed_addr_manager.addrs(min_observers=1)]
-        observed = [address for address in observed if reach_of(address) is not Reach.RELAYED]
-        ports = {endpoint.port for endpoint in map(parse, listening) if endpoint is not None}
-        guessed = ["/".join([*address.split("/")[:4], str(port)]) for address in observed for port in sorted(ports)]
-        found = [address for address in (*observed, *guessed, *listening) if reach_of(address) is not Reach.NOWHERE]
-        return [Multiaddr(address).to_bytes() for address in dict.fromkeys(found)][: 2 * MAX_ADDRESSES]
+    def _all_relayed(self, peer: ID) -> list[INetConn]:
+        return [c for c in self._swarm.get_connections(peer) if c.get_connection_type() == ConnectionType.RELAYED]
 
-    def _targets(self, raw: Any) -> list[Multiaddr]:
-        texts = []
-        for entry in raw[: 2 * MAX_ADDRESSES]:
-            try:
-                texts.append(str(Multiaddr(entry)))
-            except Exception as error:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
-                log.debug("not an address: %r", error)
-        ours = [str(address) for address in self._host.get_addrs()]
-        return [Multiaddr(text) for text in dial_order(texts, ours) if reach_of(text) is not Reach.RELAYED][:MAX_ADDRESSES]
-
-    def _connected(self, peer: ID) -> bool:
-        return any(not conn.is_closed for conn in self._swarm.get_connections(peer))
+    def _relayed(self, peer: ID) -> MuxedConnection | None:
+        live = [conn.muxed_conn for conn in self._all_relayed(peer) if not conn.is_closed]
+        return next((muxed for muxed in live if isinstance(muxed, MuxedConnection)), None)
 
     def _direct(self, peer: ID) -> list[INetConn]:
         connections = self._swarm.get_connections(peer)
         return [conn for conn in connections if not conn.is_closed and conn.get_connection_type() != ConnectionType.RELAYED]
 
 
-class _Greeted(ReadWriteCloser):
-    """A socket on which both greetings have passed: ours is not sent again, and the peer's is read once more."""
-
-    def __init__(self, stream: ReadWriteCloser) -> None:
-        self._stream = stream
-        self._unsent = len(GREETING)
-        self._unread = GREETING
-
-    async def write(self, data: bytes) -> None:
-        skipped = min(self._unsent, len(data))
-        self._unsent -= skipped
-        if skipped < len(data):
-            await self._stream.write(data[skipped:])
-
-    async def read(self, n: int | None = None) -> bytes:
-        if not self._unread:
-            return await self._stream.read(n)
-        taken = self._unread if n is None else self._unread[:n]
-        self._unread = self._unread[len(taken) :]
-        return taken
-
-    async def close(self) -> None:
-        await self._stream.close()
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        return self._stream.get_remote_address()
+def _in_use(conn: INetConn) -> bool:
+    return isinstance(conn.muxed_conn, MuxedConnection) and conn.muxed_conn.in_use
 
 
-def source_for(swarm: Any, target: Multiaddr) -> tuple[str, int] | None:
-    """The (IP, port) we listen on in the target's family, to dial from; None where there is none or it could not reach there."""
-    endpoint = parse(str(target))
-    if endpoint is None:
-        return None
-    try:
-        wanted = ipaddress.ip_address(endpoint.host)
-    except ValueError:
-        return None
-    for listener in swarm.listeners.values():
-        for address in listener.get_addrs():
-            own = parse(str(address))
-            ip = ipaddress.ip_address(own.host) if own is not None else None
-            if own is None or ip is None or ip.version != wanted.version or own.transport != "tcp":
-                continue
-            if ip.is_unspecified or ip.is_loopback == wanted.is_loopback:
-                return own.host, own.port
-    return None
+async def _next(stream: Libp2pStream, kind: type[M], frames: FrameReader) -> M:
+    """The next message; raises RemoteError or TransportError."""
+    while True:
+        received = await stream.receive_some()
+        if not received:
+            raise TransportError("the peer left a punch session")
+        for raw in frames.feed(received):
+            return decode(kind, raw, MAX_MESSAGE_BYTES)

@@ -25,6 +25,7 @@ class Libp2pStream:
         self._peer = peer
         self._muxed = muxed
         self._early = early
+        muxed.owned = True
 
     @property
     def peer(self) -> PeerId:
@@ -59,8 +60,8 @@ class Libp2pStream:
         await self._muxed.reset()
 
 
-async def open_stream(peer: PeerId, connection: MuxedConnection, protocol: str) -> Libp2pStream:
-    """Open a stream and agree on `protocol`; raises UnsupportedError or TransportError. Our two lines travel together."""
+async def open_stream(peer: PeerId, connection: MuxedConnection, protocol: str, early: bytes = b"") -> Libp2pStream:
+    """Open a stream and agree on `protocol`; raises UnsupportedError or TransportError. Our lines and `early` travel together."""
     try:
         muxed = await connection.open_stream()
     except MuxedConnError as error:
@@ -68,7 +69,7 @@ async def open_stream(peer: PeerId, connection: MuxedConnection, protocol: str) 
     assert isinstance(muxed, MuxedStream)  # noqa: S101 - for the type checker
     agreed = False
     try:
-        await muxed.write(_line(MULTISTREAM) + _line(protocol))
+        await muxed.write(_line(MULTISTREAM) + _line(protocol) + early)
         first, rest = await _read_line(muxed, b"")
         if first != MULTISTREAM:
             raise TransportError(f"{short(peer)} does not speak multistream")

@@ -87,6 +87,8 @@ class HardenedSwarm(Swarm):
         self.options = options
         self.counters = counters
         self.relay_dialer: RelayDialer | None = None
+        self.relayed_guesses: Callable[[ID], list[Multiaddr]] = lambda _peer: []
+        """Relayed addresses that are worth trying although nobody named them."""
         self.watchers: list[ConnectionWatcher] = []
         self.auto_connector = _NoAutoConnector(self)
         self._inbound = 0
@@ -199,7 +201,9 @@ class HardenedSwarm(Swarm):
     async def _make_room(self, peer: ID, newest: SwarmConn) -> None:
         held = self.connections.get(peer, [])
         if len(held) > self.options.max_connections_per_peer:
-            worst = min((conn for conn in held if conn is not newest), key=self.preference)
+            others = [conn for conn in held if conn is not newest]
+            # One that carries a call goes last: an upgrade must not break what runs over the relay.
+            worst = min(others, key=lambda conn: (bool(getattr(conn.muxed_conn, "in_use", False)), *self.preference(conn)))
             self.counters.refused["peer"] += 1
             await worst.close()
 
@@ -228,14 +232,15 @@ class HardenedSwarm(Swarm):
         # The stock method also starts the library's own reconnect policy; ours lives in the daemon.
         await self._notify("disconnected", conn)
 
-    def preference(self, conn: INetConn) -> tuple[bool, bool, bool, float]:
-        """Sort key, best last: alive, direct, dialed by the smaller peer id (so both sides agree), newest."""
+    def preference(self, conn: INetConn) -> tuple[bool, bool, bool, bool, float]:
+        """Sort key, best last: alive, direct, TCP, dialed by the smaller peer id (so both sides agree), newest."""
         muxed = conn.muxed_conn
         own = muxed if isinstance(muxed, MuxedConnection) else None
         dialer_is_smaller = muxed.is_initiator == (self.self_id.to_bytes() < muxed.peer_id.to_bytes())
         return (
             not (own is not None and own.is_suspect),
             conn.get_connection_type() != ConnectionType.RELAYED,
+            "/udp/" not in _address_of(conn),
             dialer_is_smaller,
             own.since if own is not None else 0.0,
         )
@@ -325,8 +330,12 @@ class HardenedSwarm(Swarm):
         except PeerStoreError:
             known = list(first)
         dialable = self.transport_manager.transport_for_dialing
+        known += self.relayed_guesses(peer_id)
         usable = [address for address in dict.fromkeys(known) if _is_relayed(address) or dialable(address) is not None]
-        return sorted(usable, key=_is_relayed)[: self.options.max_dial_addresses]
+        # A relay soon, not last: a peer behind a NAT names many addresses that lead nowhere, and a direct path follows anyway.
+        direct = [address for address in usable if not _is_relayed(address)]
+        relayed = [address for address in usable if _is_relayed(address)]
+        return [*direct[:2], *relayed[:3], *direct[2:]][: self.options.max_dial_addresses]
 
 
 def _connection_config(options: TransportOptions) -> ConnectionConfig:
@@ -353,7 +362,7 @@ def _remote_ip(stream: ReadWriteCloser) -> str:
     return remote[0] if remote is not None else ""
 
 
-def _address_of(conn: SwarmConn) -> str:
+def _address_of(conn: INetConn) -> str:
     addresses = conn.get_transport_addresses()
     return str(addresses[0]) if addresses else ""
 

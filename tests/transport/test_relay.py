@@ -178,7 +178,7 @@ async def test_a_relay_that_is_full_or_does_not_serve_is_said_so_and_retried():
         async with running(relay, one):
             await one.reach(relay, relay.address)
             with pytest.raises(TransportError, match=r"refused with RESERVATION_REFUSED|does not serve as a relay"):
-                await one.relay._reserve(relay.id)
+                await one.relay.keeping.reserve(relay.id)
             assert one.relay.addresses() == ()
 
 
@@ -255,6 +255,8 @@ async def test_a_relayed_connection_becomes_direct_and_new_streams_take_it(way):
     async with behind_a_relay(options=options) as (_, one, two):
         if way != "a plain dial":  # which would succeed on loopback
             two.relay.puncher._dial_known = skip
+        else:
+            two.relay.puncher._session = skip
         if way == "one side's dials alone":
             one.relay.puncher._dial = skip
         started = trio.current_time()
@@ -264,7 +266,7 @@ async def test_a_relayed_connection_becomes_direct_and_new_streams_take_it(way):
         await until(lambda: ConnectionType.RELAYED not in one.kinds(two))
         assert await one.ask(two, b"hello") == b"hello"
         kinds = {conn.muxed_conn.path_kind for conn in two.host.swarm.get_connections(one.id)}
-        assert kinds == ({None} if way == "a plain dial" else {PathKind.PUNCHED})
+        assert kinds == ({PathKind.DIRECT} if way == "a plain dial" else {PathKind.PUNCHED})
         assert two.relay.puncher.succeeded == 1
 
 

@@ -1,0 +1,244 @@
+"""Our reservations: at how many relays, which, refreshed in time and replaced when one dies. Dials relays; carries nothing."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import trio
+from libp2p.abc import INetConn
+from libp2p.connection_types import ConnectionType
+from libp2p.network.exceptions import SwarmException
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
+from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
+from multiaddr import Multiaddr
+
+from daemon.transport.addresses import bound_addresses
+from daemon.transport.interface import PathKind, TransportError
+from daemon.transport.muxer import MuxedConnection
+from daemon.transport.relay_hop import HOP, RelayOptions, quietly_reset, receive, send
+from daemon.transport.tcp_punch import source_for
+from nat.addresses import Reach, parse, reach_of, with_peer, without_peer
+from nat.relay_choice import RelayCandidate, choose
+from protocol.wire.ids import PeerId, is_peer_id
+
+log = logging.getLogger(__name__)
+
+_ADDRESS_LIFETIME = 24 * 3600
+_MAX_ADDRESSES_PER_RELAY = 4
+_LISTEN_SECONDS = 0.2
+_SHORTEST_RESERVATION = 2.0
+_LOOK_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Known:
+    address: Multiaddr
+    configured: bool
+    failures: int = 0
+    ready: float = 0.0
+    keeper: trio.CancelScope | None = None
+    lost: trio.Event = field(default_factory=trio.Event)
+
+
+class Reservations:
+    """Keeps `options.relays` reservations at configured relays and at reachable peers that volunteer."""
+
+    def __init__(self, host: Any, relays: Sequence[str], rng: Random, options: RelayOptions) -> None:
+        """Raises TransportError for a relay address that names no peer."""
+        self._host = host
+        self._swarm = host.swarm
+        self._rng = rng
+        self._options = options
+        self._known = {peer: _Known(address, True) for peer, address in map(relay_of, relays)}
+        self._held: dict[ID, tuple[float, tuple[str, ...]]] = {}
+        self._changed = trio.Event()
+        self._dialing: dict[ID, trio.Lock] = {}
+        self.needed: Callable[[], bool] = lambda: False
+        """Whether peers that volunteer are wanted: only where we cannot be reached otherwise."""
+        self._swarm.watchers.append(self._watch)
+
+    @property
+    def held(self) -> Mapping[ID, tuple[float, tuple[str, ...]]]:
+        """Relays that hold a reservation of ours: the unix time at which it ends, and the relay's addresses."""
+        return self._held
+
+    @property
+    def configured(self) -> Mapping[ID, Multiaddr]:
+        """Relays that were named to us, with their addresses."""
+        return {peer: known.address for peer, known in self._known.items() if known.configured}
+
+    def address_of(self, peer: ID) -> Multiaddr | None:
+        """Where a relay is dialled; None for a peer that is none."""
+        return self._known[peer].address if peer in self._known else None
+
+    def add(self, address: str) -> None:
+        """One more relay to choose from; raises TransportError where `address` names no peer."""
+        relay, where = relay_of(address)
+        self._known.setdefault(relay, _Known(where, True))
+        self._wake()
+
+    def addresses(self) -> list[str]:
+        """/.../p2p/<relay>/p2p-circuit for each address of each relay that holds us; public ones first."""
+        found = [f"{address}/p2p-circuit" for _, addresses in self._held.values() for address in addresses]
+        return sorted(found, key=lambda address: reach_of(address.split("/p2p-circuit")[0]) is not Reach.PUBLIC)
+
+    async def run(self) -> None:
+        """Hold what `choose` says, until cancelled."""
+        with trio.move_on_after(_LISTEN_SECONDS):
+            while not bound_addresses(self._swarm):  # noqa: ASYNC110 - the library signals nothing when it listens
+                await trio.sleep(0.01)
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._changed = trio.Event()
+                self._volunteers()
+                wanted = set(choose(self._candidates(), self._options.relays, trio.current_time()))
+                for peer, known in self._known.items():
+                    if peer.to_base58() in wanted and known.keeper is None:
+                        known.keeper = trio.CancelScope()
+                        nursery.start_soon(self._keep, peer, known, known.keeper)
+                    elif peer.to_base58() not in wanted and known.keeper is not None:
+                        known.keeper.cancel()
+                with trio.move_on_at(self._next_look()):
+                    await self._changed.wait()
+
+    def _next_look(self) -> float:
+        now = trio.current_time()
+        due = [known.ready for known in self._known.values() if known.keeper is None and known.ready > now]
+        return min([now + _LOOK_SECONDS, *due])
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    def _candidates(self) -> list[RelayCandidate]:
+        return [
+            RelayCandidate(peer.to_base58(), self._rtt(peer), known.keeper is not None, 0, known.ready, known.configured)
+            for peer, known in self._known.items()
+        ]
+
+    def _volunteers(self) -> None:
+        """Peers that we reached by a plain dial, so that others can, and that say they relay."""
+        if not self.needed():
+            return
+        for peer, connections in self._swarm.connections.items():
+            if peer in self._known or len(self._known) >= self._options.max_known_relays:
+                continue
+            for conn in connections:
+                muxed = conn.muxed_conn
+                plain = isinstance(muxed, MuxedConnection) and muxed.path_kind in (None, PathKind.DIRECT) and muxed.is_initiator
+                addresses = [] if conn.is_closed or not plain else conn.get_transport_addresses()
+                if addresses and conn.get_connection_type() != ConnectionType.RELAYED and self._relays(peer):
+                    self._known[peer] = _Known(Multiaddr(without_peer(str(addresses[0]))), False)
+                    break
+
+    def _relays(self, peer: ID) -> bool:
+        try:
+            return HOP in self._host.get_peerstore().get_protocols(peer)
+        except PeerStoreError:
+            return False
+
+    def _rtt(self, peer: ID) -> float | None:
+        measured = [getattr(conn.muxed_conn, "rtt", None) for conn in self._swarm.get_connections(peer) if not conn.is_closed]
+        known = [rtt for rtt in measured if rtt is not None]
+        return min(known) if known else None
+
+    async def _keep(self, relay: ID, known: _Known, scope: trio.CancelScope) -> None:
+        """Stay connected to `relay` with a reservation, refreshed at half its time; gives up at its first failure."""
+        with scope:
+            try:
+                while True:
+                    known.lost = trio.Event()
+                    with trio.fail_after(3 * self._options.message_timeout):
+                        await self.connect_from_listening_port(relay, known.address)
+                        expire = await self.reserve(relay)
+                    known.failures, known.ready = 0, 0.0
+                    with trio.move_on_after(max(1.0, (expire - time.time()) / 2)):
+                        await known.lost.wait()
+                        raise TransportError("the connection to it was lost")
+            except (TransportError, SwarmException, trio.TooSlowError) as error:
+                log.info("no reservation at the relay %s: %s", relay, error or "no answer in time")
+                longest = min(self._options.retry_max, self._options.retry_min * 2.0**known.failures)
+                known.failures = min(known.failures + 1, 16)
+                known.ready = trio.current_time() + self._rng.uniform(0, longest)
+        self._held.pop(relay, None)
+        known.keeper = None
+        self._wake()
+
+    async def connect_from_listening_port(self, peer: ID, address: Multiaddr) -> None:
+        """Connect to a relay or bootstrap peer from our listening port; at once where connected directly.
+
+        Only so does what the peer observes of us name a port that others can dial (research: 7 of 36 NAT pairs depend on it).
+        """
+        lock = self._dialing.setdefault(peer, trio.Lock())
+        async with lock:
+            if self._direct(peer):
+                return
+            self._host.get_peerstore().add_addrs(peer, [address], _ADDRESS_LIFETIME)
+            source = source_for(self._swarm, address)
+            if source is not None:
+                try:
+                    await self._swarm._dial_addr_single_attempt(address, peer, source)
+                    return
+                except SwarmException as error:
+                    # The port may still be bound to the same peer from before (TIME_WAIT), which an ephemeral port is not.
+                    log.debug("a dial from %s failed: %s", source, error)
+            await self._swarm.dial_peer(peer)
+
+    async def reserve(self, relay: ID) -> float:
+        """Ask `relay` for a place; returns the unix time at which it ends; raises TransportError or SwarmException."""
+        try:
+            stream = await self._host.new_stream(relay, [HOP])
+            try:
+                await send(stream, pb.HopMessage(type=pb.HopMessage.RESERVE))
+                answer = await receive(stream, pb.HopMessage)
+            finally:
+                await quietly_reset(stream)
+        except (SwarmException, trio.TooSlowError):
+            raise
+        except Exception as error:
+            raise TransportError(f"it does not serve as a relay ({error})") from error
+        if answer.status != pb.OK:
+            raise TransportError(f"it refused with {pb.Status.Name(answer.status)}")
+        now = time.time()
+        expire = min(max(float(answer.reservation.expire), now + _SHORTEST_RESERVATION), now + 24 * 3600)
+        self._held[relay] = expire, self._relay_addresses(relay, answer.reservation.addrs)
+        log.info("reserved a place at the relay %s until %.0f", relay, expire)
+        return expire
+
+    def _relay_addresses(self, relay: ID, claimed: Sequence[bytes]) -> tuple[str, ...]:
+        """The address that worked for us, then the public ones that the relay claims."""
+        found = [str(self._known[relay].address)] if relay in self._known else []
+        for raw in claimed[:16]:
+            try:
+                address = str(Multiaddr(raw))
+            except Exception as error:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
+                log.debug("not an address: %r", error)
+                continue
+            if reach_of(address) is Reach.PUBLIC:
+                found.append(address)
+        name = PeerId(relay.to_base58())
+        return tuple(dict.fromkeys(with_peer(without_peer(address), name) for address in found))[:_MAX_ADDRESSES_PER_RELAY]
+
+    def _direct(self, peer: ID) -> bool:
+        connections = self._swarm.get_connections(peer)
+        return any(not conn.is_closed and conn.get_connection_type() != ConnectionType.RELAYED for conn in connections)
+
+    def _watch(self, conn: INetConn, opened: bool) -> None:
+        peer = conn.muxed_conn.peer_id
+        known = self._known.get(peer)
+        if opened or known is None:
+            self._wake()
+        elif not self._direct(peer):
+            self._held.pop(peer, None)
+            known.lost.set()
+
+
+def relay_of(address: str) -> tuple[ID, Multiaddr]:
+    """The relay that `address` names, and the address without the name; raises TransportError."""
+    endpoint = parse(address)
+    if endpoint is None or endpoint.relayed or endpoint.peer is None or not is_peer_id(endpoint.peer):
+        raise TransportError(f"{address[:200]!r} is not a relay's address such as /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW...")
+    return ID.from_base58(endpoint.peer), Multiaddr(without_peer(address))

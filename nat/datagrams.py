@@ -1,0 +1,81 @@
+"""The UDP datagrams of our own on the mesh port: asking what address another peer sees, and probing for a hole. Codec alone.
+
+Each begins with a byte that no QUIC packet begins with (RFC 9000 sets bit 0x40), so that both share one socket.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+
+MAGIC = b"\x05swm"
+NONCE_BYTES = 16
+TOKEN_BYTES = 16
+
+_ASK, _TELL, _PROBE, _ACK = 1, 2, 3, 4
+_HOST_BYTES = 16
+_ASK_BYTES = len(MAGIC) + 1 + NONCE_BYTES + _HOST_BYTES + 2
+"""A question is as long as its answer: whoever forges a source address gains no traffic by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What address do you see?"""
+
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """The address that an `Ask` came from."""
+
+    nonce: bytes
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A knock at a possible hole. `token` is known to the two peers of one session alone; `starter`: sent by who began it."""
+
+    token: bytes
+    starter: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A probe came through here."""
+
+    token: bytes
+    starter: bool
+
+
+Datagram = Ask | Tell | Probe | Ack
+
+
+def encode(datagram: Datagram) -> bytes:
+    """The bytes of `datagram`; raises ValueError where `Tell.host` is no IP address."""
+    match datagram:
+        case Ask(nonce):
+            return (MAGIC + bytes([_ASK]) + nonce).ljust(_ASK_BYTES, b"\0")
+        case Tell(nonce, host, port):
+            ip = ipaddress.ip_address(host)
+            mapped = ipaddress.IPv6Address(f"::ffff:{ip}") if ip.version == 4 else ip
+            return MAGIC + bytes([_TELL]) + nonce + mapped.packed + port.to_bytes(2, "big")
+        case Probe(token, starter) | Ack(token, starter):
+            kind = _PROBE if isinstance(datagram, Probe) else _ACK
+            return MAGIC + bytes([kind]) + token + bytes([starter])
+
+
+def decode(raw: bytes) -> Datagram | None:
+    """The datagram in `raw`, None where it is none of ours or not exact."""
+    if not raw.startswith(MAGIC) or len(raw) <= len(MAGIC):
+        return None
+    kind, rest = raw[len(MAGIC)], raw[len(MAGIC) + 1 :]
+    if kind == _ASK and len(raw) == _ASK_BYTES:
+        return Ask(rest[:NONCE_BYTES])
+    if kind == _TELL and len(raw) == _ASK_BYTES:
+        ip = ipaddress.IPv6Address(rest[NONCE_BYTES : NONCE_BYTES + _HOST_BYTES])
+        return Tell(rest[:NONCE_BYTES], str(ip.ipv4_mapped or ip), int.from_bytes(rest[-2:], "big"))
+    if kind in (_PROBE, _ACK) and len(rest) == TOKEN_BYTES + 1 and rest[-1] in (0, 1):
+        shape = Probe if kind == _PROBE else Ack
+        return shape(rest[:TOKEN_BYTES], rest[-1] == 1)
+    return None

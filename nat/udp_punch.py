@@ -1,0 +1,219 @@
+"""One side of a UDP hole punch: which datagrams leave which socket towards where, and when a path both ways is found.
+
+Pure: `(event, now) -> effects`. A driver owns the sockets (number 0 is the mesh port's) and the clock. What is sent to an address
+that nothing was heard from is bounded, since a peer that names another's address must not gain traffic by it.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+
+from nat.datagrams import Ack, Probe, decode, encode
+from nat.observed import Mapping
+
+
+class Way(StrEnum):
+    """How one side looks for the other."""
+
+    PLAIN = "plain"
+    """Both ports are known: knock and learn from what arrives."""
+    GUESS = "guess"
+    """Ours is known, the peer's NAT hands out a port that nobody knows: knock at many."""
+    SPREAD = "spread"
+    """The peer guesses: open many sockets, each with a port of its own outside."""
+    WALK = "walk"
+    """Both hand out ports in steps: walk along the next ones."""
+    NONE = "none"
+    """Nothing that is worth trying: both ports are random, or there is no UDP."""
+
+
+def way_of(ours: Mapping, theirs: Mapping, birthday: bool) -> Way:
+    """The way for us; the peer's is `way_of` with the arguments swapped. UNKNOWN counts as a known port."""
+    hard = (Mapping.SYMMETRIC, Mapping.PREDICTABLE)
+    if ours not in hard and theirs not in hard:
+        return Way.PLAIN
+    if ours is Mapping.PREDICTABLE and theirs is Mapping.PREDICTABLE:
+        return Way.WALK
+    if ours in hard and theirs in hard:
+        return Way.NONE
+    if not birthday:
+        return Way.PLAIN
+    return Way.SPREAD if ours in hard else Way.GUESS
+
+
+@dataclass(frozen=True, slots=True)
+class PunchOptions:
+    """Seconds and counts. 256 sockets and 1,024 probes meet with 98% (research, as Tailscale); 1,000 probes a second at most."""
+
+    lifetime: float = 6.0
+    interval: float = 0.1
+    knocks: int = 24
+    """Datagrams to one address that nothing was heard from."""
+    guess_after: float = 0.1
+    guesses: int = 1024
+    guess_burst: int = 20
+    guess_interval: float = 0.02
+    sockets: int = 256
+    sockets_burst: int = 64
+    spread_interval: float = 0.5
+    walked: int = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `payload` from socket number `socket` to (host, port)."""
+
+    socket: int
+    host: str
+    port: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSockets:
+    """Open sockets numbered 1 to `count - 1`, each on a port of its own."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Datagrams pass both ways between socket number `socket` and (host, port)."""
+
+    socket: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """The lifetime is over, whether or not a path was found."""
+
+
+Effect = Send | OpenSockets | Found | Over
+Target = tuple[str, int]
+
+
+class UdpPunch:
+    """Call `start` once, `heard` for each datagram, `tick` at `wake` (absolute seconds); do what they return, in order."""
+
+    def __init__(
+        self, starter: bool, token: bytes, way: Way, targets: tuple[Target, ...], rng: Random, options: PunchOptions
+    ) -> None:
+        """`targets` are the peer's announced addresses, the likeliest first."""
+        self.wake = 0.0
+        self.probes = 0
+        """Guesses sent so far."""
+        self._options = options
+        self._way = way
+        self._targets = targets
+        self._probe = encode(Probe(token, starter))
+        self._ack = encode(Ack(token, starter))
+        self._token, self._starter = token, starter
+        self._rng = rng
+        self._step = 0
+        self._knocked: dict[Target, int] = {}
+        self._paths: dict[tuple[int, str, int], int] = {}
+        self._found = self._over = False
+        self._may_send_many = False
+        self._guessing = self._next_knock = self._next_guess = self._end = 0.0
+        self._spread = 1
+        self._ports: list[int] = []
+
+    def start(self, now: float, step: int = 0) -> list[Effect]:
+        """Begin; `step` is the distance of the peer's predicted ports (WALK)."""
+        self._step = step
+        self._end = now + self._options.lifetime
+        self._guessing = now + self._options.guess_after
+        self._next_knock = self._next_guess = now
+        effects: list[Effect] = []
+        if self._way is Way.SPREAD:
+            effects.append(OpenSockets(self._options.sockets))
+        return [*effects, *self.tick(now)]
+
+    def allow_many(self, now: float) -> None:
+        """A witness has seen the peer at the address that it names: guesses, or knocks from many sockets, may go there."""
+        self._may_send_many = True
+        if self._way is Way.SPREAD:
+            self._next_knock = now
+        self.wake = min(self.wake, now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """What is due."""
+        effects: list[Effect] = []
+        if self._over:
+            return effects
+        if now >= self._end:
+            self._over, self.wake = True, float("inf")
+            return [Over()]
+        if not self._found:
+            if now >= self._next_knock:
+                effects += self._knock(now)
+            if self._way is Way.GUESS and self._may_send_many and now >= max(self._guessing, self._next_guess):
+                effects += self._guess(now)
+        due = [self._end, self._next_knock]
+        if self._way is Way.GUESS and self._may_send_many and self.probes < self._options.guesses:
+            due.append(max(self._guessing, self._next_guess))
+        self.wake = self._end if self._found else min(due)
+        return effects
+
+    def heard(self, socket: int, host: str, port: int, payload: bytes, now: float) -> list[Effect]:
+        """A datagram arrived; one that is not this session's changes nothing."""
+        datagram = decode(payload)
+        if not isinstance(datagram, Probe | Ack) or datagram.token != self._token or datagram.starter == self._starter:
+            return []
+        path = (socket, host, port)
+        effects: list[Effect] = []
+        if isinstance(datagram, Probe):
+            answered = self._paths.get(path, 0)
+            if answered < self._options.knocks and (path in self._paths or len(self._paths) < self._options.knocks):
+                self._paths[path] = answered + 1
+                effects.append(Send(socket, host, port, self._ack))
+                if not answered and not self._found:
+                    effects.append(Send(socket, host, port, self._probe))
+        elif not self._found:
+            self._found = True
+            self.wake = now
+            effects.append(Found(socket, host, port))
+        return effects
+
+    def _knock(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        if self._way is Way.SPREAD and self._may_send_many:
+            return self._open_mappings(now)
+        self._next_knock = now + self._options.interval * (2 if self._way is Way.WALK else 1)
+        effects += [Send(*path, self._probe) for path in self._paths]
+        for host, port in self._targets:
+            ports = [(port + step * self._step) % 65536 or 1 for step in range(1, self._options.walked + 1)]
+            for wanted in ports if self._way is Way.WALK else [port]:
+                knocks = self._knocked.get((host, wanted), 0)
+                if knocks < self._options.knocks:
+                    self._knocked[host, wanted] = knocks + 1
+                    effects.append(Send(0, host, wanted, self._probe))
+        return effects
+
+    def _open_mappings(self, now: float) -> list[Effect]:
+        """One knock from each socket, in bursts; all of them again after a while, for those that were lost."""
+        first = self._spread - 1
+        last = min(first + self._options.sockets_burst, self._options.sockets)
+        self._spread = last + 1
+        finished = last >= self._options.sockets
+        self._next_knock = now + (self._options.spread_interval if finished else self._options.guess_interval)
+        if finished:
+            self._spread = 1
+        effects: list[Effect] = []
+        target = self._targets[0]
+        knocks = self._knocked.get(target, 0)
+        if knocks < 4 * self._options.sockets:
+            self._knocked[target] = knocks + last - first
+            effects += [Send(socket, *target, self._probe) for socket in range(first, last)]
+        return effects
+
+    def _guess(self, now: float) -> list[Effect]:
+        if not self._ports:
+            self._ports = self._rng.sample(range(1024, 65536), self._options.guesses)
+        self._next_guess = now + self._options.guess_interval
+        host = self._targets[0][0]
+        chosen = self._ports[self.probes : self.probes + self._options.guess_burst]
+        self.probes += len(chosen)
+        return [Send(0, host, port, self._probe) for port in chosen]

@@ -1,0 +1,39 @@
+"""UDP datagrams: golden bytes, no answer longer than its question, and nothing that QUIC could have sent."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nat.datagrams import Ack, Ask, Probe, Tell, decode, encode
+
+NONCE = bytes(range(16))
+
+GOLDEN = [
+    (Ask(NONCE), "0573776d01000102030405060708090a0b0c0d0e0f" + "00" * 18),
+    (Tell(NONCE, "203.0.113.9", 4711), "0573776d02000102030405060708090a0b0c0d0e0f00000000000000000000ffffcb0071091267"),
+    (Tell(NONCE, "2001:db8::1", 1), "0573776d02000102030405060708090a0b0c0d0e0f20010db80000000000000000000000010001"),
+    (Probe(NONCE, True), "0573776d03000102030405060708090a0b0c0d0e0f01"),
+    (Ack(NONCE, False), "0573776d04000102030405060708090a0b0c0d0e0f00"),
+]
+
+
+@pytest.mark.parametrize(("datagram", "golden"), GOLDEN)
+def test_datagrams_keep_their_bytes(datagram, golden):
+    assert encode(datagram).hex() == golden
+    assert decode(bytes.fromhex(golden)) == datagram
+
+
+def test_an_answer_is_no_longer_than_its_question():
+    assert len(encode(Tell(NONCE, "2001:db8::ffff:ffff", 65535))) <= len(encode(Ask(NONCE)))
+    assert len(encode(Ack(NONCE, True))) <= len(encode(Probe(NONCE, True)))
+
+
+def test_none_can_be_mistaken_for_quic():
+    assert all(not encode(datagram)[0] & 0x40 for datagram, _ in GOLDEN), "QUIC sets bit 0x40 of its first byte (RFC 9000)"
+
+
+@given(st.binary(max_size=64))
+def test_whatever_comes_is_decoded_or_not(raw):
+    decode(raw)
+    found = decode(b"\x05swm" + raw)
+    assert found is None or encode(found) == b"\x05swm" + raw or isinstance(found, Ask | Tell)

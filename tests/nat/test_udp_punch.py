@@ -1,0 +1,241 @@
+"""UDP punches under a virtual clock, through simulated NATs with seeded loss: who meets whom, in which way, at what cost."""
+
+import heapq
+import itertools
+from random import Random
+
+import pytest
+
+from nat.datagrams import Ack, Ask, Probe, encode
+from nat.observed import Mapping
+from nat.udp_punch import Found, OpenSockets, Over, PunchOptions, Send, UdpPunch, Way, way_of
+
+TOKEN = bytes(range(16))
+LEFT, RIGHT = "203.0.113.1", "203.0.113.2"
+PORT = 4001
+RTT = 0.04
+
+MAPPINGS = {
+    "open": Mapping.NONE, "full": Mapping.PORT_PRESERVING, "addr": Mapping.PORT_PRESERVING, "port": Mapping.PORT_PRESERVING,
+    "portnp": Mapping.ENDPOINT_INDEPENDENT, "sym": Mapping.SYMMETRIC, "symseq": Mapping.PREDICTABLE,
+}  # fmt: skip
+
+
+class Nat:
+    """One NAT: maps (socket, destination) to an outside port and filters what comes back (RFC 4787)."""
+
+    def __init__(self, kind, rng):
+        self.kind = kind
+        self.rng = rng
+        self.outside = {}
+        self.sent = {}
+        self.next = 40000
+
+    def port_of(self, socket, target):
+        key = (socket, target) if self.kind.startswith("sym") else socket
+        if key not in self.outside:
+            if self.kind in ("open", "full", "addr", "port"):
+                self.outside[key] = PORT if socket == 0 else 50000 + socket
+            elif self.kind == "symseq":
+                self.next += 1
+                self.outside[key] = self.next
+            else:
+                self.outside[key] = self.rng.randrange(1024, 65536)
+        self.sent.setdefault(self.outside[key], {})[target] = socket
+        return self.outside[key]
+
+    def socket_behind(self, port, source):
+        """The inside socket that a packet from `source` to outside `port` reaches, None where it is filtered."""
+        if self.kind == "open":
+            return 0 if port == PORT else None
+        mapped = self.sent.get(port)
+        if not mapped:
+            return None
+        if self.kind == "full":
+            return next(iter(mapped.values()))
+        if self.kind == "addr":
+            return next((socket for target, socket in mapped.items() if target[0] == source[0]), None)
+        return mapped.get(source)
+
+
+class Side:
+    def __init__(self, host, kind, seed):
+        self.host, self.nat = host, Nat(kind, Random(seed))
+        self.found = None
+        self.over = False
+        self.sockets = 1
+        self.sent = 0
+
+
+class Network:
+    """Two sides, the virtual clock, and what is on its way between them."""
+
+    def __init__(self, left, right, seed, loss, birthday):
+        self.rng = Random(seed)
+        self.loss = loss
+        self.sides = [Side(LEFT, left, seed), Side(RIGHT, right, seed + 1)]
+        self.flying = []
+        self.order = itertools.count()
+        observed = [(side.host, side.nat.port_of(0, ("198.51.100.1", 4001))) for side in self.sides]
+        for index, side in enumerate(self.sides):
+            other = self.sides[1 - index]
+            side.way = way_of(MAPPINGS[side.nat.kind], MAPPINGS[other.nat.kind], birthday)
+            side.machine = UdpPunch(index == 0, TOKEN, side.way, (observed[1 - index],), Random(seed + index), PunchOptions())
+
+    def perform(self, index, effects, now):
+        side = self.sides[index]
+        for effect in effects:
+            match effect:
+                case OpenSockets(count):
+                    side.sockets = count
+                case Found(socket, host, port):
+                    side.found = side.found or (now, socket, host, port)
+                case Over():
+                    side.over = True
+                case Send(socket, host, port, payload):
+                    side.sent += 1
+                    source = (side.host, side.nat.port_of(socket, (host, port)))
+                    if self.rng.random() >= self.loss:
+                        heapq.heappush(self.flying, (now + RTT / 2, next(self.order), 1 - index, source, port, payload))
+
+    def turn(self, now):
+        while self.flying and self.flying[0][0] <= now:
+            _, _, index, source, port, payload = heapq.heappop(self.flying)
+            socket = self.sides[index].nat.socket_behind(port, source)
+            if socket is not None:
+                self.perform(index, self.sides[index].machine.heard(socket, *source, payload, now), now)
+        for index, side in enumerate(self.sides):
+            if side.machine.wake <= now:
+                self.perform(index, side.machine.tick(now), now)
+
+    @property
+    def met(self):
+        return all(side.found for side in self.sides)
+
+
+def punch(left, right, seed=1, loss=0.0, birthday=True, witness=True, until=8.0):
+    """Run a punch between NATs of two kinds; returns both sides and the time at which both had found a path."""
+    network = Network(left, right, seed, loss, birthday)
+    for index, side in enumerate(network.sides):
+        network.perform(index, side.machine.start(0.0, step=1), 0.0)
+        if witness:
+            side.machine.allow_many(0.08)
+    now = 0.0
+    while now < until and not network.met and not all(side.over for side in network.sides):
+        due = min([side.machine.wake for side in network.sides] + [entry[0] for entry in network.flying[:1]])
+        now = max(now, due)
+        network.turn(now)
+    return network.sides, (max(side.found[0] for side in network.sides) if network.met else None)
+
+
+CONES = ["open", "full", "addr", "port", "portnp"]
+
+
+@pytest.mark.parametrize(("left", "right"), [*itertools.combinations_with_replacement(CONES, 2)])
+def test_ports_that_are_known_meet_at_once(left, right):
+    sides, took = punch(left, right)
+    assert took is not None
+    assert took <= 0.3, "knocks every 100 ms, and an answer"
+    assert max(side.sent for side in sides) < 20
+
+
+@pytest.mark.parametrize("easy", CONES)
+@pytest.mark.parametrize("hard", ["sym", "symseq"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_random_port_is_found_by_its_birthday(easy, hard, seed):
+    for order in ((easy, hard), (hard, easy)):
+        sides, took = punch(*order, seed=seed)
+        assert took is not None, order
+        assert took < 3.0
+        assert max(side.machine.probes for side in sides) <= 1024
+        assert max(side.sockets for side in sides) in (1, 256)
+
+
+def test_98_of_100_birthdays_meet():
+    met = sum(punch("port", "sym", seed=seed)[1] is not None for seed in range(100, 160))
+    assert met >= 57, "expected: 1 - exp(-256 * 1024 / 65536) = 98%"
+
+
+def test_ports_in_steps_are_walked():
+    sides, took = punch("symseq", "symseq")
+    assert took is not None
+    assert {side.way for side in sides} == {Way.WALK}
+
+
+@pytest.mark.parametrize(("left", "right"), [("sym", "sym"), ("sym", "symseq")])
+def test_two_random_ports_are_not_tried(left, right):
+    sides, took = punch(left, right, until=1.0)
+    assert took is None
+    assert {side.way for side in sides} == {Way.NONE}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_loss_only_delays(seed):
+    assert punch("port", "portnp", seed=seed, loss=0.2)[1] is not None
+    assert punch("port", "sym", seed=seed, loss=0.05)[1] is not None
+
+
+def test_birthdays_can_be_switched_off():
+    sides, took = punch("port", "sym", birthday=False)
+    assert took is None
+    assert max(side.machine.probes for side in sides) == 0
+
+
+def test_without_a_witness_nobody_is_flooded():
+    sides, took = punch("port", "sym", witness=False)
+    assert took is None
+    assert all(side.over for side in sides)
+    assert max(side.sent for side in sides) <= PunchOptions().knocks, "an address from which nothing came gets few packets"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_seed_gives_the_same_transcript(seed):
+    one, other = (punch("port", "sym", seed=seed, loss=0.1) for _ in range(2))
+    assert one[1] == other[1]
+    assert [side.sent for side in one[0]] == [side.sent for side in other[0]]
+
+
+def machine(way=Way.PLAIN):
+    made = UdpPunch(True, TOKEN, way, ((RIGHT, PORT),), Random(1), PunchOptions())
+    made.start(0.0)
+    return made
+
+
+def test_a_probe_is_answered_and_tried_back():
+    found = machine().heard(0, RIGHT, 5555, encode(Probe(TOKEN, False)), 0.1)
+    assert [(effect.host, effect.port) for effect in found] == [(RIGHT, 5555)] * 2
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"", b"rubbish", encode(Probe(TOKEN, True)), encode(Probe(bytes(16), False)), encode(Ack(bytes(16), False)),
+        encode(Ack(TOKEN, True)), encode(Ask(TOKEN)), encode(Probe(TOKEN, False))[:-1],
+    ],
+    ids=["nothing", "rubbish", "our own echoed", "another session", "another session's ack", "our own ack", "a question", "cut"],
+)  # fmt: skip
+def test_what_is_not_of_this_session_changes_nothing(payload):
+    assert machine().heard(0, RIGHT, PORT, payload, 0.1) == []
+
+
+def test_acks_to_one_address_are_bounded():
+    ours = machine()
+    effects = [effect for _ in range(200) for effect in ours.heard(0, RIGHT, 7, encode(Probe(TOKEN, False)), 0.1)]
+    assert len(effects) <= PunchOptions().knocks + 1
+    many = [effect for port in range(1, 500) for effect in ours.heard(0, RIGHT, port, encode(Probe(TOKEN, False)), 0.1)]
+    assert len(many) <= 3 * PunchOptions().knocks
+
+
+WAYS = [
+    (Mapping.NONE, Mapping.NONE, Way.PLAIN), (Mapping.UNKNOWN, Mapping.PORT_PRESERVING, Way.PLAIN),
+    (Mapping.SYMMETRIC, Mapping.ENDPOINT_INDEPENDENT, Way.SPREAD), (Mapping.NONE, Mapping.SYMMETRIC, Way.GUESS),
+    (Mapping.PREDICTABLE, Mapping.PREDICTABLE, Way.WALK), (Mapping.PREDICTABLE, Mapping.SYMMETRIC, Way.NONE),
+    (Mapping.SYMMETRIC, Mapping.SYMMETRIC, Way.NONE), (Mapping.PREDICTABLE, Mapping.PORT_PRESERVING, Way.SPREAD),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ours", "theirs", "way"), WAYS)
+def test_the_way_follows_from_both_kinds(ours, theirs, way):
+    assert way_of(ours, theirs, True) is way
+    matching = {Way.SPREAD: Way.GUESS, Way.GUESS: Way.SPREAD}
+    assert way_of(theirs, ours, True) is matching.get(way, way)
