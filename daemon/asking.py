@@ -28,6 +28,7 @@ from daemon.verification import LISTENING, Checked, Verification, claimed_by
 from protocol.extras import wanted
 from protocol.inference import Completion
 from protocol.job import Job, Usage
+from protocol.skills import skill_of
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import PeerId, short
 
@@ -68,6 +69,8 @@ class Asking:
         """Our own attempts that run: a heartbeat tells of them seconds later."""
         self._first_tokens = FirstTokens()
         self.verification: Verification | None = None
+        self.score: Callable[[PeerId, str], int] = _no_score
+        """The score of a peer in a skill, in thousandths."""
 
     async def route(self, request: AskRequest, emit: Emit) -> None:
         """Answer `request`; raises RemoteError where no peer could, or where nobody can go on with what one began."""
@@ -91,7 +94,7 @@ class Asking:
 
     def choices(self, request: AskRequest, note: AskNote) -> list[Choice]:
         """Whom to ask, the best first; raises RemoteError(not_found) where there is nobody."""
-        candidates = self.candidates(request.job.model)
+        candidates = self.scored(self.candidates(request.job.model), request.wish, skill_of(request.job))
         if request.peer is not None:
             candidates = [candidate for candidate in candidates if candidate.peer == request.peer]
         if not candidates:
@@ -108,12 +111,19 @@ class Asking:
         note.weigh(choices, ruled_out)
         return choices
 
-    def successors(self, failed: Candidate, tried: set[PeerId], wish: PeerWish | None = None) -> list[Choice]:
+    def successors(self, failed: Candidate, tried: set[PeerId], request: AskRequest) -> list[Choice]:
         """Who gives the same answer as `failed` and was not tried yet, the best first."""
         if not failed.config_digest:
             return []
-        found = [one for one in self.candidates(failed.model) if one.config_digest == failed.config_digest]
-        return wished_order(self.ranked(eligible([one for one in found if one.peer not in tried], wish)), wish)
+        wish, found = request.wish, self.candidates(failed.model)
+        same = [one for one in found if one.config_digest == failed.config_digest and one.peer not in tried]
+        return wished_order(self.ranked(eligible(self.scored(same, wish, skill_of(request.job)), wish)), wish)
+
+    def scored(self, candidates: Sequence[Candidate], wish: PeerWish | None, skill: str) -> list[Candidate]:
+        """The candidates, with their scores in `skill` where the wish is about those."""
+        if wish is None or wish.min_score_milli is None:
+            return list(candidates)
+        return [replace(one, score_milli=self.score(one.peer, skill)) for one in candidates]
 
     def hedge_after(self) -> float | None:
         """Seconds without a first token after which a second peer is asked; None for never."""
@@ -149,6 +159,10 @@ class Asking:
         if candidate.path == "local" or ours <= candidate.load.busy:
             return candidate
         return replace(candidate, load=replace(candidate.load, busy=ours))
+
+
+def _no_score(peer: PeerId, skill: str) -> int:
+    return 0
 
 
 class _Ask:
@@ -247,7 +261,7 @@ class _Ask:
         if error.code is Code.OVERSIZED and not self._successors:
             return ()  # what does not fit this engine fits no other of its kind
         self._successors += 1
-        return self._asking.successors(failed, self._tried, self._request.wish)[:1]
+        return self._asking.successors(failed, self._tried, self._request)[:1]
 
     def _result(
         self, last: PeerAttempt, completion: Completion, verification: dict[str, Any] | None = None

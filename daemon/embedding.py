@@ -19,6 +19,7 @@ from daemon.peer_wish import eligible, refusal, wished_order
 from daemon.selector import Candidate, Choice
 from dht.offers import EMBEDDINGS
 from protocol.embedding import METHOD, EmbedJob, read_embedded, read_vector
+from protocol.skills import GENERAL
 from protocol.wire.codec import encode
 from protocol.wire.errors import Code, RemoteError, malformed
 from protocol.wire.ids import short
@@ -42,7 +43,7 @@ class Embedding:
 
     def _choices(self, request: EmbedRequest, note: AskNote) -> list[Choice]:
         model = request.job.model
-        serving = self._asking.candidates(model)
+        serving = self._asking.scored(self._asking.candidates(model), request.wish, GENERAL)
         if not serving:
             raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {model}; swarmd models lists what the mesh offers")
         able = [one for one in serving if EMBEDDINGS in one.features]

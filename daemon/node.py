@@ -108,6 +108,7 @@ class Node:
         asking = Asking(
             self._serving, self._calls, self._membership.candidates, self._observed, rng, patience(config), config.patience.hedge
         )
+        asking.score = lambda peer, skill: self._reputation.score(peer, skill).mean_milli
         self._verification = Verification(
             self._serving, self._calls, self._membership.candidates, self._reputation.record, config.verify, rng
         )

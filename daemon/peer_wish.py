@@ -32,6 +32,8 @@ def refusal(candidate: Candidate, wish: PeerWish | None) -> str:
         return "'peer.only' does not name it"
     if wish.max_rtt is not None and _rtt(candidate) > wish.max_rtt:
         return "its round trip is longer than 'peer.max_rtt_ms', or was not measured"
+    if wish.min_score_milli is not None and (candidate.score_milli or 0) < wish.min_score_milli:
+        return f"its score of {(candidate.score_milli or 0) / 1000:.3f} is below 'peer.min_score'"
     return ""
 
 

@@ -27,6 +27,7 @@ class Candidate:
 
     `config_digest` is hex, "" where unknown. `load` is what the peer says of itself. `features`: what its offer says that its
     engine has, empty where it says nothing. `first_token_s`: the mean that our own recent calls saw, None where there were none.
+    `score_milli`: its score in the question's topic, None where nobody asked for it.
     """
 
     peer: PeerId
@@ -38,6 +39,7 @@ class Candidate:
     load: Load = IDLE
     features: frozenset[str] = frozenset()
     first_token_s: float | None = None
+    score_milli: int | None = None
 
     @property
     def busy(self) -> int:

@@ -20,13 +20,15 @@ Strategy = Literal["route", "majority", "rank"]
 class PeerWish:
     """Who may answer: of `only` (None: anyone) less `ignore`, within `max_rtt` seconds (a path not measured is none of them).
 
-    `sort` puts the nearest or the least busy first, None the soonest.
+    `sort` puts the nearest or the least busy first, None the soonest. `min_score_milli`: the least share of right answers, in
+    thousandths, that the claims we hold let us expect in the question's topic.
     """
 
     only: frozenset[str] | None = None
     ignore: frozenset[str] = frozenset()
     sort: Literal["latency", "load"] | None = None
     max_rtt: float | None = None
+    min_score_milli: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

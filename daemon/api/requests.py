@@ -69,13 +69,13 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PeerBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Our own `peer` field: who may answer, and who is asked first. `min_score` waits until peers have scores."""
+    """Our own `peer` field: who may answer, and who is asked first. `min_score` is a share of right answers."""
 
     only: PeerList | None = None
     ignore: PeerList | None = None
     sort: Literal["latency", "load"] | None = None
     max_rtt_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] | None = None
-    min_score: Any = None
+    min_score: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
 
 class Common(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,16 +185,14 @@ def wish_of(block: PeerBlock | None) -> PeerWish | None:
     """The `peer` field; raises ApiError 400 that names what is wrong in it."""
     if block is None:
         return None
-    if block.min_score is not None:
-        reason = "'peer.min_score' is not supported: peers have no scores yet"
-        raise ApiError(400, "unsupported_parameter", reason, "peer.min_score")
     for name, listed in (("only", block.only), ("ignore", block.ignore)):
         for peer in listed or ():
             if not is_peer_id(peer):
                 raise ApiError(400, "invalid_value", f"'peer.{name}' lists peer ids (12D3KooW...)", f"peer.{name}")
     only = None if block.only is None else frozenset(block.only)
     max_rtt = None if block.max_rtt_ms is None else block.max_rtt_ms / 1000
-    return PeerWish(only, frozenset(block.ignore or ()), block.sort, max_rtt)
+    min_score = None if block.min_score is None else round(block.min_score * 1000)
+    return PeerWish(only, frozenset(block.ignore or ()), block.sort, max_rtt, min_score)
 
 
 def _sampling(request: Common) -> Sampling:

@@ -65,7 +65,7 @@ BAD = {
     "a schema's odd name": (chat(form(b"{}").replace(b'"n"', b'"a b"')), 400, b'"param":"response_format"'),
     "a tool's result of no call": (post(b'{"messages":[{"role":"tool","content":"x"}]}'), 400, b'"param":"messages"'),
     "no content": (post(b'{"messages":[{"role":"user"}]}'), 400, b'"param":"messages"'),
-    "peers by score": (chat(b'"peer":{"min_score":0.5}'), 400, b'"param":"peer.min_score"'),
+    "a score beyond 1": (chat(b'"peer":{"min_score":1.5}'), 400, b'"param":"peer.min_score"'),
     "peers by no such order": (chat(b'"peer":{"sort":"price"}'), 400, b'"param":"peer'),
     "peers by an unknown wish": (chat(b'"peer":{"country":"x"}'), 400, b'"param":"peer'),
     "peers that are none": (chat(b'"peer":{"only":["you"]}'), 400, b'"param":"peer.only"'),

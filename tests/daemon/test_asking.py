@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from daemon.answer_stream import Emit, answer_stream
-from daemon.api.backend import AskEvent, TokenEvent
+from daemon.api.backend import AskEvent, PeerWish, TokenEvent
 from daemon.engine.interface import EngineError, EngineRefused, EngineState
 from daemon.patience import Patience
 from protocol.wire.errors import Code, RemoteError
@@ -230,3 +230,18 @@ async def test_leaving_cancels_the_work_and_a_bug_in_it_is_not_hidden(autojump_c
     with pytest.raises(ExceptionGroup):
         async with answer_stream(broken, 10.0) as events:
             await anext(events)
+
+
+async def test_a_least_score_rules_out_who_has_less_in_the_questions_topic(swarm: Swarm, autojump_clock: Clock) -> None:
+    asker, (bob, carol) = await several(swarm, FakeEngine(), FakeEngine())
+    scores = {(bob.id, "add"): 400, (carol.id, "add"): 900, (bob.id, "general"): 950}
+    asker.asking.score = lambda peer, skill: scores.get((peer, skill), 500)
+    for text, least, who in (("add 47 38", 600, carol), ("tell me a story", 600, bob)):
+        for _ in range(4):
+            heard = Heard()
+            await asker.asking.route(ask(text, wish=PeerWish(min_score_milli=least)), heard.emit)
+            assert heard.result.peer_id == who.id
+    error = await failure(asker.asking.route(ask("add 47 38", wish=PeerWish(min_score_milli=950)), Heard().emit))
+    assert (error.code, "'peer'" in error.message) == (Code.NOT_FOUND, True)
+    reasons = [one["reason"] for one in asker.asking.notes.find("last").shown()["ruled_out"]]
+    assert "its score of 0.900 is below 'peer.min_score'" in reasons
