@@ -1,11 +1,15 @@
-"""Many contributions to one result, by whole numbers and in any order: majority and rank. Decides the winner, checks nothing.
+"""Many contributions to one result, by whole numbers and in any order. Decides the winner, checks nothing.
 
+Arm `fuse` (a majority is its case without judges):
     S_c = vote_gain * sum of the weights of c's voters
         + judge_gain * (sum of |judge weights|) * mean over opponents o of C(c, o)
     C(c, o) = sum over judges of weight * (P(c beats o) - 1/2), over the sum of their |weights|
 P is the logistic function of a judge's clamped log-odds (both orders averaged first, which cancels a taste for the first place);
 a judge of negative weight counts by its opposite. Weights are log-odds, so scores are too, and the confidence is their softmax.
 Averaging within a pair before summing keeps a class that fewer judges saw from being scaled down.
+
+Arm `rank`: ridge Bradley-Terry over the judges' evidence, votes left out. Arm `best`: the answer of the member of most answer
+weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +18,15 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from protocol.round.ballots import Pair, PairSums, ratio
+from protocol.round.bradley_terry import strengths_milli
 from protocol.round.classes import AnswerClass, tie_break, voices
-from protocol.round.logistic import probability_milli, softmax_first_milli
-from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters, Judgement
+from protocol.round.logistic import softmax_first_milli
+from protocol.round.messages import FoldParameters, Judgement
 from protocol.wire.codec import Message, encode
 from protocol.wire.ids import Hash, HashField, sha256
 
-Basis = Literal["unanimous", "votes", "judged"]
+Basis = Literal["unanimous", "votes", "judged", "ranked", "best"]
 Seat = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -76,6 +82,7 @@ class Voice:
     answer_weight_milli: int
     judge_weight_milli: int
     config_digest: bytes
+    favourite_weight_milli: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +108,14 @@ def fold(given: Contributions) -> Result:
     """The result, whatever the order in which contributions came. Needs at least one class with a seat that is not dropped."""
     dropped = set(given.dropped)
     voters = {seat for found in given.classes for seat in found.seats} - dropped
-    votes = _weights(given, voters, judging=False)
+    votes = _votes(given, voters)
     ballots = {seat: given.ballots[seat] for seat in sorted(given.ballots) if seat not in dropped}
-    pairs, judge_total = _pairs(given, ballots)
+    judged, judge_total = _judged(given, ballots)
+    pairs = {pair: (ratio(total, weight) if weight else 0, judges) for pair, (total, weight, judges) in judged.sums.items()}
     standing = [index for index, found in enumerate(given.classes) if set(found.seats) & voters]
     vote_micro = [sum(votes[seat] for seat in found.seats if seat in voters) for found in given.classes]
-    wins = [_mean_wins(index, standing, pairs) for index in range(len(given.classes))]
-    gains = given.fold
-    scores = [
-        (gains.vote_gain_milli * vote + _ratio(gains.judge_gain_milli * judge_total * win, 1_000_000)) // 1000
-        for vote, win in zip(vote_micro, wins, strict=True)
-    ]
+    wins = _mean_wins(len(given.classes), set(standing), pairs)
+    scores = _scores(given, vote_micro, judged, (wins, judge_total))
     order = sorted(standing, key=lambda index: (-scores[index], tie_break(given.round, given.classes[index].key)))
     ranks = {index: place + 1 for place, index in enumerate(order)}
     winner = order[0]
@@ -120,7 +124,7 @@ def fold(given: Contributions) -> Result:
             sha256(found.text.encode()),
             tuple(seat for seat in found.seats if seat in voters),
             vote_micro[index],
-            500 + _ratio(wins[index], 1000),
+            500 + ratio(wins[index], 1000),
             scores[index],
             ranks.get(index, len(given.classes)),
         )
@@ -129,9 +133,9 @@ def fold(given: Contributions) -> Result:
     return Result(
         round=given.round,
         strategy=given.strategy,
-        basis="unanimous" if len(given.classes) == 1 else "judged" if pairs else "votes",
+        basis=_basis(given, bool(pairs)),
         classes=rows,
-        pairs=tuple(PairRow(a, b, judges, 500 + _ratio(centred, 1000)) for (a, b), (centred, judges) in sorted(pairs.items())),
+        pairs=tuple(PairRow(a, b, judges, 500 + ratio(centred, 1000)) for (a, b), (centred, judges) in sorted(pairs.items())),
         judges=tuple(_judge_row(seat, ballots[seat]) for seat in ballots),
         aborted=tuple(sorted(given.aborted)),
         dropped=tuple(sorted(given.dropped)),
@@ -141,50 +145,79 @@ def fold(given: Contributions) -> Result:
     )
 
 
-def _weights(given: Contributions, seats: set[int], judging: bool) -> dict[int, int]:
+def _basis(given: Contributions, judged: bool) -> Basis:
+    if len(given.classes) == 1:
+        return "unanimous"
+    if given.fold.arm == "best":
+        return "best"
+    if not judged:
+        return "votes"
+    return "ranked" if given.fold.arm == "rank" else "judged"
+
+
+def _votes(given: Contributions, seats: set[int]) -> dict[int, int]:
+    """What each vote counts for, in millionths; for arm `best` nothing but those of the most weight do."""
     chosen = {seat: given.voices[seat] for seat in seats}
-    milli = {seat: voice.judge_weight_milli if judging else voice.answer_weight_milli for seat, voice in chosen.items()}
+    milli = {seat: voice.answer_weight_milli for seat, voice in chosen.items()}
+    if given.fold.arm == "best" and milli:
+        most = max(milli.values())
+        milli = {seat: weight if weight == most else 0 for seat, weight in milli.items()}
     return voices(milli, {seat: voice.config_digest for seat, voice in chosen.items()}, given.fold.one_voice)
 
 
-Pair = tuple[int, int]
-
-
-def _pairs(given: Contributions, ballots: Mapping[int, Sequence[Judgement]]) -> tuple[dict[Pair, Pair], int]:
-    """For each judged pair a < b: (millionths of probability above one half that a beats b, judges); and their total weight."""
-    weights = _weights(given, set(ballots), judging=True)
-    sums: dict[Pair, tuple[int, int, int]] = {}
+def _judged(given: Contributions, ballots: Mapping[int, Sequence[Judgement]]) -> tuple[PairSums, int]:
+    """What judges say of each pair, and the weight of all of them."""
+    chosen = {seat: given.voices[seat] for seat in ballots}
+    digests = {seat: voice.config_digest for seat, voice in chosen.items()}
+    plain = {seat: voice.judge_weight_milli for seat, voice in chosen.items()}
+    first = {
+        seat: voice.judge_weight_milli if voice.favourite_weight_milli is None else voice.favourite_weight_milli
+        for seat, voice in chosen.items()
+    }
+    others = voices(plain, digests, given.fold.one_voice)
+    favourites = others if plain == first else voices(first, digests, given.fold.one_voice)
+    judged = PairSums()
     for seat, judgements in ballots.items():
-        for pair, log_odds in preferences(judgements).items():
-            total, weight, judges = sums.get(pair, (0, 0, 0))
-            evidence = _evidence_micro(log_odds, given.fold)
-            sums[pair] = (total + weights[seat] * evidence, weight + abs(weights[seat]), judges + 1)
-    means = {pair: (_ratio(total, weight) if weight else 0, judges) for pair, (total, weight, judges) in sums.items()}
-    return means, sum(abs(weight) for weight in weights.values())
+        judged.add((favourites[seat], others[seat]), judgements, given.fold)
+    return judged, sum(max(abs(favourites[seat]), abs(others[seat])) for seat in ballots)
 
 
-def preferences(judgements: Sequence[Judgement]) -> dict[tuple[int, int], int]:
-    """A judge's log-odds (milli-nats) that the lower-numbered class of each pair wins; the mean where it was asked both ways."""
-    asked: dict[tuple[int, int], list[int]] = {}
-    for judgement in judgements:
-        straight = judgement.first < judgement.second
-        pair = (judgement.first, judgement.second) if straight else (judgement.second, judgement.first)
-        asked.setdefault(pair, []).append(judgement.log_odds_milli if straight else -judgement.log_odds_milli)
-    return {pair: _ratio(sum(values), len(values)) for pair, values in asked.items()}
+def _scores(given: Contributions, vote_micro: Sequence[int], judged: PairSums, wins: tuple[Sequence[int], int]) -> list[int]:
+    gains, (centred, judge_total) = given.fold, wins
+    if gains.arm == "best":
+        return list(vote_micro)
+    if gains.arm == "rank" and judged.sums:
+        return _ranked(len(given.classes), judged, judge_total, max(1, len(given.ballots)), gains.judge_gain_milli)
+    return [
+        (gains.vote_gain_milli * vote + ratio(gains.judge_gain_milli * judge_total * win, 1_000_000)) // 1000
+        for vote, win in zip(vote_micro, centred, strict=True)
+    ]
 
 
-def _evidence_micro(log_odds_milli: int, parameters: FoldParameters) -> int:
-    """Between -500,000 and 500,000: probability above one half, or log-odds on the same range."""
-    if parameters.evidence == "log_odds":
-        return _ratio(log_odds_milli * 500_000, LOG_ODDS_CLAMP_MILLI)
-    return (probability_milli(log_odds_milli) - 500) * 1000
+def _ranked(count: int, judged: PairSums, judge_total: int, judges: int, gain_milli: int) -> list[int]:
+    """Bradley-Terry strengths in millionths of a nat, judges' weights scaled to a mean of one; what was not judged comes last."""
+    scale = max(1, judge_total)
+    wins = {}
+    for pair, (total, weight, _) in judged.sums.items():
+        whole = weight * 1000 * judges // scale
+        wins[pair] = (whole // 2 + ratio(total * judges, 1000 * scale), whole)
+    strengths = strengths_milli(count, wins)
+    seen = {index for pair in wins for index in pair}
+    lowest = min(strengths[index] for index in seen) - 1000
+    return [(strengths[index] if index in seen else lowest) * gain_milli for index in range(count)]
 
 
-def _mean_wins(index: int, standing: Sequence[int], pairs: Mapping[tuple[int, int], tuple[int, int]]) -> int:
-    """The mean over the opponents it was judged against, centred, in millionths; 0 where it was not judged."""
-    seen = [pairs[(index, other)][0] for other in standing if (index, other) in pairs]
-    seen += [-pairs[(other, index)][0] for other in standing if (other, index) in pairs]
-    return _ratio(sum(seen), len(seen)) if seen else 0
+def _mean_wins(count: int, standing: set[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:
+    """Of each class the mean over the opponents it was judged against, centred, in millionths; 0 where it was not judged."""
+    sums, met = [0] * count, [0] * count
+    for (a, b), (centred, _) in pairs.items():
+        if b in standing:
+            sums[a] += centred
+            met[a] += 1
+        if a in standing:
+            sums[b] -= centred
+            met[b] += 1
+    return [ratio(total, opponents) if opponents else 0 for total, opponents in zip(sums, met, strict=True)]
 
 
 def _judge_row(seat: int, judgements: Sequence[Judgement]) -> JudgeRow:
@@ -192,9 +225,3 @@ def _judge_row(seat: int, judgements: Sequence[Judgement]) -> JudgeRow:
     both = [(odds, asked[pair[::-1]]) for pair, odds in asked.items() if pair[0] < pair[1] and pair[::-1] in asked]
     consistent = sum(odds * swapped <= 0 for odds, swapped in both)
     return JudgeRow(seat, len(asked) - len(both), len(both), consistent)
-
-
-def _ratio(numerator: int, denominator: int) -> int:
-    """Nearest whole number, halves away from zero, so that f(-x) is exactly -f(x); the denominator is positive."""
-    magnitude = (2 * abs(numerator) + denominator) // (2 * denominator)
-    return -magnitude if numerator < 0 else magnitude

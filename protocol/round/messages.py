@@ -65,6 +65,8 @@ class Step(StrEnum):
 class Candidate(Message, frozen=True):
     """A peer that may sit. `weight_milli` is its weight in the draw; the other two are what its vote and its judgement count for,
     as log-odds in milli-nats (1000 where nothing is known): negative for a peer that is wrong more often than chance.
+    `favourite_weight_milli`, where given, is what its judgements of pairs count for that hold the answer it puts first: that is
+    where a bought judge lies, and nowhere else.
     """
 
     peer_id: PeerIdField
@@ -73,6 +75,7 @@ class Candidate(Message, frozen=True):
     weight_milli: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
     answer_weight_milli: Weight = 1000
     judge_weight_milli: Weight = 1000
+    favourite_weight_milli: Weight | None = None
 
 
 class Durations(Message, frozen=True):
@@ -102,6 +105,9 @@ class FoldParameters(Message, frozen=True):
     `one_voice`: members with one config digest share one weight, as their errors are the same errors.
     `own_pairs`: whether a judge also judges a pair of which one answer is its own and nobody else's.
     `early_exit_margin`: a lead in votes from which judging is skipped; 0 judges whenever there is more than one class.
+    `arm`: `fuse` adds votes and judgements, `rank` leaves votes out and fits Bradley-Terry, `best` takes the answer of the member
+    of most answer weight. `position_bias`: whether a judge's taste for the first place, as its swapped pairs show it, is taken
+    off the others.
     """
 
     vote_gain_milli: Gain = 1000
@@ -112,6 +118,8 @@ class FoldParameters(Message, frozen=True):
     early_exit_margin: Annotated[int, msgspec.Meta(ge=0, le=MAX_COMMITTEE)] = 0
     judged_classes: Annotated[int, msgspec.Meta(ge=2, le=MAX_JUDGED_CLASSES)] = 4
     pairs_per_judge: Annotated[int, msgspec.Meta(ge=1, le=36)] = 8
+    arm: Literal["fuse", "rank", "best"] = "fuse"
+    position_bias: bool = False
 
 
 class Header(Message, frozen=True, tag="header"):

@@ -46,7 +46,9 @@ class Tally:
         if Step.REVEAL not in self.listings:
             return False
         header = self.record.header
-        return header.strategy == "majority" or settled(self.classes, header.fold.early_exit_margin)
+        if header.strategy == "majority" or header.fold.arm == "best":
+            return True
+        return settled(self.classes, header.fold.early_exit_margin)
 
     def seat(self, roster: Held) -> None:
         """Accept the roster; raises RemoteError where its draw is wrong or too few accepted for a quorum."""
@@ -169,7 +171,10 @@ class Tally:
 
     def _voices(self) -> Mapping[int, Voice]:
         chosen = [self.record.candidates[peer] for peer in self.seats]
-        return {seat: Voice(c.answer_weight_milli, c.judge_weight_milli, c.config_digest) for seat, c in enumerate(chosen)}
+        return {
+            seat: Voice(c.answer_weight_milli, c.judge_weight_milli, c.config_digest, c.favourite_weight_milli)
+            for seat, c in enumerate(chosen)
+        }
 
     def _classes(self, revealed: Mapping[int, Held]) -> tuple[AnswerClass, ...]:
         answers = {seat: held.message.answer for seat, held in revealed.items() if isinstance(held.message, Reveal)}

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.round.ballots import preferences
 from protocol.round.classes import AnswerClass, classes_of, voices
-from protocol.round.fold import Contributions, Voice, fold, preferences, verdict_hash
+from protocol.round.fold import Contributions, Voice, fold, verdict_hash
 from protocol.round.logistic import probability_milli, softmax_first_milli
 from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, WEIGHT_CLAMP_MILLI, FoldParameters, Judgement, quorum
 from protocol.wire.ids import Hash
@@ -139,7 +140,10 @@ weights = st.integers(-WEIGHT_CLAMP_MILLI, WEIGHT_CLAMP_MILLI)
 def any_round(draw: st.DrawFn) -> Contributions:
     """Cycles, ties, one vote, weights of zero or less, judges of few pairs: whatever the wire lets through."""
     answers = draw(st.text("abcd", min_size=1, max_size=9))
-    table = {seat: Voice(draw(weights), draw(weights), bytes([draw(st.integers(0, 3))])) for seat in range(len(answers))}
+    table = {
+        seat: Voice(draw(weights), draw(weights), bytes([draw(st.integers(0, 3))]), draw(st.none() | weights))
+        for seat in range(len(answers))
+    }
     classes = len(set(answers))
     index = st.integers(0, classes - 1)
     judged = st.lists(st.tuples(index, index, odds).filter(lambda j: j[0] != j[1]), max_size=6, unique_by=lambda j: j[:2])
@@ -152,6 +156,8 @@ def any_round(draw: st.DrawFn) -> Contributions:
         judge_gain_milli=draw(st.integers(0, 100_000)),
         evidence=draw(st.sampled_from(["probability", "log_odds"])),
         one_voice=draw(st.booleans()),
+        arm=draw(st.sampled_from(["fuse", "rank", "best"])),
+        position_bias=draw(st.booleans()),
     )
     dropped = draw(st.sets(st.integers(0, len(answers) - 1), max_size=len(answers) - 1))
     return contributions(answers, ballots, fold=parameters, voices=table, dropped=tuple(dropped))
@@ -183,3 +189,35 @@ def test_five_in_a_hundred_of_the_weight_rigging_other_pairs_moves_the_winner_no
     ballots = {seat: rigged if seat < 2 else honest for seat in range(40)}
     result = fold(Contributions(ROUND, "rank", FoldParameters(), table, tuple(classes), ballots))
     assert [row.rank for row in result.classes] == [1, 2, 3, 4]
+
+
+def test_a_judge_is_weighed_apart_where_the_answer_it_puts_first_is_concerned() -> None:
+    """The judge of seat 2 is bought: it lies for class 2 and nowhere else; its word on the other pair counts in full."""
+    bought = {2: Voice(1000, 4000, b"\2", 1)}
+    ballots = {2: [Judgement(2, 0, 8000), Judgement(2, 1, 8000), Judgement(1, 0, 8000)]}
+    result = fold(contributions("abc", ballots, voices=bought, fold=FoldParameters(arm="rank")))
+    letters = {row.seats: row.score_micro for row in result.classes}
+    assert letters[(1,)] > letters[(2,)]
+    trusted = fold(contributions("abc", ballots, voices={2: Voice(1000, 4000, b"\2")}, fold=FoldParameters(arm="rank")))
+    assert trusted.winner_seat == trusted.classes[2].seats[0]
+
+
+def test_a_taste_for_the_first_place_is_taken_off_the_pairs_seen_one_way() -> None:
+    said = [Judgement(0, 1, 3000), Judgement(1, 0, 3000), Judgement(2, 0, 500)]
+    assert preferences(said) == {(0, 1): 0, (0, 2): -500}
+    assert preferences(said, position_bias=True) == {(0, 1): 0, (0, 2): 500}, "a third of 3000, as two unbiased pairs are assumed"
+
+
+def test_rank_leaves_votes_out_and_best_leaves_everybody_else_out() -> None:
+    ballots = {seat: [Judgement(0, 1, -4000)] for seat in range(5)}
+    ranked = fold(contributions("aaabb", ballots, fold=FoldParameters(arm="rank")))
+    assert (ranked.basis, ranked.winner) == ("ranked", 1)
+    best = fold(contributions("aaabb", {}, voices={4: Voice(1001, 0, b"\4")}, fold=FoldParameters(arm="best")))
+    assert (best.basis, best.winner_seat) == ("best", 3)
+    assert [row.vote_micro for row in best.classes if 4 in row.seats] == [1_001_000]
+
+
+def test_a_class_that_no_judge_saw_ranks_below_those_that_were_judged() -> None:
+    ballots = {seat: [Judgement(0, 1, 500)] for seat in range(3)}
+    result = fold(contributions("abc", ballots, fold=FoldParameters(arm="rank")))
+    assert [row.rank for row in result.classes] == [1, 2, 3]

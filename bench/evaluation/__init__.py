@@ -1,0 +1,1 @@
+"""Recorded answers and judgements of real models put through the project's own folds."""

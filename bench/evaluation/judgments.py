@@ -1,0 +1,148 @@
+"""Real models' judgements of each other's prose, folded by the project's `rank` arm, against people's; also with colluders."""
+
+import csv
+import gzip
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from statistics import mean
+
+from protocol.round.ballots import favourites, preferences
+from protocol.round.classes import classes_of
+from protocol.round.fold import Contributions, Result, Voice, fold
+from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters, Judgement
+from protocol.round.weights import Trials, judge_weights_milli
+from protocol.wire.ids import sha256
+
+Ballots = Mapping[int, tuple[Judgement, ...]]
+Weights = Sequence[tuple[int, int | None]]
+"""Of each judge: for pairs without its favourite, and for those with it."""
+
+PARAMETERS = FoldParameters(arm="rank", evidence="log_odds", position_bias=True)
+"""These verdicts are words without probabilities: one, nothing, or the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """Judges (who are also the authors), by name; their ballots by question; and people's net verdict on each pair a < b."""
+
+    names: tuple[str, ...]
+    ballots: Mapping[str, Ballots]
+    people: Mapping[str, Mapping[tuple[int, int], Sequence[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """`agreement` with the majority of people over pairs on which they have one; `votes`: with each person's vote that is no tie;
+    `top`: how often the winner is one that people put first. 0 to 1; an equal score counts half."""
+
+    agreement: float
+    votes: float
+    top: float
+
+
+def read_set(judgments: Path, humans: Path) -> Set:
+    """Both files."""
+    with gzip.open(judgments, "rt", newline="") as text:
+        rows = list(csv.DictReader(text))
+    names = tuple(sorted({row["judge"] for row in rows} | {row["first"] for row in rows}))
+    place = {name: index for index, name in enumerate(names)}
+    ballots: dict[str, dict[int, tuple[Judgement, ...]]] = {}
+    for row in rows:
+        judge = place[row["judge"]]
+        judgement = Judgement(place[row["first"]], place[row["second"]], int(row["verdict"]) * LOG_ODDS_CLAMP_MILLI)
+        mine = ballots.setdefault(row["question"], {})
+        mine[judge] = (*mine.get(judge, ()), judgement)
+    people: dict[str, dict[tuple[int, int], list[int]]] = {}
+    with gzip.open(humans, "rt", newline="") as text:
+        for row in csv.DictReader(text):
+            a, b, verdict = place[row["first"]], place[row["second"]], int(row["verdict"])
+            pair, sign = ((a, b), 1) if a < b else ((b, a), -1)
+            people.setdefault(row["question"], {}).setdefault(pair, []).append(sign * verdict)
+    return Set(names, ballots, people)
+
+
+def split(given: Set, gold: int, colluders: int, seed: int) -> tuple[Figures, Figures, float]:
+    """(ours, uniform Bradley-Terry, how often the colluders' target wins ours) on the questions that are not gold."""
+    chance = Random(1000 * colluders + seed)
+    order = chance.sample(sorted(given.ballots), len(given.ballots))
+    liars = chance.sample(range(len(given.names)), colluders)
+    targets = {question: chance.randrange(len(given.names)) for question in order}
+    ballots = {question: collude(given.ballots[question], liars, targets[question]) for question in order}
+    weights = weights_of(given, ballots, order[:gold])
+    hidden = order[gold:]
+    ours = {question: rank(question, given, ballots[question], weights) for question in hidden}
+    uniform = {question: rank(question, given, ballots[question], [(1000, None)] * len(given.names)) for question in hidden}
+    pushed = mean(ours[question].winner_seat == targets[question] for question in hidden) if colluders else 0.0
+    return figures(given, ours), figures(given, uniform), pushed
+
+
+def collude(ballots: Ballots, liars: Sequence[int], target: int) -> Ballots:
+    """Liars put `target` before every other answer, with all certainty, and are honest on all other pairs."""
+
+    def bent(judgement: Judgement) -> Judgement:
+        if target not in (judgement.first, judgement.second):
+            return judgement
+        sign = 1 if judgement.first == target else -1
+        return Judgement(judgement.first, judgement.second, sign * LOG_ODDS_CLAMP_MILLI)
+
+    return {judge: tuple(map(bent, cast)) if judge in liars else cast for judge, cast in ballots.items()}
+
+
+def weights_of(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str]) -> Weights:
+    """The judges' weights from gold questions: pairs that hold a judge's favourite are told apart from the others."""
+    count = len(given.names)
+    records = [[[0, 0] for _ in range(count)] for _ in range(2)]
+    for question in gold:
+        for judge, cast in ballots[question].items():
+            first = favourites(preferences(cast))
+            for judgement in cast:
+                pair = (min(judgement.first, judgement.second), max(judgement.first, judgement.second))
+                people = _sign(sum(given.people.get(question, {}).get(pair, ())))
+                if not people:
+                    continue
+                said = _sign(judgement.log_odds_milli) * (1 if judgement.first < judgement.second else -1)
+                held = records[(pair[0] in first) != (pair[1] in first)][judge]
+                held[0] += 500 * (1 + said * people)
+                held[1] += 500 * (1 - said * people)
+    trials = [Trials(*held) for part in records for held in part]
+    weights = judge_weights_milli(trials)
+    return list(zip(weights[:count], weights[count:], strict=True))
+
+
+def rank(question: str, given: Set, ballots: Ballots, weights: Weights) -> Result:
+    """The project's fold of one question's ballots."""
+    round_id = sha256(b"bench/ranking", question.encode())
+    seats = range(len(given.names))
+    classes = classes_of(round_id, {seat: given.names[seat] for seat in seats}, dict.fromkeys(seats, 1_000_000))
+    number = {found.seats[0]: index for index, found in enumerate(classes)}
+    cast = {
+        judge: tuple(Judgement(number[j.first], number[j.second], j.log_odds_milli) for j in said)
+        for judge, said in ballots.items()
+    }
+    table = {seat: Voice(1000, weights[seat][0], bytes([seat]), weights[seat][1]) for seat in seats}
+    return fold(Contributions(round_id, "rank", PARAMETERS, table, classes, cast))
+
+
+def figures(given: Set, results: Mapping[str, Result]) -> Figures:
+    """How well these verdicts match people's."""
+    pairs: list[float] = []
+    votes: list[float] = []
+    tops: list[bool] = []
+    for question, result in results.items():
+        score = {row.seats[0]: row.score_micro for row in result.classes}
+        net = dict.fromkeys(score, 0.0)
+        for (a, b), said in given.people.get(question, {}).items():
+            ours = 0.5 + 0.5 * _sign(score[a] - score[b])
+            net[a] += mean(said)
+            net[b] -= mean(said)
+            if sum(said):
+                pairs.append(ours if sum(said) > 0 else 1 - ours)
+            votes += [ours if vote > 0 else 1 - ours for vote in said if vote]
+        tops.append(net[result.winner_seat] >= max(net.values()) - 1e-9)
+    return Figures(mean(pairs), mean(votes), mean(tops))
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

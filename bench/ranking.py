@@ -1,0 +1,210 @@
+"""Do the project's folds choose better than a vote, on real answers and judgements that nobody here made?
+
+    python -m bench.ranking votes [--swarm S1] [--models A,B,...] [--gold 10,20,50] [--seeds 20] [--json] [--check]
+    python -m bench.ranking judgments [--gold 0,10] [--collude 0,1,2,3] [--seeds 20] [--json] [--check]
+
+Each seed draws gold questions; weights, arm and confidence come from those alone, all others are the test. --check exits 1 with a
+line for each figure that misses its target.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import click
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.evaluation import judgments as judged
+from bench.evaluation import votes as voted
+from bench.evaluation.swarms import LEFT_OUT, SWARMS, TOLERANCE
+
+DATA = Path(__file__).parent / "data"
+VOTES = DATA / "mmlu_pro_votes.csv.gz"
+JUDGMENTS, HUMANS = DATA / "prd_judgments.csv.gz", DATA / "prd_humans.csv.gz"
+
+WORKERS = 2
+TARGET_GOLD = 50
+COLLUDING_SLACK = 2.0
+"""Points of uniform Bradley-Terry without collusion that 3 of 5 colluders may cost after 10 gold questions."""
+
+
+def _numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 10,20,50") from None
+
+
+file_option = partial(click.option, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+json_option = click.option("--json", "json_", is_flag=True, help="Print every figure.")
+check_option = click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
+seeds_option = click.option("--seeds", default=20, type=click.IntRange(1, 1000), help="Draws of gold questions.")
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    pass
+
+
+@main.command()
+@file_option("--file", default=VOTES, help="Questions and each model's letter, as bench/data/README.md describes.")
+@click.option("--models", default="", help="One swarm by its models' names; without it S1 to S4 are run.")
+@click.option("--swarm", type=click.Choice([*SWARMS, "S4"]), help="One of the four swarms.")
+@click.option("--gold", callback=_numbers, default="10,20,50", help="Gold questions.")
+@seeds_option
+@json_option
+@check_option
+def votes(  # noqa: PLR0913 - the command's options
+    file: Path, models: str, swarm: str | None, gold: tuple[int, ...], seeds: int, json_: bool, check: bool
+) -> None:
+    """Fold real votes: the chosen arm against majority and the best single member."""
+    known = voted.read_models(file)
+    swarms = {"given": tuple(models.split(","))} if models else {**SWARMS, "S4": tuple(m for m in known if m != LEFT_OUT)}
+    swarms = {name: members for name, members in swarms.items() if swarm in (None, name)}
+    missing = [member for members in swarms.values() for member in members if member not in known]
+    if missing:
+        raise click.UsageError(f"{file.name} has no answers of {missing[0]!r}; it has those of {', '.join(known)}")
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(WORKERS) as pool:
+        for name, members in swarms.items():
+            questions = voted.read_questions(file, members)
+            for count in gold:
+                if not 0 <= count < len(questions):
+                    raise click.UsageError(f"{count} gold questions of {len(questions)} leave nothing to test")
+                splits = list(pool.map(partial(voted.split, questions, count), range(seeds)))
+                rows.append(_vote_row(name, count, splits, len(questions)))
+                if not json_:
+                    click.echo(_vote_line(rows[-1], header=len(rows) == 1))
+    _finish({"file": file.name, "seeds": seeds, "rows": rows}, _votes_short(rows), json_, check)
+
+
+def _vote_row(name: str, gold: int, splits: Sequence[voted.Split], questions: int) -> dict[str, Any]:
+    percent = {
+        field: round(100 * mean(getattr(one, field) for one in splits), 2)
+        for field in ("majority", "best_single", "gold_best", "fuse", "chosen")
+    }
+    better = max(percent["majority"], percent["best_single"])
+    arms = Counter(one.arm for one in splits)
+    return {
+        "swarm": name,
+        "gold": gold,
+        "test": questions - gold,
+        **percent,
+        "chosen_less_better": round(percent["chosen"] - better, 2),
+        "worst_seed": round(min(100 * (one.chosen - max(one.majority, one.best_single)) for one in splits), 2),
+        "arms": dict(arms),
+        "why": {one.arm: one.why for one in splits},
+        "calibration_error": round(voted.calibration_error([pair for one in splits for pair in one.confidences]), 2),
+        "mean_confidence": round(mean(c for one in splits for c, _ in one.confidences) / 10, 2),
+        "mean_gain_milli": round(mean(one.gain_milli for one in splits)),
+    }
+
+
+def _vote_line(row: dict[str, Any], header: bool) -> str:
+    names = ("swarm", "gold", "majority", "best_single", "gold_best", "fuse", "chosen", "chosen_less_better", "calibration_error")
+    line = "".join(f"{row[name]!s:>{max(8, len(name) + 2)}}" for name in names)
+    title = "".join(f"{name:>{max(8, len(name) + 2)}}" for name in names)
+    arms = ", ".join(f"{arm} {count}x" for arm, count in row["arms"].items())
+    return (f"{title}  arm\n" if header else "") + f"{line}  {arms}"
+
+
+def _votes_short(rows: Sequence[dict[str, Any]]) -> list[str]:
+    short = []
+    for row in rows:
+        allowed = TOLERANCE.get(row["swarm"])
+        if allowed is None or row["gold"] != TARGET_GOLD:
+            continue
+        if row["chosen_less_better"] < -allowed:
+            short.append(
+                f"{row['swarm']}: {row['chosen_less_better']} points beside the better of both where -{allowed} is allowed"
+            )
+        if row["swarm"] == "S1" and row["chosen_less_better"] <= 0:
+            short.append("S1: the chosen arm is not above both majority and the best single member")
+    return short
+
+
+@main.command()
+@file_option("--judgments", default=JUDGMENTS, help="Verdicts of models, as bench/data/README.md describes.")
+@file_option("--humans", default=HUMANS, help="Verdicts of people on the same answers.")
+@click.option("--gold", callback=_numbers, default="0,10", help="Gold questions.")
+@click.option("--collude", callback=_numbers, default="0,1,2,3", help="Judges that push one answer.")
+@seeds_option
+@json_option
+@check_option
+def judgments(  # noqa: PLR0913 - the command's options
+    judgments: Path, humans: Path, gold: tuple[int, ...], collude: tuple[int, ...], seeds: int, json_: bool, check: bool
+) -> None:
+    """Rank real prose by real judges: agreement with people and how often people's top answer wins, also under collusion."""
+    given = judged.read_set(judgments, humans)
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(WORKERS) as pool:
+        for count in gold:
+            for liars in collude:
+                if not 0 <= count < len(given.ballots) or not 0 <= liars <= len(given.names):
+                    raise click.UsageError(f"there are {len(given.ballots)} questions and {len(given.names)} judges")
+                splits = list(pool.map(partial(judged.split, given, count, liars), range(seeds)))
+                rows.append(_judgment_row(count, liars, splits))
+                if not json_:
+                    click.echo(_judgment_line(rows[-1], header=len(rows) == 1))
+    _finish({"file": judgments.name, "humans": humans.name, "seeds": seeds, "rows": rows}, _judgments_short(rows), json_, check)
+
+
+def _judgment_row(gold: int, liars: int, splits: Sequence[tuple[judged.Figures, judged.Figures, float]]) -> dict[str, Any]:
+    def percent(side: int, field: str) -> float:
+        return round(100 * mean(getattr(one[side], field) for one in splits), 2)
+
+    return {
+        "gold": gold,
+        "colluding": liars,
+        "agreement": percent(0, "agreement"),
+        "agreement_votes": percent(0, "votes"),
+        "top": percent(0, "top"),
+        "uniform_agreement": percent(1, "agreement"),
+        "uniform_agreement_votes": percent(1, "votes"),
+        "uniform_top": percent(1, "top"),
+        "target_wins": round(100 * mean(one[2] for one in splits), 2),
+    }
+
+
+def _judgment_line(row: dict[str, Any], header: bool) -> str:
+    line = "".join(f"{value!s:>{max(8, len(name) + 2)}}" for name, value in row.items())
+    title = "".join(f"{name:>{max(8, len(name) + 2)}}" for name in row)
+    return f"{title}\n{line}" if header else line
+
+
+def _judgments_short(rows: Sequence[dict[str, Any]]) -> list[str]:
+    short = []
+    honest = {row["gold"]: row for row in rows if not row["colluding"]}
+    for row in rows:
+        if row["colluding"] not in (0, 3) or (row["colluding"] and row["gold"] != 10):
+            continue
+        base = honest.get(row["gold"])
+        slack = COLLUDING_SLACK if row["colluding"] else 0.0
+        short += [
+            f"{row['colluding']} colluding, {row['gold']} gold: {name} {row[name]} where uniform Bradley-Terry without "
+            f"collusion has {base[f'uniform_{name}']} and {slack} less is allowed"
+            for name in ("agreement", "top")
+            if base is not None and row[name] < base[f"uniform_{name}"] - slack
+        ]
+    return short
+
+
+def _finish(report: dict[str, Any], short: list[str], json_: bool, check: bool) -> None:
+    if json_:
+        click.echo(json.dumps(report | {"short": short}, indent=1))
+    for line in short:
+        click.echo(line, err=True)
+    if check and short:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

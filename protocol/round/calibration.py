@@ -1,0 +1,33 @@
+"""How sure a fold may be: the gain on its scores under which its confidence was right on gold. Pure, whole numbers."""
+
+from collections.abc import Sequence
+
+from protocol.round.logistic import log_milli, softmax_first_milli
+
+GAINS_MILLI = (200, 300, 400, 500, 600, 700, 850, 1000, 1200, 1400, 1700, 2000)
+
+PRIOR_TRIALS = 8
+"""Gold questions' worth of belief in a gain of 1000: a few right answers in a row must not make a fold certain."""
+
+Trial = tuple[tuple[int, ...], bool]
+"""The winner's leads over the other classes (milli-nats, at a gain of 1000), and whether the winner was right."""
+
+
+def gain_milli(trials: Sequence[Trial]) -> int:
+    """The gain of GAINS_MILLI of least log loss on `trials`; 1000 without any. Weights must not have seen their trial."""
+
+    def loss(gain: int) -> int:
+        pull = PRIOR_TRIALS * log_milli(max(gain, 1000), min(gain, 1000)) ** 2 // 1000
+        return pull + sum(_loss_milli(confidence_milli(leads, gain), right) for leads, right in trials)
+
+    return min(GAINS_MILLI, key=lambda gain: (loss(gain), abs(gain - 1000)))
+
+
+def confidence_milli(leads: Sequence[int], gain: int) -> int:
+    """Thousandths of probability that the winner is right, its leads scaled by `gain`."""
+    return softmax_first_milli(tuple(lead * gain // 1000 for lead in leads))
+
+
+def _loss_milli(confidence: int, right: bool) -> int:
+    said = confidence if right else 1000 - confidence
+    return log_milli(1000, min(990, max(10, said)))

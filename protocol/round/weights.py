@@ -1,0 +1,226 @@
+"""What a vote, a judgement and a ticket in the draw count for, from what gold says of each candidate. Pure, whole numbers.
+
+Agreement with other peers never enters: measured, it ranks the best judge last and hands a round to whoever colludes.
+
+A share of right answers is the candidate's own record, drawn towards the mean of all candidates by as many trials as the records'
+own spread calls for (empirical Bayes): alike candidates stay alike, and one that stands out is believed.
+
+A vote counts `odds ** 2.5`. Log-odds would be right if errors were independent; real ones are shared: on questions that divide
+members, many weak votes for one answer say less than their number. The power runs from a majority (0) to the best member alone
+(large); on bench/ranking.py's data 2 to 3 is within a point of weights fitted to all answers, in every swarm tried.
+
+A judgement counts its log-odds times their ratio to the best judge's: a judge at chance counts nothing, one below it by its
+opposite.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from protocol.round.logistic import exp_fixed, log_milli
+from protocol.round.messages import WEIGHT_CLAMP_MILLI
+
+POWER_MILLI = 2_500
+
+WRONG_WAYS = 3
+"""How many wrong answers there are in effect: two models that are both wrong agree in 32 to 44 of 100 cases (measured)."""
+
+NEWCOMER_TRIALS = 5
+"""With fewer weighed trials than these a candidate is a newcomer."""
+
+NEWCOMER_SHARE = 10
+"""All newcomers together have at most one part in this many of the weight, of votes, of judging and of the draw: then no number
+of new keys turns a pair of answers while honest judges are right in 56 of 100 cases."""
+
+ENTRY_MILLI = 700
+"""The share of gold pairs that a judge must get right, to be more than a newcomer in judging."""
+
+PRIOR_TRIALS = 10
+"""How far a record is drawn to the mean where the records' spread is not known better."""
+
+PRIOR_STRENGTH = 2
+"""How many candidates' worth of evidence PRIOR_TRIALS is."""
+
+_MICRO = 1_000_000
+_LEAST = 20_000
+_SCALE = 1_000
+
+Arm = Literal["best", "fuse", "rank", "majority"]
+
+
+class Evidence(Protocol):
+    """Weighed trials, in thousandths of one."""
+
+    @property
+    def right_milli(self) -> int: ...
+
+    @property
+    def wrong_milli(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Evidence by itself."""
+
+    right_milli: int = 0
+    wrong_milli: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of one candidate for one topic. `favourite` is its record in judging pairs that hold the answer it puts
+    first, and `judging` in all others; where they are not told apart, `favourite` is None. `draw_milli` is what it has earned."""
+
+    answering: Evidence
+    judging: Evidence
+    favourite: Evidence | None = None
+    draw_milli: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class RoundWeights:
+    """A candidate's weights in a round's header, and whether it is a newcomer in answering and in judging."""
+
+    answer_milli: int
+    judge_milli: int
+    favourite_milli: int | None
+    draw_milli: int
+    new_answerer: bool
+    new_judge: bool
+
+
+def shares_micro(records: Sequence[Evidence]) -> tuple[int, ...]:
+    """The share of right answers to expect of each, in millionths, between 0.02 and 0.98; the mean where nothing is known."""
+    right = [record.right_milli for record in records]
+    trials = [record.right_milli + record.wrong_milli for record in records]
+    total = sum(trials)
+    mean = (sum(right) + _SCALE) * _MICRO // (total + 2 * _SCALE)
+    drawn = _drawn_milli(right, trials, mean)
+    shares = ((won * _MICRO + drawn * mean) // (count + drawn) for won, count in zip(right, trials, strict=True))
+    return tuple(min(_MICRO - _LEAST, max(_LEAST, share)) for share in shares)
+
+
+def _drawn_milli(right: Sequence[int], trials: Sequence[int], mean: int) -> int:
+    """How many trials (thousandths) of the mean each record is mixed with: m (1 - m) / tau^2 - 1, tau^2 from the spread between
+    the records less what chance alone spreads them (method of moments), with a prior as strong as PRIOR_STRENGTH candidates."""
+    known = [(won, count) for won, count in zip(right, trials, strict=True) if count]
+    if len(known) < 2:
+        return PRIOR_TRIALS * _SCALE
+    chance = mean * (_MICRO - mean)  # 10**-12
+    total = sum(count for _, count in known)
+    even = max(1, (total - sum(count * count for _, count in known) // total) // (len(known) - 1))  # trials each, in milli
+    spread = sum(count * (won * _MICRO // count - mean) ** 2 for won, count in known) // (even * (len(known) - 1))
+    excess = max(-chance * _SCALE // even, spread - chance * _SCALE // even)
+    prior = chance // (PRIOR_TRIALS + 1)
+    tau = (excess * (len(known) - 1) + PRIOR_STRENGTH * prior) // (len(known) - 1 + PRIOR_STRENGTH)
+    tau = max(tau, 10**8)
+    return max(_SCALE // 2, chance * _SCALE // tau - _SCALE)
+
+
+def answer_weights_milli(records: Sequence[Evidence]) -> tuple[int, ...]:
+    """What each vote counts for, in milli-nats, at least 1: the best has its log-odds against WRONG_WAYS wrong answers, and each
+    other one the share (odds / best odds) ** 2.5 of that."""
+    shares = shares_micro(records)
+    best = max(shares)
+    top = max(1, log_milli(best * WRONG_WAYS, _MICRO - best))
+    return tuple(max(1, top * 10**18 // exp_fixed(_lead_milli(best, share))) for share in shares)
+
+
+def _lead_milli(best: int, share: int) -> int:
+    lead = log_milli(best * (_MICRO - share), share * (_MICRO - best))
+    return min(50_000, lead * POWER_MILLI // 1000)
+
+
+def judge_weights_milli(records: Sequence[Evidence]) -> tuple[int, ...]:
+    """What each judgement counts for, in milli-nats; negative for a judge that is wrong more often than chance. Where nothing is
+    known of any, 1000 each."""
+    if not any(record.right_milli + record.wrong_milli for record in records):
+        return (1000,) * len(records)
+    odds = [log_milli(share, _MICRO - share) for share in shares_micro(records)]
+    most = max(1, max(abs(value) for value in odds))
+    weights = [_signed(value * abs(value), most) for value in odds]
+    return tuple(max(-WEIGHT_CLAMP_MILLI, min(WEIGHT_CLAMP_MILLI, weight)) for weight in weights)
+
+
+def _signed(numerator: int, denominator: int) -> int:
+    return numerator // denominator if numerator >= 0 else -(-numerator // denominator)
+
+
+def weigh(candidates: Sequence[Known]) -> tuple[RoundWeights, ...]:
+    """All weights of one round, newcomers held to their part. Where everybody is new, all are alike."""
+    new_answerers = [_trials(one.answering) < NEWCOMER_TRIALS * _SCALE for one in candidates]
+    new_judges = [not admitted(one.judging, one.favourite) for one in candidates]
+    answers = _capped(answer_weights_milli([one.answering for one in candidates]), new_answerers)
+    count = len(candidates)
+    favourites = [one.judging if one.favourite is None else one.favourite for one in candidates]
+    judges = judge_weights_milli([*(one.judging for one in candidates), *favourites])
+    judges = (*_capped(judges[:count], new_judges), *_capped(judges[count:], new_judges))
+    draws = _draw_weights([one.draw_milli for one in candidates], new_answerers)
+    return tuple(
+        RoundWeights(
+            answers[place],
+            judges[place],
+            None if one.favourite is None else judges[count + place],
+            draws[place],
+            new_answerers[place],
+            new_judges[place],
+        )
+        for place, one in enumerate(candidates)
+    )
+
+
+def admitted(judging: Evidence, favourite: Evidence | None = None) -> bool:
+    """Whether a judge is more than a newcomer: right in ENTRY_MILLI of its gold pairs and surely better than chance."""
+    records = [judging] if favourite is None else [judging, favourite]
+    right = sum(record.right_milli for record in records)
+    trials = sum(_trials(record) for record in records)
+    if trials < NEWCOMER_TRIALS * _SCALE or right * 1000 < ENTRY_MILLI * trials:
+        return False
+    # One-sided 95%: right/trials - 1/2 > 1.645 * sqrt(1/4 / trials), squared and in thousandths.
+    return (2 * right - trials) ** 2 * 1000 > 2706 * trials * _SCALE
+
+
+def _trials(record: Evidence) -> int:
+    return record.right_milli + record.wrong_milli
+
+
+def _capped(weights: Sequence[int], new: Sequence[bool]) -> tuple[int, ...]:
+    """`weights`, those of newcomers scaled down until they are one part in NEWCOMER_SHARE of all, where anybody is known."""
+    known = sum(abs(weight) for weight, is_new in zip(weights, new, strict=True) if not is_new)
+    fresh = sum(abs(weight) for weight, is_new in zip(weights, new, strict=True) if is_new)
+    if all(new) or fresh * (NEWCOMER_SHARE - 1) <= known:
+        return tuple(weights)
+    return tuple(
+        _signed(weight * known, fresh * (NEWCOMER_SHARE - 1)) if is_new else weight
+        for weight, is_new in zip(weights, new, strict=True)
+    )
+
+
+def _draw_weights(earned: Sequence[int], new: Sequence[bool]) -> tuple[int, ...]:
+    """Tickets: what each has earned; those of newcomers shrunk to their part. At least 1, so large numbers are used."""
+    tickets = [max(1, value) * 900 for value in earned]
+    return tuple(min(_MICRO, max(1, weight)) for weight in _capped(tickets, new))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The arm that a round folds by, and why, in one sentence."""
+
+    arm: Arm
+    why: str
+
+
+def choose_arm(weighed: Sequence[RoundWeights], prose: bool, known: bool) -> Choice:
+    """`best` where no vote of all others together could change the answer of the best; `rank` for prose, whose answers form no
+    classes; else `fuse`. `known`: whether gold says anything of anyone."""
+    if prose:
+        return Choice("rank", "answers in prose form no classes, so judges alone rank them")
+    if not known:
+        return Choice("fuse", "gold says nothing of these peers yet, so every vote and judgement counts alike")
+    votes = sorted((one.answer_milli for one in weighed), reverse=True)
+    judging = sum(abs(one.judge_milli) for one in weighed)
+    if len(votes) > 1 and votes[0] > sum(votes[1:]) + judging // 2:
+        return Choice(
+            "best", "on gold one peer is so far ahead that all other votes and judgements together could not overrule it"
+        )
+    return Choice("fuse", "on gold no single peer is ahead of what the others say together, so votes and judgements are added up")
