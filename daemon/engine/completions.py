@@ -5,7 +5,7 @@ Must not start or stop engines.
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from daemon.engine.embeddings import PATH as EMBEDDINGS_PATH
 from daemon.engine.embeddings import embedding_request, read_vectors
 from daemon.engine.http_exchange import Reply, Server, exchange
 from daemon.engine.interface import EngineError, EngineRefused, Vectors
+from daemon.engine.pace import Pace, PacedStream
 
 MAX_EVENT_BYTES = 256 << 10
 MAX_TEXT_CHARS = 1 << 20
@@ -58,9 +59,10 @@ class _ComplaintBody(msgspec.Struct):
 class CompletionClient:
     """Speaks to one server. Holds no connection between two requests."""
 
-    def __init__(self, dialect: Dialect, server: Server) -> None:
+    def __init__(self, dialect: Dialect, server: Server, pace: Pace | None = None) -> None:
         self._dialect = dialect
         self._server = server
+        self._pace = pace or Pace()
 
     async def check_health(self, timeout: float) -> None:
         """Raises EngineError unless the server says within `timeout` seconds that it is well."""
@@ -84,13 +86,15 @@ class CompletionClient:
             return "unknown"
 
     @asynccontextmanager
-    async def stream(self, body: JsonObject) -> AsyncGenerator[AsyncIterator[CompletionEvent], None]:
-        """The events of a streamed completion. Leaving closes the connection, which makes the engine stop."""
+    async def stream(self, body: JsonObject) -> AsyncGenerator[AsyncIterator[list[CompletionEvent]], None]:
+        """The events of a streamed completion, as many at once as came at once. Leaving closes the connection, which makes the
+        engine stop.
+        """
         raw = json.dumps(body, separators=(",", ":")).encode()
         async with exchange(self._server, "POST", "/v1/chat/completions", raw) as reply:
             if reply.status != _OK:
                 raise _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
-            async with aclosing(_events(reply)) as events:
+            async with aclosing(_events(reply, self._pace)) as events:
                 yield events
 
     async def post(self, body: JsonObject, limit: int) -> bytes:
@@ -135,14 +139,32 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> list[str]:
         """The payloads that `chunk` completes; raises EngineError for one that is too long or not UTF-8."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        found = [payload for payload in map(self._line, lines) if payload]
+        raw = self._rest + chunk
+        # Engines send one line per event, ended by two line feeds: those need not be looked at line by line.
+        is_plain = not self._payload and b"\r" not in raw
+        found = self._plain(raw) if is_plain else self._lines(raw)
         if len(self._rest) + self._size > MAX_EVENT_BYTES:
             raise EngineError("the engine sent an event that is too long")
         try:
             return [payload.decode() for payload in found]
         except UnicodeDecodeError:
             raise EngineError("the engine sent text that is not UTF-8") from None
+
+    def _plain(self, raw: bytes) -> list[bytes]:
+        found: list[bytes] = []
+        *events, self._rest = raw.split(b"\n\n")
+        for event in events:
+            if event.startswith(b"data: ") and b"\n" not in event:
+                found.append(event[6:])
+            else:
+                rest, self._rest = self._rest, b""
+                found += self._lines(event + b"\n\n")
+                self._rest = rest
+        return found
+
+    def _lines(self, raw: bytes) -> list[bytes]:
+        *lines, self._rest = raw.split(b"\n")
+        return [payload for payload in map(self._line, lines) if payload]
 
     def _line(self, line: bytes) -> bytes:
         line = line.removesuffix(b"\r")
@@ -157,18 +179,42 @@ class EventReader:
         return b""
 
 
-async def _events(reply: Reply) -> AsyncGenerator[CompletionEvent, None]:
-    reader = EventReader()
-    size = 0
-    while chunk := await reply.chunk():
-        for payload in reader.feed(chunk):
+async def _events(reply: Reply, pace: Pace) -> AsyncGenerator[list[CompletionEvent], None]:
+    answer = _Answer()
+    with ExitStack() as stack:
+        paced: PacedStream | None = None
+        while not answer.is_over and (chunk := await reply.chunk()):
+            if events := answer.feed(chunk):
+                yield events
+            if paced is not None:
+                await paced.wait()
+            elif answer.has_begun and reply.descriptor is not None:
+                paced = stack.enter_context(pace.stream(reply.descriptor))
+
+
+class _Answer:
+    """Reads the events of one completion. `has_begun` once there was text, `is_over` once all was said."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self.is_over = False
+        self._events = EventReader()
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[CompletionEvent]:
+        """The events that `chunk` completes; raises EngineError for what is none, and for more text than any answer has."""
+        events: list[CompletionEvent] = []
+        for payload in self._events.feed(chunk):
             if payload == "[DONE]":
-                return
+                self.is_over = True
+                break
             event = decode_event(payload)
-            size += sum(_length(choice.delta) for choice in event.choices)
-            if size > MAX_TEXT_CHARS:
-                raise EngineError("the engine sent more text than was asked for")
-            yield event
+            events.append(event)
+            self._size += sum(_length(choice.delta) for choice in event.choices)
+        self.has_begun = self._size > 0
+        if self._size > MAX_TEXT_CHARS:
+            raise EngineError("the engine sent more text than was asked for")
+        return events
 
 
 def _length(delta: Delta) -> int:

@@ -1,7 +1,9 @@
 """Decides how an engine completes an answer that another began: what it is given as begun, what it will say again. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from daemon.engine.dialect import Dialect, JsonObject
 from daemon.engine.interface import Chunk, EngineRefused

@@ -278,11 +278,31 @@ class Transcriber:
         logprobs = tuple(_token_logprob(token, self._top) for token in tokens)
         return Chunk(text, tool_calls=calls, logprobs=logprobs) if text or calls or logprobs else None
 
+    def chunks_of(self, events: Sequence[CompletionEvent]) -> list[Chunk]:
+        """What is new in events that came together: text in one piece, calls and log-probabilities token by token."""
+        chunks: list[Chunk] = []
+        texts: list[str] = []
+        for event in events:
+            chunk = self.chunk_of(event)
+            if chunk is None:
+                continue
+            if chunk.tool_calls or chunk.logprobs:
+                chunks += _joined(texts)
+                texts = []
+                chunks.append(chunk)
+            else:
+                texts.append(chunk.text)
+        return chunks + _joined(texts)
+
     def last(self) -> Chunk:
         """Raises EngineError where the stream ended without saying why: half an answer is none."""
         if self._finish is None:
             raise EngineError("the engine ended its answer before it was complete")
         return Chunk("", self._finish, self._usage)
+
+
+def _joined(texts: list[str]) -> list[Chunk]:
+    return [Chunk("".join(texts), tokens=len(texts))] if texts else []
 
 
 def _call_delta(call: _Call) -> CallDelta:

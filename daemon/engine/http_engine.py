@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 import structlog
 import trio
+from msgspec.structs import replace
 
 from daemon.engine import dialect as wire
 from daemon.engine import likelihood as forced
@@ -26,6 +27,7 @@ from daemon.engine.interface import (
     Vectors,
 )
 from daemon.engine.lifecycle import LifecycleConfig, Stage
+from daemon.engine.pace import Pace
 from daemon.engine.supervisor import Supervisor
 from protocol.delta import TokenLogprob
 from protocol.extras import Extras, wanted
@@ -64,7 +66,8 @@ class HttpEngine:
         self._state = EngineState.STARTING
         self._reason = "the engine is starting"
         self._changed = trio.Event()
-        self._client = CompletionClient(serving.dialect, serving.server)
+        self._pace = Pace()
+        self._client = CompletionClient(serving.dialect, serving.server, self._pace)
         self._listed: ServedModel | None = None
         self._model: ModelDescription | None = None
         self._slots = trio.CapacityLimiter(serving.slots)
@@ -202,7 +205,10 @@ class HttpEngine:
         supervisor = Supervisor(self._serving.command, self._probe, self._change, self._serving.lifecycle, self._rng)
         self._supervisor = supervisor
         try:
-            await supervisor.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pace.run)
+                await supervisor.run()
+                nursery.cancel_scope.cancel()
         finally:
             self._change(EngineState.STOPPED, "the engine was stopped")
 
@@ -236,7 +242,7 @@ class HttpEngine:
             body = wire.choice_request(turns, choices, served.id, self._serving.dialect, top)
             try:
                 async with client.stream(body) as events:
-                    return FirstToken.of([event async for event in events])
+                    return FirstToken.of([event async for batch in events for event in batch])
             except EngineRefused:
                 if not top or self._serving.dialect.gives_logprobs:
                     raise
@@ -300,7 +306,7 @@ async def _borrowed(limiter: trio.CapacityLimiter) -> AsyncGenerator[None, None]
 @asynccontextmanager
 async def _opened(
     client: CompletionClient, body: JsonObject, extras: Extras | None
-) -> AsyncGenerator[AsyncIterator[CompletionEvent], None]:
+) -> AsyncGenerator[AsyncIterator[list[CompletionEvent]], None]:
     """A stream; what a server refuses of a job with extras, it refuses for them, unless it says that the prompt is too long."""
     try:
         async with client.stream(body) as events:
@@ -313,11 +319,10 @@ async def _opened(
 
 
 async def _chunks(
-    events: AsyncIterator[CompletionEvent], extras: Extras | None, started: float | None = None
+    events: AsyncIterator[list[CompletionEvent]], extras: Extras | None, started: float | None = None
 ) -> AsyncGenerator[Chunk, None]:
     transcriber = Transcriber(extras)
-    async for event in events:
-        chunk = transcriber.chunk_of(event)
-        if chunk is not None:
+    async for batch in events:
+        for chunk in transcriber.chunks_of(batch):
             yield chunk
     yield replace(transcriber.last(), engine_s=None if started is None else trio.current_time() - started)

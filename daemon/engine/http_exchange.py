@@ -5,6 +5,7 @@ left half read, and on a Unix socket a connection costs a tenth of a millisecond
 """
 
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 import h11
 import trio
 
+from daemon.engine.http_body import Body, BodyError, ChunkedBody, OpenBody, SizedBody
 from daemon.engine.interface import EngineError
 
 CONNECT_TIMEOUT = 10.0
@@ -40,12 +42,20 @@ class Server:
 
 
 class Reply:
-    """The head of a response, and its body chunk by chunk."""
+    """The head of a response, and its body piece by piece."""
 
     def __init__(self, stream: trio.abc.Stream, connection: h11.Connection) -> None:
         self._stream = stream
+        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._connection = connection
+        self._body: Body = OpenBody()
+        self._first = b""
         self.status = 0
+
+    @property
+    def descriptor(self) -> int | None:
+        """The socket's, where bytes are read from it as they are."""
+        return None if self._socket is None else self._socket.fileno()
 
     async def read_head(self) -> None:
         """Past any informational responses; raises EngineError."""
@@ -53,18 +63,24 @@ class Reply:
             event = await self._next()
             if isinstance(event, h11.Response):
                 self.status = event.status_code
+                self._body = _body_of(event)
+                with _as_engine_error():
+                    self._first = self._body.feed(self._connection.trailing_data[0])
             elif not isinstance(event, h11.InformationalResponse):
                 raise EngineError("the engine closed the connection without an answer")
 
     async def chunk(self) -> bytes:
         """The next bytes of the body, b"" at its end; raises EngineError where it breaks off."""
-        while True:
-            event = await self._next()
-            if isinstance(event, h11.Data):
-                if event.data:
-                    return bytes(event.data)
-            else:
-                return b""
+        found, self._first = self._first, b""
+        with _as_engine_error():
+            while not found and not self._body.complete:
+                received = await self._receive()
+                if received:
+                    found = self._body.feed(received)
+                else:
+                    self._body.end()
+                    return b""
+        return found
 
     async def body(self, limit: int) -> bytes:
         """The whole body; raises EngineError where it is longer than `limit` bytes."""
@@ -78,9 +94,36 @@ class Reply:
     async def _next(self) -> object:
         with _as_engine_error():
             while (event := self._connection.next_event()) is h11.NEED_DATA:
-                with trio.fail_after(SILENCE_TIMEOUT):
-                    self._connection.receive_data(await self._stream.receive_some(_READ_BYTES))
+                self._connection.receive_data(await self._receive())
             return event
+
+    async def _receive(self) -> bytes:
+        if self._socket is None:
+            with trio.fail_after(SILENCE_TIMEOUT):
+                return bytes(await self._stream.receive_some(_READ_BYTES))
+        # Most reads find something: no turn of the event loop and no time limit for those that do.
+        descriptor = self._socket.fileno()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            try:
+                received = os.read(descriptor, _READ_BYTES)
+            except BlockingIOError:
+                with trio.fail_after(SILENCE_TIMEOUT):
+                    await trio.lowlevel.wait_readable(descriptor)
+            except OSError:
+                raise trio.BrokenResourceError from None
+            else:
+                return received
+
+
+def _body_of(head: h11.Response) -> Body:
+    # h11 has refused any other coding, and a length that is no number or of which there are two.
+    fields = dict(iter(head.headers))
+    if head.status_code in (204, 304):
+        return SizedBody(0)
+    if b"transfer-encoding" in fields:
+        return ChunkedBody()
+    return SizedBody(int(fields[b"content-length"])) if b"content-length" in fields else OpenBody()
 
 
 @asynccontextmanager
@@ -128,7 +171,7 @@ def _as_engine_error() -> Iterator[None]:
         yield
     except trio.TooSlowError:
         raise EngineError("the engine fell silent") from None
-    except h11.ProtocolError:
+    except (h11.ProtocolError, BodyError):
         raise EngineError("the engine does not speak HTTP") from None
     except trio.BrokenResourceError:
         raise EngineError("the connection to the engine broke") from None

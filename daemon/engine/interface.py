@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import msgspec
+
 from protocol.delta import CallDelta, TokenLogprob
 from protocol.extras import Feature
 from protocol.inference import Begun
@@ -42,8 +44,7 @@ class ModelDescription:
     """Whether it gives vectors for texts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """A piece of a completion: text, parts of calls, log-probabilities, or (in the last one) why it ended and what it used."""
 
     text: str
@@ -53,6 +54,8 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     engine_s: float | None = None
     """In the last chunk: seconds that the engine took for all of it, where that is known."""
+    tokens: int = 1
+    """That `text` stands for, at least; says nothing where there is no text."""
 
 
 @dataclass(frozen=True, slots=True)
