@@ -11,7 +11,7 @@ from daemon.calls import Calls
 from daemon.patience import Patience
 from daemon.selector import Choice
 from daemon.serving import Serving, completion_of
-from protocol.delta import Delta, TokenLogprob, read_delta
+from protocol.delta import Delta, TokenLogprob, joined, read_delta
 from protocol.inference import CONTINUE_METHOD, METHOD, Begun, Completion, Continuation, read_completion
 from protocol.job import Job, Usage
 from protocol.skills import skill_of
@@ -39,7 +39,7 @@ class Served:
 
 @dataclass(slots=True)
 class AnswerSoFar:
-    """What the user has got, from however many peers. `tokens` counts pieces: at least as many tokens were generated."""
+    """What the user has got, from however many peers. At least `tokens` tokens were generated for it."""
 
     emit: Emit
     text: list[str] = field(default_factory=list)
@@ -108,7 +108,7 @@ class PeerAttempt:
         completion = Completion("stop", Usage())
         async with self._serving.generate(self.job, self._begun) as chunks:
             async for chunk in chunks:
-                await self._pass_on(Delta(chunk.text, chunk.tool_calls, chunk.logprobs))
+                await self._pass_on(Delta(chunk.text, chunk.tool_calls, chunk.logprobs, chunk.tokens))
                 if chunk.finish_reason is not None:
                     completion = completion_of(chunk)
         return completion
@@ -121,7 +121,8 @@ class PeerAttempt:
             self._accepted = True
             items = aiter(stream)
             while (item := await self._next(items)) is not None:
-                await self._pass_on(read_delta(item))
+                for delta in joined(map(read_delta, (item, *stream.ready()))):
+                    await self._pass_on(delta)
             return read_completion(stream.result or b"")
 
     async def _next(self, items: AsyncIterator[bytes]) -> bytes | None:
@@ -144,7 +145,7 @@ class PeerAttempt:
                 candidate = self.choice.candidate
                 await self._answer.emit(BegunEvent(candidate.peer, candidate.path, self._answer.attempts))
         self._answer.text.append(delta.text)
-        self._answer.tokens += bool(delta.text)
+        self._answer.tokens += delta.tokens if delta.text else 0
         logprobs = delta.logprobs
         if self.heard is not None:
             self.heard += logprobs

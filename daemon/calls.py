@@ -111,6 +111,13 @@ class StreamedCall:
         self._link.consumed(self._id, item)
         return item
 
+    def ready(self) -> list[bytes]:
+        """Takes the items that came and were not iterated over yet, without waiting."""
+        items = self._inbox.ready()
+        for item in items:
+            self._link.consumed(self._id, item)
+        return items
+
     async def send(self, item: bytes) -> None:
         """Stream one item to the handler. Only for calls made with `more`."""
         await self._link.send(self._id, self._inbox, item)

@@ -86,6 +86,12 @@ class Inbox:
             await trio.lowlevel.wait_task_rescheduled(self._left)
         return self._items.popleft()
 
+    def ready(self) -> list[bytes]:
+        """Takes the items that are here already."""
+        items = list(self._items)
+        self._items.clear()
+        return items
+
     def _left(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._waiting = None
         return trio.lowlevel.Abort.SUCCEEDED

@@ -130,7 +130,7 @@ class Serving:
                 if started is not None and chunk.text:
                     self._note_first_token(started, at_once)
                     started = None
-                for item in delta_items(chunk.text, chunk.tool_calls, chunk.logprobs):
+                for item in delta_items(chunk.text, chunk.tool_calls, chunk.logprobs, chunk.tokens):
                     await self._send(call, item)
                 if chunk.finish_reason is not None:
                     last = chunk

@@ -1,6 +1,6 @@
 """A piece of an answer: text, parts of tool calls, log-probabilities; and its bytes as an item of a stream. Moves no bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -66,18 +66,28 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     text: Annotated[str, msgspec.Meta(max_length=MAX_ITEM_CHARS)] = ""
     tool_calls: Annotated[tuple[CallDelta, ...], msgspec.Meta(max_length=MAX_CALLS)] = ()
     logprobs: Annotated[tuple[TokenLogprob, ...], msgspec.Meta(max_length=MAX_ITEM_TOKENS)] = ()
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_ITEM_CHARS)] = 1
+    """That the text stands for, at least: where several came at once they travel as one piece."""
 
 
 _decoder = msgspec.json.Decoder(Delta)
 
 
-def delta_items(text: str, tool_calls: tuple[CallDelta, ...] = (), logprobs: tuple[TokenLogprob, ...] = ()) -> Iterator[bytes]:
-    """The bodies of the items that carry a piece: a token and its log-probability together, else the text and then the rest."""
+def delta_items(
+    text: str, tool_calls: tuple[CallDelta, ...] = (), logprobs: tuple[TokenLogprob, ...] = (), tokens: int = 1
+) -> Iterator[bytes]:
+    """The bodies of the items that carry a piece: a token and its log-probability together, else the text and then the rest.
+
+    `tokens` are those that the text stands for.
+    """
     if len(logprobs) == 1 and len(text) <= _SHORT_CHARS:
         yield _MARK + msgspec.json.encode(Delta(text, (), logprobs))
         text, logprobs = "", ()
     for start in range(0, len(text), MAX_ITEM_CHARS):
-        yield text[start : start + MAX_ITEM_CHARS].encode()
+        part = text[start : start + MAX_ITEM_CHARS]
+        counted = min(tokens, len(part))
+        tokens = max(1, tokens - counted)
+        yield part.encode() if counted == 1 else _MARK + msgspec.json.encode(Delta(part, tokens=counted))
     for call in tool_calls:
         yield from (_MARK + msgspec.json.encode(Delta(tool_calls=(part,))) for part in _parts(call))
     for start in range(0, len(logprobs), MAX_ITEM_TOKENS):
@@ -87,9 +97,29 @@ def delta_items(text: str, tool_calls: tuple[CallDelta, ...] = (), logprobs: tup
 def read_delta(body: bytes) -> Delta:
     """The piece in an item; raises RemoteError(malformed)."""
     try:
-        return _decoder.decode(body[1:]) if body.startswith(_MARK) else Delta(body.decode())
+        delta = _decoder.decode(body[1:]) if body.startswith(_MARK) else Delta(body.decode())
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise malformed("a piece of an answer is neither UTF-8 nor a delta") from None
+    if delta.tokens > max(1, len(delta.text)):
+        raise malformed("a piece of an answer counts more tokens than it has characters")
+    return delta
+
+
+def joined(deltas: Iterable[Delta]) -> list[Delta]:
+    """The same pieces, text that follows text being one: what a reader that was late is told at once."""
+    found: list[Delta] = []
+    texts: list[str] = []
+    tokens = 0
+    for delta in deltas:
+        if delta.tool_calls or delta.logprobs:
+            if texts:
+                found.append(Delta("".join(texts), tokens=tokens))
+                texts, tokens = [], 0
+            found.append(delta)
+        elif delta.text:
+            texts.append(delta.text)
+            tokens += delta.tokens
+    return [*found, Delta("".join(texts), tokens=tokens)] if texts else found
 
 
 def _parts(call: CallDelta) -> Iterator[CallDelta]:

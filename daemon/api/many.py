@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from daemon.api.backend import AskEvent, AskRequest, Backend
-from daemon.api.event_stream import Emit, event_stream
+from daemon.api.event_stream import Emit, event_stream, ready_of
 from protocol.wire.errors import RemoteError
 
 Numbered = tuple[int, AskEvent]
@@ -20,6 +20,10 @@ class _First:
 
     def __aiter__(self) -> AsyncIterator[Numbered]:
         return self
+
+    def ready(self) -> list[Numbered]:
+        """Takes the events that are here already, where the ask can say so."""
+        return [(0, event) for event in ready_of(self._events)]
 
     async def __anext__(self) -> Numbered:
         return 0, await anext(self._events)

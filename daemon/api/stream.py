@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from itertools import chain
 from typing import Generic, TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from daemon.api.errors import ApiError, error_response, of_remote
+from daemon.api.event_stream import ready_of
 from protocol.wire.errors import RemoteError
 
 E = TypeVar("E")
@@ -59,7 +61,9 @@ class AskStream(Response, Generic[E]):
                     if not self._started and (more := self._head(event)):
                         self.headers.update(more)  # with its first piece: what says who answers is followed by the answer
                         continue
-                    await self._write(send, b"".join(self._render(event)))
+                    # What came meanwhile leaves with it: one write, however many events.
+                    at_once = (event, *ready_of(events))
+                    await self._write(send, b"".join(chain.from_iterable(map(self._render, at_once))))
         except RemoteError as error:
             await self._fail(scope, receive, send, of_remote(error))
             return
