@@ -139,9 +139,8 @@ _ROLES = {
 def read_openai(kind: type[R], body: bytes, unoffered: Mapping[str, tuple[object, ...]] = NEUTRAL) -> R:
     """Read an OpenAI request; raises ApiError 400 naming the first field that is unsupported or wrong."""
     fields = read_body(dict[str, msgspec.Raw], body)
-    known = {field.name for field in msgspec.structs.fields(kind)}
     for name, raw in fields.items():
-        if name in known:
+        if name in kind.__struct_fields__:
             continue
         neutral = unoffered.get(name)
         if neutral is None:

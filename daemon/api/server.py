@@ -1,4 +1,4 @@
-"""HTTP/1.1 on trio streams: h11 in front of an ASGI app, with every size and wait bounded. Knows no route and no node.
+"""HTTP/1.1 on trio streams in front of an ASGI app, with every size and wait bounded. Knows no route and no node.
 
 h11 directly rather than an ASGI server: a client's disconnect must cancel its generation at once, which hypercorn's
 `is_disconnected()` never reports (docs/decisions.md).
@@ -12,7 +12,11 @@ import h11
 import structlog
 import trio
 
+from daemon.api.http_wire import HttpWire, PlainRequest
+
 log = structlog.get_logger("swarmd.api")
+
+Request = PlainRequest | h11.Request
 
 Scope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]
@@ -88,12 +92,12 @@ class HttpServer:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await _close(stream)
 
-    async def wait_request(self, connection: "_Connection", first: bool) -> h11.Request | None:
+    async def wait_request(self, connection: "_Connection", first: bool) -> Request | None:
         """The next request of a connection; None when it idles out, ends, or the server drains."""
         if self._draining:
             return None
         seconds = self._limits.header_seconds if first else self._limits.idle_seconds
-        request: h11.Request | None = None
+        request: Request | None = None
         with trio.move_on_after(seconds) as scope:
             self._idle.add(scope)
             try:
@@ -120,7 +124,7 @@ class _Connection:
         self._limits = limits
         self._observe = observe
         self._server = server
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header_bytes)
+        self._http = HttpWire(limits.header_bytes)
 
     async def run(self) -> None:
         first = True
@@ -137,15 +141,14 @@ class _Connection:
             except _Refused as refused:
                 await self._refuse(refused.status, refused.message)
                 return
-            if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            if not self._http.begin_next():
                 return
-            self._http.start_next_cycle()
             first = False
 
-    async def next_request(self) -> h11.Request | None:
+    async def next_request(self) -> Request | None:
         event = await self._next_event()
-        if isinstance(event, h11.Request):
-            if len(list(event.headers)) > self._limits.header_fields:
+        if isinstance(event, PlainRequest | h11.Request):
+            if len(event.headers) > self._limits.header_fields:
                 raise _Refused(431, f"more than {self._limits.header_fields} header fields")
             if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
                 raise _Refused(400, "a request has one length, not two")
@@ -160,11 +163,11 @@ class _Connection:
                 continue
             return event
 
-    async def _read_body(self, request: h11.Request) -> bytes:
+    async def _read_body(self, request: Request) -> bytes:
         if any(name == b"content-encoding" for name, _ in request.headers):
             raise _Refused(415, "compressed request bodies are not accepted")
         if any(name == b"expect" and value.lower() == b"100-continue" for name, value in request.headers):
-            await self._stream.send_all(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+            await self._stream.send_all(self._http.send_continue())
         body = bytearray()
         started = trio.current_time()
         while True:
@@ -182,7 +185,7 @@ class _Connection:
             else:
                 raise _Refused(400, "the request body ended early")
 
-    async def _exchange(self, request: h11.Request, body: bytes) -> None:
+    async def _exchange(self, request: Request, body: bytes) -> None:
         scope = self._scope(request)
         exchange = _Exchange(self._http, self._stream, body, request.method == b"HEAD")
         async with trio.open_nursery() as nursery:
@@ -217,19 +220,17 @@ class _Connection:
             held += len(received)
 
     async def _refuse(self, status: int, message: str) -> None:
-        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        if not self._http.may_refuse:
             return
         body = b'{"error":{"message":%s,"type":"invalid_request_error","code":"bad_request","param":null}}' % _json_string(
             message
         )
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        reply = self._http.send(h11.Response(status_code=status, headers=headers)) or b""
-        reply += self._http.send(h11.Data(data=body)) or b""
-        reply += self._http.send(h11.EndOfMessage()) or b""
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        reply = self._http.send_head(status, headers) + self._http.send_data(body) + self._http.send_end()
         with trio.move_on_after(1):
             await self._stream.send_all(reply)
 
-    def _scope(self, request: h11.Request) -> Scope:
+    def _scope(self, request: Request) -> Scope:
         target, _, query = request.target.partition(b"?")
         return {
             "type": "http",
@@ -251,7 +252,7 @@ class _Connection:
 class _Exchange:
     """The ASGI side of one request: `receive` yields the body once, `send` writes through h11."""
 
-    def __init__(self, http: h11.Connection, stream: trio.abc.Stream, body: bytes, head: bool) -> None:
+    def __init__(self, http: HttpWire, stream: trio.abc.Stream, body: bytes, head: bool) -> None:
         self._http = http
         self._stream = stream
         self._body: bytes | None = body
@@ -278,12 +279,12 @@ class _Exchange:
             started, self._started = self._started, None
             self.status = started["status"]
             headers = [*started.get("headers", ()), (b"server", b"swarmd")]
-            payload += self._http.send(h11.Response(status_code=self.status, headers=headers)) or b""
+            payload += self._http.send_head(self.status, headers)
         body = cast("bytes", message.get("body", b""))
         if body and not self._head:
-            payload += self._http.send(h11.Data(data=bytes(body))) or b""
+            payload += self._http.send_data(body)
         if not message.get("more_body", False):
-            payload += self._http.send(h11.EndOfMessage()) or b""
+            payload += self._http.send_end()
         if payload:
             await self._write(payload)
         self.finished = not message.get("more_body", False)

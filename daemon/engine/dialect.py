@@ -17,6 +17,9 @@ from protocol.delta import CallDelta, FunctionDelta, TokenLogprob, TopToken
 from protocol.extras import MAX_CALLS, MAX_TOP_LOGPROBS, Extras, Feature, read_calls, read_schema, read_tools, wanted
 from protocol.job import FinishReason, Job, Turn, Usage
 
+LONG_PROMPT_BYTES = 128
+"""No token is less than a byte, and the template adds no more than this: 256 tokens, which the embedded engine reads at once."""
+
 TOP_LOGPROBS = (20, 5, 0)
 """Asked for in turn until the server does not refuse: OpenAI's and vLLM's ceiling, that of older servers, none."""
 
@@ -54,6 +57,8 @@ class Dialect:
 
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of every completion request."""
+    extra_of_long: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of one whose prompt has over `LONG_PROMPT_BYTES` bytes."""
     constrain: Callable[[Sequence[str]], JsonObject] = _no_constraint
     """Fields that allow the given choices alone."""
     constrains_raw: bool = False
@@ -77,9 +82,11 @@ class Dialect:
 
 
 LLAMA_CPP = Dialect(
-    # Progress chunks make the server write during the prompt too: only a failed write tells it that its client has left.
+    # Progress chunks make the server write between two batches of a prompt too: only a failed write tells it that its client
+    # has left. A prompt of one batch has nothing between, and two chunks less before the first token.
     # The samplers that other engines leave off are on by default.
-    extra={"return_progress": True, "top_k": 0, "min_p": 0.0},
+    extra={"top_k": 0, "min_p": 0.0},
+    extra_of_long={"return_progress": True},
     constrain=gbnf_choice,
     constrains_raw=True,
     names_function=False,
@@ -165,8 +172,10 @@ def choice_request(turns: Sequence[Turn], choices: Sequence[str], model: str, di
 
 
 def _request(turns: Sequence[Turn], model: str, dialect: Dialect) -> JsonObject:
+    is_long = sum(len(turn.content.encode()) for turn in turns) > LONG_PROMPT_BYTES
     return {
         **dialect.extra,
+        **(dialect.extra_of_long if is_long else {}),
         "model": model,
         "messages": [{"role": str(turn.role), "content": turn.content} for turn in turns],
         "stream": True,

@@ -6,7 +6,9 @@ left half read, and on a Unix socket a connection costs a tenth of a millisecond
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Iterator
+import re
+import socket
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ CONNECT_TIMEOUT = 10.0
 SILENCE_TIMEOUT = 300.0
 """Seconds without a byte; a long prompt on a busy vLLM is silent for minutes."""
 _READ_BYTES = 64 << 10
+MAX_HEAD_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,15 @@ class Server:
         return host if self.socket is not None or self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [ -~]*)?")
+_FIELD = re.compile(rb"([A-Za-z0-9-]+): ?([!-~](?:[ -~]*[!-~])?)")
+_ONCE = (b"content-length", b"transfer-encoding")
+
+
 class Reply:
     """The head of a response, and its body piece by piece."""
 
-    def __init__(self, stream: trio.abc.Stream, connection: h11.Connection) -> None:
+    def __init__(self, stream: trio.abc.Stream, connection: Callable[[], h11.Connection]) -> None:
         self._stream = stream
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._connection = connection
@@ -59,13 +67,30 @@ class Reply:
 
     async def read_head(self) -> None:
         """Past any informational responses; raises EngineError."""
+        with _as_engine_error():
+            raw = b""
+            while (end := raw.find(b"\r\n\r\n")) < 0 and len(raw) < MAX_HEAD_BYTES:
+                received = await self._receive()
+                raw += received
+                if not received:
+                    break
+            plain = read_plain_head(raw[:end]) if end >= 0 else None
+            if plain is None:
+                await self._read_head_by_h11(raw)
+            else:
+                self.status, self._body = plain
+                self._first = self._body.feed(raw[end + 4 :])
+
+    async def _read_head_by_h11(self, raw: bytes) -> None:
+        connection = self._connection()
+        connection.receive_data(raw)
         while not self.status:
-            event = await self._next()
+            while (event := connection.next_event()) is h11.NEED_DATA:
+                connection.receive_data(await self._receive())
             if isinstance(event, h11.Response):
                 self.status = event.status_code
-                self._body = _body_of(event)
-                with _as_engine_error():
-                    self._first = self._body.feed(self._connection.trailing_data[0])
+                self._body = _body_of(self.status, dict(iter(event.headers)))
+                self._first = self._body.feed(connection.trailing_data[0])
             elif not isinstance(event, h11.InformationalResponse):
                 raise EngineError("the engine closed the connection without an answer")
 
@@ -91,12 +116,6 @@ class Reply:
                 raise EngineError("the engine's reply is too long")
         return bytes(whole)
 
-    async def _next(self) -> object:
-        with _as_engine_error():
-            while (event := self._connection.next_event()) is h11.NEED_DATA:
-                self._connection.receive_data(await self._receive())
-            return event
-
     async def _receive(self) -> bytes:
         if self._socket is None:
             with trio.fail_after(SILENCE_TIMEOUT):
@@ -116,10 +135,31 @@ class Reply:
                 return received
 
 
-def _body_of(head: h11.Response) -> Body:
-    # h11 has refused any other coding, and a length that is no number or of which there are two.
-    fields = dict(iter(head.headers))
-    if head.status_code in (204, 304):
+def read_plain_head(head: bytes) -> tuple[int, Body] | None:
+    """The status and the body of a response whose head is as simple as most are; None where h11 has to look at it."""
+    first, *lines = head.split(b"\r\n")
+    started = _STATUS_LINE.fullmatch(first)
+    if started is None:
+        return None
+    fields: dict[bytes, bytes] = {}
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            return None
+        name = field[1].lower()
+        if name in _ONCE:
+            if fields:
+                return None
+            fields[name] = field[2]
+    coding, length = fields.get(b"transfer-encoding", b"chunked"), fields.get(b"content-length", b"0")
+    if coding.lower() != b"chunked" or not length.isdigit():
+        return None
+    return int(started[1]), _body_of(int(started[1]), fields)
+
+
+def _body_of(status: int, fields: Mapping[bytes, bytes]) -> Body:
+    # By whoever read the head, any other coding was refused, and a length that is no number or of which there are two.
+    if status in (204, 304):
         return SizedBody(0)
     if b"transfer-encoding" in fields:
         return ChunkedBody()
@@ -129,16 +169,23 @@ def _body_of(head: h11.Response) -> Body:
 @asynccontextmanager
 async def exchange(server: Server, method: str, path: str, body: bytes = b"") -> AsyncGenerator[Reply, None]:
     """Send a request, with `body` as JSON if there is one, and yield its reply; raises EngineError."""
+    headers = _headers(server, body)
+    target = server.prefix + path
+
+    def by_h11() -> h11.Connection:
+        connection = h11.Connection(h11.CLIENT)
+        connection.send(h11.Request(method=method, target=target, headers=headers))
+        connection.send(h11.Data(body))
+        connection.send(h11.EndOfMessage())
+        return connection
+
     stream = await _connect(server)
     try:
-        connection = h11.Connection(h11.CLIENT)
-        reply = Reply(stream, connection)
-        with _as_engine_error():
-            head = connection.send(h11.Request(method=method, target=server.prefix + path, headers=_headers(server, body))) or b""
-            with trio.fail_after(SILENCE_TIMEOUT):
-                await stream.send_all(
-                    head + (connection.send(h11.Data(body)) or b"") + (connection.send(h11.EndOfMessage()) or b"")
-                )
+        reply = Reply(stream, by_h11)
+        # Our own words, checked when they were configured.
+        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
+        with _as_engine_error(), trio.fail_after(SILENCE_TIMEOUT):
+            await stream.send_all("\r\n".join(lines).encode("ascii") + body)
         await reply.read_head()
         yield reply
     finally:
@@ -157,12 +204,27 @@ def _headers(server: Server, body: bytes) -> list[tuple[str, str]]:
 async def _connect(server: Server) -> trio.abc.Stream:
     with _as_engine_error(), trio.fail_after(CONNECT_TIMEOUT):
         if server.socket is not None:
-            return await trio.open_unix_socket(str(server.socket))
+            return _unix_stream(server.socket) or await trio.open_unix_socket(str(server.socket))
         if server.tls:
             stream = await trio.open_ssl_over_tcp_stream(server.host, server.port, https_compatible=True)
             await stream.do_handshake()
             return stream
         return await trio.open_tcp_stream(server.host, server.port)
+
+
+def _unix_stream(path: Path) -> trio.SocketStream | None:
+    """A connection to a Unix socket; None where its queue is full just now. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(str(path))
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    except BlockingIOError:
+        sock.close()
+        return None
+    except BaseException:
+        sock.close()
+        raise
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from daemon.engine.dialect import (
     ANY_SERVER,
     LLAMA_CPP,
+    LONG_PROMPT_BYTES,
     SPOKEN_CHOICE_NATS,
     VLLM,
     CompletionEvent,
@@ -39,7 +40,7 @@ def token(listed: dict[str, float], said: str = "A") -> CompletionEvent:
 
 @pytest.mark.parametrize(
     ("dialect", "extra"),
-    [(LLAMA_CPP, {"return_progress", "top_k", "min_p"}), (VLLM, set()), (ANY_SERVER, set())],
+    [(LLAMA_CPP, {"top_k", "min_p"}), (VLLM, set()), (ANY_SERVER, set())],
 )
 def test_a_completion_request_has_these_fields_and_no_others(dialect: Dialect, extra: set[str]) -> None:
     job = Job(TURNS, Sampling(max_tokens=9, temperature_milli=700, top_p_milli=950, seed=4, stop=("\n",)))
@@ -49,6 +50,13 @@ def test_a_completion_request_has_these_fields_and_no_others(dialect: Dialect, e
     assert (body["max_tokens"], body["temperature"], body["top_p"], body["seed"], body["stop"]) == (9, 0.7, 0.95, 4, ["\n"])
     assert body["stream"] is True
     assert "stop" not in completion_request(Job(TURNS), "m", dialect)
+
+
+def test_progress_is_asked_for_where_a_prompt_takes_more_than_one_batch() -> None:
+    for size, wants in ((LONG_PROMPT_BYTES, False), (LONG_PROMPT_BYTES + 1, True)):
+        long = Job((Turn(Role.USER, "x" * size),))
+        assert ("return_progress" in completion_request(long, "m", LLAMA_CPP)) is wants
+        assert "return_progress" not in completion_request(long, "m", VLLM)
 
 
 def test_each_engine_is_constrained_in_its_own_way() -> None:

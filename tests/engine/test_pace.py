@@ -1,0 +1,130 @@
+"""When the streams of an engine are read, on a virtual clock, with real sockets for their ends."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from daemon.engine.pace import LONGEST_SECONDS, READS_PER_SECOND, Pace, PacedStream
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[Pair]]:
+    made = [socket.socketpair() for _ in range(64)]
+    yield made
+    for ours, theirs in made:
+        ours.close()
+        theirs.close()
+
+
+def begin(stack: ExitStack, pace: Pace, pairs: list[Pair], count: int) -> list[PacedStream]:
+    return [stack.enter_context(pace.stream(ours.fileno())) for ours, _ in pairs[:count]]
+
+
+@pytest.mark.parametrize("count", [1, 4, 16, 64])
+async def test_all_streams_are_read_in_one_beat(
+    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair], count: int
+) -> None:
+    pace = Pace()
+    nursery.start_soon(pace.run)
+    await trio.testing.wait_all_tasks_blocked()
+    reads: list[float] = []
+
+    async def read(stream: PacedStream) -> None:
+        for _ in range(5):
+            await stream.wait()
+            reads.append(trio.current_time())
+
+    with ExitStack() as stack:
+        streams = begin(stack, pace, pairs, count)
+        beat = pace.interval
+        assert beat == min(LONGEST_SECONDS, count / READS_PER_SECOND)
+        async with trio.open_nursery() as readers:
+            for stream in streams:
+                readers.start_soon(read, stream)
+    beats = sorted(set(reads))
+    assert len(reads) == 5 * count
+    assert len(beats) <= 6  # the first may read one beat before the rest
+    assert [later - earlier for earlier, later in pairwise(beats)] == pytest.approx([beat] * (len(beats) - 1))
+
+
+async def test_a_stream_slower_than_the_beats_never_waits(
+    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
+) -> None:
+    pace = Pace()
+    nursery.start_soon(pace.run)
+    await trio.testing.wait_all_tasks_blocked()
+    with ExitStack() as stack:
+        (stream,) = begin(stack, pace, pairs, 1)
+        await stream.wait()
+        for _ in range(10):
+            await trio.sleep(2 * LONGEST_SECONDS)
+            before = trio.current_time()
+            await stream.wait()
+            assert trio.current_time() == before
+
+
+async def test_the_end_of_an_answer_is_heard_at_once(nursery: trio.Nursery, pairs: list[Pair], mock_clock: MockClock) -> None:
+    pace = Pace()
+    nursery.start_soon(pace.run)
+    await trio.testing.wait_all_tasks_blocked()
+    with ExitStack() as stack:
+        first, second = begin(stack, pace, pairs, 2)
+        await first.wait()
+        with trio.testing.assert_checkpoints():
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(first.wait)
+                await trio.testing.wait_all_tasks_blocked()
+                pairs[0][1].close()  # the clock stands still: nothing but the end wakes it
+        await first.wait()
+        with trio.move_on_after(1) as patience:  # the other one goes on waiting for its beat
+            await mock_jump(mock_clock, second)
+        assert not patience.cancelled_caught
+
+
+async def mock_jump(clock: MockClock, stream: PacedStream) -> None:
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(stream.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(waiting.child_tasks) == 1
+        clock.jump(LONGEST_SECONDS)
+
+
+async def test_nothing_waits_before_and_after_the_pace_runs(autojump_clock: MockClock, pairs: list[Pair]) -> None:
+    pace = Pace()
+    with ExitStack() as stack:
+        (stream,) = begin(stack, pace, pairs, 1)
+        for _ in range(3):
+            await stream.wait()
+        async with trio.open_nursery() as running:
+            running.start_soon(pace.run)
+            await trio.testing.wait_all_tasks_blocked()
+            await stream.wait()
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(stream.wait)
+                await trio.testing.wait_all_tasks_blocked()
+                running.cancel_scope.cancel()
+        await stream.wait()
+
+
+async def test_a_wait_that_is_cancelled_leaves_nothing_behind(
+    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
+) -> None:
+    pace = Pace()
+    nursery.start_soon(pace.run)
+    await trio.testing.wait_all_tasks_blocked()
+    with ExitStack() as stack:
+        (stream,) = begin(stack, pace, pairs, 1)
+        await stream.wait()
+        with trio.move_on_after(pace.interval / 2) as scope:
+            await stream.wait()
+        assert scope.cancelled_caught
+        await trio.sleep(1)
+        await stream.wait()
+    assert pace.interval == 0
