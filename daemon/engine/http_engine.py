@@ -2,12 +2,12 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import structlog
 import trio
-from msgspec.structs import replace
+from msgspec import structs
 
 from daemon.engine import dialect as wire
 from daemon.engine import likelihood as forced
@@ -325,4 +325,4 @@ async def _chunks(
     async for batch in events:
         for chunk in transcriber.chunks_of(batch):
             yield chunk
-    yield replace(transcriber.last(), engine_s=None if started is None else trio.current_time() - started)
+    yield structs.replace(transcriber.last(), engine_s=None if started is None else trio.current_time() - started)
