@@ -3,6 +3,7 @@
 h11 makes an object for every few bytes, and a streamed answer is made of few bytes. What is malformed is refused as h11 does.
 """
 
+import re
 from typing import Protocol
 
 MAX_LINE = 4096
@@ -10,6 +11,7 @@ MAX_LINE = 4096
 
 MAX_TRAILERS = 16 << 10
 MAX_SIZE_DIGITS = 16
+_TRAILER = re.compile(rb"[A-Za-z0-9-]+:[\t -~]*")
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -74,8 +76,8 @@ class ChunkedBody:
             self._is_after_chunk = False
         elif self._is_last:
             self._trailers += len(line)
-            if self._trailers > MAX_TRAILERS:
-                raise BodyError("what follows the last chunk is too long")
+            if self._trailers > MAX_TRAILERS or (line and not _TRAILER.fullmatch(line)):
+                raise BodyError("what follows the last chunk is too long, or no field")
             self.complete = not line
         else:
             digits = line.partition(b";")[0].rstrip(b" \t")
