@@ -35,6 +35,7 @@ class Outcomes:
     calls: dict[str, list[int]] = field(default_factory=dict)
     margin: int = 0
     gold_best: str = ""
+    arms: Mapping[str, str] = field(default_factory=dict)
 
 
 class Study:
@@ -52,7 +53,8 @@ class Study:
 
     def outcomes(self) -> Outcomes:
         """Everything that the plan asks of this run."""
-        found = Outcomes(margin=self.margin, gold_best=self.models[golden.best_member(self.gold, self.members)])
+        arms = {skill: weights.arm for skill, weights in self.weights.items()}
+        found = Outcomes(margin=self.margin, gold_best=self.models[golden.best_member(self.gold, self.members)], arms=arms)
         self._arms(found)
         self._savings(found)
         for liars in self._plan.attacks.liars:
@@ -61,8 +63,8 @@ class Study:
         return found
 
     @cached_property
-    def weights(self) -> dict[str, dict[int, Voice]]:
-        """By skill, what each member counts for."""
+    def weights(self) -> dict[str, golden.Weights]:
+        """By skill, what each member counts for, and the arm."""
         return self._learn(self.gold)
 
     @cached_property
@@ -75,23 +77,25 @@ class Study:
         full = right(0)
         return next((margin for margin in sorted(self._plan.early_exit_margins) if right(margin) >= full), 0)
 
-    def _learn(self, gold: Sequence[Said]) -> dict[str, dict[int, Voice]]:
+    def _learn(self, gold: Sequence[Said]) -> dict[str, golden.Weights]:
         records = golden.records(gold, self.members)
-        return {skill: golden.voices_of(record, self._digests) for skill, record in records.items()}
+        return {skill: golden.weights_of(record, self._digests) for skill, record in records.items()}
 
-    def _committee(self, voices: Mapping[int, Voice], margin: int = 0) -> Committee:
-        fold = FoldParameters(early_exit_margin=margin)
-        return Committee(tuple(range(self.members)), self._peers, voices, fold)
+    def _committee(self, weights: golden.Weights, margin: int = 0) -> Committee:
+        arm = "fuse" if weights.arm == "majority" else weights.arm
+        fold = FoldParameters(early_exit_margin=margin, arm=arm)
+        return Committee(tuple(range(self.members)), self._peers, weights.voices, fold)
 
     @cached_property
     def _equals(self) -> Committee:
-        return self._committee({member: Voice(1000, 1000, digest) for member, digest in enumerate(self._digests)})
+        voices = {member: Voice(1000, 1000, digest) for member, digest in enumerate(self._digests)}
+        return self._committee(golden.Weights(voices, "fuse"))
 
     def _play(self, said: Said, committee: Committee, strategy: Strategy) -> tuple[bool, int]:
         played = play(round_of(self.run, said), said, committee, strategy)
         return (False, 0) if played is None else (played.right(said), played.calls)
 
-    def _rank(self, said: Said, weights: Mapping[str, Mapping[int, Voice]], margin: int = 0) -> tuple[bool, int]:
+    def _rank(self, said: Said, weights: Mapping[str, golden.Weights], margin: int = 0) -> tuple[bool, int]:
         return self._play(said, self._committee(weights[said.skill], margin), "rank")
 
     def _arms(self, found: Outcomes) -> None:
@@ -126,7 +130,7 @@ class Study:
         self._note(found, "rank, early exit", lambda said: self._rank(said, self.weights, self.margin))
 
     def _attack(self, found: Outcomes, liars: int, kind: Kind) -> None:
-        covert: dict[frozenset[int], dict[str, dict[int, Voice]]] = {}
+        covert: dict[frozenset[int], dict[str, golden.Weights]] = {}
         label = f"{liars} {kind}"
         rows: dict[str, list[float]] = {"majority": [], "rank": [], "rank, gold recognised": [], "gold-best member": []}
         best = golden.best_member(self.gold, self.members)

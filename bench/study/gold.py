@@ -4,13 +4,13 @@ A gold question counts once for answering, and once for judging: one pair, the r
 hash picks. The weights are the project's own; nothing here may look at a test question.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log
 
 from bench.study.recording import Said
-from crdt_store.scores import MILLI, Parameters, Tally
+from crdt_store.scores import Parameters, Tally
 from protocol.round.fold import Voice
+from protocol.round.weights import Arm, Known, choose_arm, weigh
 from protocol.wire.ids import sha256
 
 
@@ -55,25 +55,24 @@ def _tally(points: Sequence[bool]) -> Tally:
     """Thousandths of a trial, as scores give them: no more than a full window."""
     count, limit = len(points), Parameters().window
     kept = min(count, limit)
-    right = sum(points) * kept * MILLI // count if count else 0
-    return Tally(right, kept * MILLI - right)
+    right = sum(points) * kept * 1000 // count if count else 0
+    return Tally(right, kept * 1000 - right)
 
 
-def voices_of(record: Record, digests: Sequence[bytes]) -> dict[int, Voice]:
-    """What each member's vote and judgement count for in a skill, from the tallies alone."""
-    answering, judging = _shrunk(record.answering), _shrunk(record.judging)
-    return {
-        member: Voice(_log_odds_milli(answering[member]), _log_odds_milli(judging[member]), digest)
-        for member, digest in enumerate(digests)
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What follows for rounds of one skill: each member's voice, and the arm."""
+
+    voices: Mapping[int, Voice]
+    arm: Arm
+
+
+def weights_of(record: Record, digests: Sequence[bytes]) -> Weights:
+    """By protocol/round/weights.py, as a requester fills its header."""
+    pairs = zip(record.answering, record.judging, strict=True)
+    weighed = weigh([Known(answering, judging) for answering, judging in pairs])
+    voices = {
+        member: Voice(one.answer_milli, one.judge_milli, digests[member], one.favourite_milli)
+        for member, one in enumerate(weighed)
     }
-
-
-def _shrunk(tallies: Sequence[Tally]) -> list[float]:
-    total = sum(t.right_milli + t.wrong_milli for t in tallies)
-    mean = sum(t.right_milli for t in tallies) / total if total else 0.5
-    return [(t.right_milli + 10_000 * mean) / (t.right_milli + t.wrong_milli + 10_000) for t in tallies]
-
-
-def _log_odds_milli(share: float) -> int:
-    bounded = min(0.95, max(0.05, share))
-    return round(1000 * log(bounded / (1 - bounded)))
+    return Weights(voices, choose_arm(weighed, prose=False, known=True).arm)

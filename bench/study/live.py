@@ -67,8 +67,8 @@ def committee_of(theirs: Replayed, recording: Recording) -> Committee:
     candidates = {candidate.peer_id: candidate for candidate in theirs.header.candidates}
     seated = [candidates[row.peer_id] for row in theirs.members]
     voices = {
-        seat: Voice(candidate.answer_weight_milli, candidate.judge_weight_milli, candidate.config_digest)
-        for seat, candidate in enumerate(seated)
+        seat: Voice(c.answer_weight_milli, c.judge_weight_milli, c.config_digest, c.favourite_weight_milli)
+        for seat, c in enumerate(seated)
     }
     members = tuple(recording.models.index(candidate.model) for candidate in seated)
     return Committee(members, tuple(row.peer_id for row in theirs.members), voices, theirs.header.fold)

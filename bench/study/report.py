@@ -50,7 +50,14 @@ def report(plan: Plan, plan_sha256: str, studies: Sequence[Study], outcomes: Seq
     compared = _compare(plan, outcomes)
     skills = [said.skill for said in studies[0].test]
     runs = tuple(
-        {"run": s.run, "early_exit_margin": o.margin, "gold_best": o.gold_best, "gold": len(s.gold), "test": len(s.test)}
+        {
+            "run": s.run,
+            "early_exit_margin": o.margin,
+            "gold_best": o.gold_best,
+            "arms": o.arms,
+            "gold": len(s.gold),
+            "test": len(s.test),
+        }
         for s, o in zip(studies, outcomes, strict=True)
     )
     savings = _savings(outcomes)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import structs
+
 from bench.study.recording import Said
 from protocol.round.classes import AnswerClass, classes_of, settled, voices
 from protocol.round.fold import Contributions, Result, Voice, fold
@@ -55,7 +57,8 @@ def play(round_id: Hash, said: Said, committee: Committee, strategy: Strategy) -
     weights = {seat: committee.voices[seat].answer_weight_milli for seat in answers}
     digests = {seat: committee.voices[seat].config_digest for seat in answers}
     classes = classes_of(round_id, answers, voices(weights, digests, committee.fold.one_voice))
-    judged = strategy == "rank" and not settled(classes, committee.fold.early_exit_margin)
+    asks_judges = strategy == "rank" and committee.fold.arm != "best"
+    judged = asks_judges and not settled(classes, committee.fold.early_exit_margin)
     return _fold(round_id, said, committee, strategy, classes, judged)
 
 
@@ -64,20 +67,12 @@ def play_undeduplicated(round_id: Hash, said: Said, committee: Committee) -> Pla
     answers = _answers(said, committee)
     if not answers:
         return None
-    rules = FoldParameters(
-        vote_gain_milli=committee.fold.vote_gain_milli,
-        judge_gain_milli=committee.fold.judge_gain_milli,
-        evidence=committee.fold.evidence,
-        one_voice=committee.fold.one_voice,
-        own_pairs=committee.fold.own_pairs,
-        judged_classes=MAX_JUDGED_CLASSES,
-        pairs_per_judge=MAX_PAIRS,
-    )
+    rules = structs.replace(committee.fold, early_exit_margin=0, judged_classes=MAX_JUDGED_CLASSES, pairs_per_judge=MAX_PAIRS)
     alone = tuple(
         AnswerClass(f"{seat}", text, (seat,), 1000 * committee.voices[seat].answer_weight_milli) for seat, text in answers.items()
     )
     whole = Committee(committee.members, committee.peers, committee.voices, rules)
-    return _fold(round_id, said, whole, "rank", alone, judged=True)
+    return _fold(round_id, said, whole, "rank", alone, judged=rules.arm != "best")
 
 
 def _answers(said: Said, committee: Committee) -> dict[int, str]:
