@@ -173,7 +173,7 @@ def build_host(
     """A host that is ready to `run`; nothing listens yet."""
     key_pair = _key_pair(key)
     peer_id = ID.from_pubkey(key_pair.public_key)
-    peerstore = BoundedPeerStore()
+    peerstore = BoundedPeerStore(max_records=2 * options.known_peers, max_peers=options.known_peers)
     peerstore.add_key_pair(peer_id, key_pair)
 
     def refused(_peer: ID) -> None:

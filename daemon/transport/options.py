@@ -41,6 +41,8 @@ class TransportOptions:
     connect_timeout: float = 10.0
     dial_stagger: float = 0.25
     max_dial_addresses: int = 8
+    known_peers: int = 1000
+    """Peers whose addresses, keys and protocols are remembered, connected or not; the oldest are forgotten first."""
     max_inbound_streams_per_peer: int = 32
     max_inbound_streams_per_relay: int = 160
     """For a relay that holds a reservation of ours: every peer that reaches us through it is one of its streams."""
