@@ -3,7 +3,7 @@
 A record is a window of trials, the newest first, and what is missing in it counts as wrong for what a peer has earned. So new
 trials push old ones out, and a bad past is outlived exactly as fast as a new key earns its dues: whitewashing gains nothing.
 What many say is not added up blindly: each witness has a share of the window by how far it is believed, so that nobody crowds
-out the others; who contradicts the rest beyond chance is left out, and who leans is pulled back to within chance.
+out the others; who contradicts the rest beyond chance is left out, who leans is pulled back to half of what chance explains.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -125,6 +125,7 @@ def _gather(cell: Cell, bench: Bench, now: int, full: int, without: Collection[P
         sums_of = cell.steps[step]
         walked += len(sums_of)
         drawn = []
+        decay = DECAY_MILLI[age]
         mass = 0
         for issuer, sums in sums_of.items():
             one = found.get(issuer)
@@ -135,14 +136,11 @@ def _gather(cell: Cell, bench: Bench, now: int, full: int, without: Collection[P
                 if one.weight == 0:
                     continue
                 found[issuer] = one
-            trials = sums[0] + sums[1]
-            one.said_right += sums[0]
-            one.said_wrong += sums[1]
-            share = min(DECAY_MILLI[age] - one.taken.get(step, 0), (one.cap - one.mass) // trials)
+            share = _offered(one, step, sums, decay)
             if share > 0:
                 drawn.append((one, sums, share))
                 if one.weight > STRANGER_MILLI:
-                    mass += _worth(one, trials * share)
+                    mass += _worth(one, (sums[0] + sums[1]) * share)
         for one, sums, share in drawn:
             # Of the last step all get the same part of what there is room for.
             _take(one, step, sums, share if mass <= room or one.weight <= STRANGER_MILLI else share * room // mass)
@@ -177,6 +175,13 @@ def _worth(one: Witnessed, mass: int) -> int:
     return mass * one.weight // (OWN_WORTH * MILLI)
 
 
+def _offered(one: Witnessed, step: int, sums: Sequence[int], decay: int) -> int:
+    """Milli of each trial of one step that may still be taken, below its cap; notes what was said in any case."""
+    one.said_right += sums[0]
+    one.said_wrong += sums[1]
+    return min(decay - one.taken.get(step, 0), (one.cap - one.mass) // (sums[0] + sums[1]))
+
+
 def _take(one: Witnessed, step: int, sums: Sequence[int], share: int) -> None:
     one.right += sums[0] * share
     one.wrong += sums[1] * share
@@ -201,10 +206,10 @@ def _judge(said: Sequence[Witnessed]) -> set[PeerId]:
             one.verdict = "contradicted"
             liars.add(one.issuer)
             continue
-        if gap > sigma:
+        if gap > sigma // 2:
             one.verdict = "pulled"
             above = one.said_right * MILLI > mean * (one.said_right + one.said_wrong)
-            one.counts_right = mass * (mean + sigma if above else mean - sigma) // MILLI
+            one.counts_right = mass * (mean + sigma // 2 if above else mean - sigma // 2) // MILLI
         else:
             one.counts_right = _worth(one, one.right)
         one.counts_wrong = mass - one.counts_right
