@@ -5,7 +5,7 @@ What it closes was measured on the stock 0.8.1 host, and tests/transport/test_ha
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -43,7 +43,22 @@ MAX_ADDRESSES_PER_PEER = 32
 
 
 class BoundedPeerStore(PeerStore):
-    """What is said of peers, the newest of it: the stock one keeps 1000 addresses and any number of protocols of each."""
+    """What is said of peers, the newest of it: the stock one keeps 1000 addresses and any number of protocols of each.
+
+    Of more than `most` peers it forgets the oldest. The stock one begins with those that have no addresses, the first of which is
+    ourselves: after a thousand strangers nobody could identify us any more. `keeps` says who stays whatever comes.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(max_records=2 * most, max_peers=most)
+        self.keeps: Callable[[ID], bool] = lambda _: False
+
+    def _enforce_peer_limit(self) -> None:
+        surplus = len(self.peer_data_map) - self.max_peers
+        if surplus > 0:
+            for peer in [peer for peer in self.peer_data_map if not self.keeps(peer)][:surplus]:
+                self.peer_record_map.pop(peer, None)
+                del self.peer_data_map[peer]
 
     def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
         try:
@@ -173,7 +188,7 @@ def build_host(
     """A host that is ready to `run`; nothing listens yet."""
     key_pair = _key_pair(key)
     peer_id = ID.from_pubkey(key_pair.public_key)
-    peerstore = BoundedPeerStore(max_records=2 * options.known_peers, max_peers=options.known_peers)
+    peerstore = BoundedPeerStore(options.known_peers)
     peerstore.add_key_pair(peer_id, key_pair)
 
     def refused(_peer: ID) -> None:
@@ -194,7 +209,9 @@ def build_host(
         log.debug("a Noise handshake failed: %s", kind)
 
     upgrader = NoiseYamuxUpgrader(NoiseSecurity(key_pair, noise_failed), settings)
-    return HardenedHost(HardenedSwarm(peer_id, peerstore, upgrader, options, counters), slots, addresses)
+    swarm = HardenedSwarm(peer_id, peerstore, upgrader, options, counters)
+    peerstore.keeps = lambda peer: peer == peer_id or peer in swarm.connections
+    return HardenedHost(swarm, slots, addresses)
 
 
 def quiet_library_logs() -> None:
