@@ -7,7 +7,7 @@ from random import Random
 import structlog
 import trio
 
-from daemon.calls import CallOptions, Calls
+from daemon.calls import CallOptions, Calls, StreamedCall
 from daemon.content.part_file import PartFile
 from daemon.transport.interface import TransportError
 from protocol.content import fetch, messages
@@ -20,11 +20,15 @@ from protocol.wire.limits import MAX_FRAME_BYTES
 log = structlog.get_logger("swarmd.content")
 
 BULK = CallOptions(priority=6, bulk=True)
+_LANE = CallOptions(priority=6, bulk=True, more=True)
 """Files never stand in front of tokens."""
 
 SMALL_SECONDS = 10.0
 CHUNK_SECONDS = 60.0
 """For one chunk: 8 MiB at 140 KB/s. A slower peer is of no use to a fetch; one that is frozen is noticed by its link in 6 s."""
+
+LANE_SECONDS = 6 * 3600.0
+"""Of one call, which fetches chunks from one peer as long as there are any; then a new one is opened."""
 
 SEARCH_SECONDS = 5.0
 """Between two looks for peers that share it, while some are missing; also how often a peer that has a part is asked again."""
@@ -65,8 +69,17 @@ async def fetch_manifest(calls: Calls, peer: PeerId, address: Hash) -> tuple[Man
     return open_manifest(address, raw), raw
 
 
+@dataclass(slots=True)
+class _Lane:
+    """The one call that fetches from a peer: what it still has to be asked for, and what it was asked for and owes."""
+
+    ask: "trio.MemorySendChannel[int]"
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    owed: set[int] = field(default_factory=set)
+
+
 class Fetching:
-    """One fetch at work. `tally` is kept up to date; `progressed` is called after each chunk."""
+    """One fetch at work. `tally` is kept up to date."""
 
     def __init__(self, calls: Calls, address: Hash, manifest: Manifest, part: PartFile, rng: Random) -> None:
         flight = max(2, min(32, FLIGHT_BYTES // manifest.chunk_bytes))
@@ -75,7 +88,7 @@ class Fetching:
         self._manifest = manifest
         self._part = part
         self._machine = fetch.Fetch(manifest.chunks, part.present, rng, fetch.FetchLimits(flight=flight))
-        self._waiting: dict[tuple[PeerId, int], trio.CancelScope] = {}
+        self._lanes: dict[PeerId, _Lane] = {}
         self._nursery: trio.Nursery | None = None
         self._finished = False
         self._meeting: set[PeerId] = set()
@@ -84,7 +97,6 @@ class Fetching:
         self._hungry_since: float | None = None
         self._trouble: OSError | None = None
         self.tally = Tally()
-        self.progressed: Callable[[], None] = lambda: None
 
     @property
     def sources(self) -> int:
@@ -110,12 +122,14 @@ class Fetching:
         for effect in self._machine.handle(event, trio.current_time()):
             match effect:
                 case fetch.AskChunk(peer, index):
-                    self._nursery.start_soon(self._ask, peer, index)
+                    self._ask(peer, index)
                 case fetch.Abandon(peer, index):
-                    if (scope := self._waiting.pop((peer, index), None)) is not None:
-                        scope.cancel()
+                    if (lane := self._lanes.get(peer)) is not None:
+                        lane.owed.discard(index)
                 case fetch.Dropped(peer, reason):
                     self.tally.dropped[peer] = reason
+                    if (lane := self._lanes.pop(peer, None)) is not None:
+                        lane.scope.cancel()
                     log.info("a peer is not asked for this file any more", peer=short(peer), reason=reason)
                 case fetch.WakeAt(time):
                     self._wake_at = time
@@ -127,46 +141,96 @@ class Fetching:
                     self._nursery.cancel_scope.cancel()
         self._hungry_since = (self._hungry_since or trio.current_time()) if starved else None
 
-    async def _ask(self, peer: PeerId, index: int) -> None:
-        key = (peer, index)
-        scope = self._waiting[key] = trio.CancelScope()
-        event: fetch.Event | None = None
-        with scope:
-            try:
-                event = await self._receive(peer, index)
-            except RemoteError as error:
-                missing = error.code is Code.NOT_FOUND
-                event = fetch.Failed(peer, index, error.retry_after, missing)
-                log.debug("a chunk did not come", peer=short(peer), index=index, reason=str(error))
-            except OSError as error:  # our disk: no other peer can help
-                self._trouble = error
-                assert self._nursery is not None  # noqa: S101 - for the type checker
-                self._nursery.cancel_scope.cancel()
-        if self._waiting.get(key) is scope:
-            del self._waiting[key]
-            if event is not None:
-                self._handle(event)
-                self.progressed()
+    def _ask(self, peer: PeerId, index: int) -> None:
+        lane = self._lanes.get(peer)
+        if lane is None:
+            # Without a bound of its own: the machine asks one peer for a few chunks at a time.
+            send, receive = trio.open_memory_channel[int](float("inf"))
+            lane = self._lanes[peer] = _Lane(send)
+            assert self._nursery is not None  # noqa: S101 - for the type checker
+            self._nursery.start_soon(self._run_lane, peer, lane, receive)
+        lane.owed.add(index)
+        lane.ask.send_nowait(index)
 
-    async def _receive(self, peer: PeerId, index: int) -> fetch.Event:
-        request = encode(messages.ChunkRequest(self._address, index))
-        wanted = self._manifest.length(index)
+    async def _run_lane(self, peer: PeerId, lane: _Lane, asked: "trio.MemoryReceiveChannel[int]") -> None:
+        failure: RemoteError | None = None
+        with lane.scope:
+            try:
+                await self._use_lane(peer, lane, asked)
+            except RemoteError as error:
+                failure = error
+        asked.close()
+        if self._lanes.get(peer) is lane:
+            del self._lanes[peer]
+        retry_after, missing = (failure.retry_after, failure.code is Code.NOT_FOUND) if failure is not None else (None, False)
+        if failure is not None:
+            log.debug("chunks did not come", peer=short(peer), owed=len(lane.owed), reason=str(failure))
+        for index in sorted(lane.owed):
+            self._handle(fetch.Failed(peer, index, retry_after, missing))
+
+    async def _use_lane(self, peer: PeerId, lane: _Lane, asked: "trio.MemoryReceiveChannel[int]") -> None:
+        request = encode(messages.ContentRequest(self._address))
+        async with self._calls.stream(peer, messages.CHUNKS_METHOD, request, timeout=LANE_SECONDS, options=_LANE) as items:
+            failure: RemoteError | None = None
+            async with trio.open_nursery() as nursery:
+
+                async def send() -> None:
+                    async for index in asked:
+                        await items.send(encode(messages.ChunkRequest(index)))
+
+                nursery.start_soon(send)
+                # A RemoteError must leave as itself, not inside the nursery's exception group.
+                try:
+                    async for raw in items:
+                        await self._receive(peer, lane, items, decode(messages.ChunkHead, raw, messages.MAX_REQUEST_BYTES))
+                except RemoteError as error:
+                    failure = error
+                nursery.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
+
+    async def _receive(self, peer: PeerId, lane: _Lane, items: StreamedCall, head: messages.ChunkHead) -> None:
+        """Take what `head` announces; a chunk that is not owed (any more) is thrown away."""
+        index = head.index
+        owed = index in lane.owed
+        if index >= self._manifest.chunks or head.length not in (0, self._manifest.length(index)):
+            self._handle(fetch.Corrupt(peer, index))
+            raise malformed("a chunk has another length than the file's")
+        if not head.length:
+            lane.owed.discard(index)
+            self._handle(fetch.Failed(peer, index, missing=True))
+            return
         pieces: list[bytes] = []
         have = 0
-        async with self._calls.stream(peer, messages.CHUNK_METHOD, request, timeout=CHUNK_SECONDS, options=BULK) as items:
-            async for item in items:
-                pieces.append(item)
-                have += len(item)
-                if have > wanted:
-                    return fetch.Corrupt(peer, index)
-        if have != wanted:
-            return fetch.Corrupt(peer, index)
-        # Shielded by the thread itself: a cancelled fetch never leaves half a chunk behind.
-        if not await trio.to_thread.run_sync(self._part.store, index, pieces):
-            return fetch.Corrupt(peer, index)
-        self.tally.fetched += have
-        self.tally.by_peer[peer] = self.tally.by_peer.get(peer, 0) + have
-        return fetch.Stored(peer, index)
+        with trio.move_on_after(CHUNK_SECONDS) as patience:
+            while have < head.length and (piece := await anext(items, None)) is not None:
+                pieces.append(piece)
+                have += len(piece)
+        if patience.cancelled_caught:
+            raise RemoteError(Code.DEADLINE, f"a chunk took more than {CHUNK_SECONDS:.0f} s")
+        if have != head.length:
+            self._handle(fetch.Corrupt(peer, index))
+            raise malformed("a chunk's pieces do not make up its length")
+        if owed and self._nursery is not None:
+            self._nursery.start_soon(self._store, peer, lane, index, pieces)
+
+    async def _store(self, peer: PeerId, lane: _Lane, index: int, pieces: list[bytes]) -> None:
+        try:
+            # A thread that has begun is waited for: a cancelled fetch never leaves half a chunk behind.
+            right = await trio.to_thread.run_sync(self._part.store, index, pieces)
+        except OSError as error:  # our disk: no other peer can help
+            self._trouble = error
+            assert self._nursery is not None  # noqa: S101 - for the type checker
+            self._nursery.cancel_scope.cancel()
+            return
+        if index not in lane.owed:
+            return
+        lane.owed.discard(index)
+        if right:
+            size = self._manifest.length(index)
+            self.tally.fetched += size
+            self.tally.by_peer[peer] = self.tally.by_peer.get(peer, 0) + size
+        self._handle(fetch.Stored(peer, index) if right else fetch.Corrupt(peer, index))
 
     async def _search(self, find: FindSources, reach: Reach) -> None:
         """Look for sources until the file is whole, or nobody has offered what is missing for too long."""

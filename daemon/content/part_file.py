@@ -42,11 +42,14 @@ class PartFile:
         if digest.digest() != self._manifest.hash_of(index):
             return False
         at = index * self._manifest.chunk_bytes
-        for piece in pieces:
-            written = 0
-            while written < len(piece):
-                written += os.pwrite(self._descriptor, memoryview(piece)[written:], at + written)
-            at += len(piece)
+        rest = [memoryview(piece) for piece in pieces]
+        while rest:
+            written = os.pwritev(self._descriptor, rest, at)
+            at += written
+            while rest and written >= len(rest[0]):
+                written -= len(rest.pop(0))
+            if written:
+                rest[0] = rest[0][written:]
         self.present.add(index)
         self._unnoted += self._manifest.length(index)
         if self._unnoted >= NOTE_BYTES:

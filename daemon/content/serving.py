@@ -17,7 +17,10 @@ from protocol.wire.errors import Code, RemoteError
 from protocol.wire.limits import MAX_CHUNK_BYTES
 
 MAX_PEER_CALLS = 6
-"""Calls of one peer at once: the four chunks that our own fetch asks ahead, and room for those that are just ending."""
+"""Calls of one peer at once: one for each file that it fetches, and the small ones."""
+
+IDLE_SECONDS = 30.0
+"""A peer that asks for nothing for this long has its call ended."""
 
 MAX_READS = 16
 """Chunks held in memory at once, whoever asks: each has 8 MiB at most."""
@@ -46,7 +49,7 @@ class ContentServing:
         calls.serve(messages.LIST_METHOD, self._list)
         calls.serve(messages.MANIFEST_METHOD, self._manifest)
         calls.serve(messages.HELD_METHOD, self._held)
-        calls.serve(messages.CHUNK_METHOD, self._chunk)
+        calls.serve(messages.CHUNKS_METHOD, self._chunks)
 
     async def _list(self, call: InboundCall) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -71,18 +74,29 @@ class ContentServing:
         self._shelf.find(address)
         return encode(messages.Held(True))
 
-    async def _chunk(self, call: InboundCall) -> bytes:
-        request = decode(messages.ChunkRequest, call.body, messages.MAX_REQUEST_BYTES)
+    async def _chunks(self, call: InboundCall) -> bytes:
+        address = _address(call)
         try:
             with self._slots.hold(call.peer):
-                async with self._reads:
-                    chunk = await trio.to_thread.run_sync(self._read, request)
-                    for piece in _pieces(chunk):
-                        await self._send(call, piece)
+                while (asked := await self._next(call)) is not None:
+                    async with self._reads:
+                        await self._chunk(call, address, decode(messages.ChunkRequest, asked, messages.MAX_REQUEST_BYTES).index)
         except RemoteError as error:
             self.refused[str(error.code)] += 1
             raise
         return b""
+
+    async def _next(self, call: InboundCall) -> bytes | None:
+        asked = None
+        with trio.move_on_after(IDLE_SECONDS):
+            asked = await call.receive()
+        return asked
+
+    async def _chunk(self, call: InboundCall, address: bytes, index: int) -> None:
+        chunk = await trio.to_thread.run_sync(self._read, address, index)
+        await call.send(encode(messages.ChunkHead(index, len(chunk))))
+        for piece in _pieces(chunk):
+            await self._send(call, piece)
 
     async def _send(self, call: InboundCall, piece: bytes) -> None:
         await trio.sleep(self._rate.take(len(piece), trio.current_time()))
@@ -92,13 +106,12 @@ class ContentServing:
             raise RemoteError(Code.DEADLINE, f"nothing was taken for {STALL_SECONDS:.0f} s")
         self.sent += len(piece)
 
-    def _read(self, request: messages.ChunkRequest) -> bytes:
-        partial = self._partial.get(request.address)
+    def _read(self, address: bytes, index: int) -> bytes:
+        """The chunk, b"" where a file that is still on its way here does not have it yet."""
+        partial = self._partial.get(address)
         if partial is None:
-            return self._shelf.read(request.address, request.index)
-        if request.index not in partial[2].present:
-            raise RemoteError(Code.NOT_FOUND, "that chunk is not here yet")
-        return partial[2].read(request.index)
+            return self._shelf.read(address, index)
+        return partial[2].read(index) if index in partial[2].present else b""
 
 
 def _address(call: InboundCall) -> bytes:

@@ -1,11 +1,13 @@
 """What crosses the wire when peers hand each other content, and its bounds. Moves no bytes.
 
+One call of content.chunks serves a whole fetch, so that its window has grown and no chunk waits for a call to be opened.
+
 | method | body | answer |
 |---|---|---|
 | content.list | b"" | Shelf |
 | content.manifest | ContentRequest | the manifest, streamed in items of 64 KiB at most |
 | content.held | ContentRequest | Held |
-| content.chunk | ChunkRequest | the chunk, streamed in items of 64 KiB at most |
+| content.chunks | ContentRequest, then ChunkRequest as items | for each, in order: ChunkHead, then the chunk in items of 64 KiB |
 | content.take | Offered | b"" once the peer has begun to fetch |
 """
 
@@ -13,7 +15,7 @@ from typing import Annotated
 
 import msgspec
 
-from protocol.content.manifest import MAX_CHUNKS, MAX_FILE_BYTES
+from protocol.content.manifest import CHUNK_SIZES, MAX_CHUNKS, MAX_FILE_BYTES
 from protocol.wire.codec import Message
 from protocol.wire.errors import malformed
 from protocol.wire.ids import HashField
@@ -21,7 +23,7 @@ from protocol.wire.ids import HashField
 LIST_METHOD = "content.list"
 MANIFEST_METHOD = "content.manifest"
 HELD_METHOD = "content.held"
-CHUNK_METHOD = "content.chunk"
+CHUNKS_METHOD = "content.chunks"
 TAKE_METHOD = "content.take"
 
 MAX_SHELF = 256
@@ -41,10 +43,16 @@ class ContentRequest(Message, frozen=True):
 
 
 class ChunkRequest(Message, frozen=True):
-    """Names one chunk of content."""
+    """Asks for one chunk of the call's content."""
 
-    address: HashField
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)]
+
+
+class ChunkHead(Message, frozen=True):
+    """What comes next: chunk `index` in `length` bytes, or nothing (0) where the peer does not have it."""
+
+    index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)]
+    length: Annotated[int, msgspec.Meta(ge=0, le=CHUNK_SIZES[-1])]
 
 
 class Held(Message, frozen=True):

@@ -65,7 +65,7 @@ class Sharer:
 
     def lies(self, about: Callable[[int], bytes]) -> None:
         """From now on this peer answers for each chunk with `about(index)`."""
-        self.exchange.serving._read = lambda request: about(request.index)  # type: ignore[method-assign]
+        self.exchange.serving._read = lambda address, index: about(index)  # type: ignore[method-assign]
 
 
 Sharers = Callable[..., Awaitable[list[Sharer]]]

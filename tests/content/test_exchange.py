@@ -64,7 +64,16 @@ async def test_a_lying_peer_costs_its_own_chunks(sharers: Sharers, model: Path, 
     assert list(result.dropped) == [bob.id]
 
 
-@pytest.mark.parametrize("length", [0, 1, MIB + 1], ids=["nothing", "too short", "too long"])
+async def test_who_has_nothing_is_not_blamed(sharers: Sharers, model: Path, autojump_clock: MockClock) -> None:
+    alice, bob, carol = await sharers(3)
+    file = await alice.exchange.seed(model)
+    await bob.exchange.seed(model)
+    bob.lies(lambda index: b"")
+    result, _ = await carol.pulled(file.address)
+    assert (set(result.by_peer), result.dropped) == ({alice.id}, {})
+
+
+@pytest.mark.parametrize("length", [1, MIB + 1], ids=["too short", "too long"])
 async def test_a_chunk_of_another_length_is_a_lie(sharers: Sharers, model: Path, autojump_clock: MockClock, length: int) -> None:
     alice, bob, carol = await sharers(3)
     file = await alice.exchange.seed(model)
@@ -154,19 +163,18 @@ async def test_a_full_disk_is_said_and_what_came_stays(
 ) -> None:
     alice, carol = await sharers(2)
     file = await alice.exchange.seed(model)
-    write, left = os.pwrite, [2]
+    write, left = os.pwritev, [2]
 
-    def failing(descriptor: int, piece: memoryview, at: int) -> int:
-        if at % MIB == 0:
-            left[0] -= 1
+    def failing(descriptor: int, pieces: list[memoryview], at: int) -> int:
+        left[0] -= 1
         if left[0] < 0:
             raise OSError(28, "No space left on device")
-        return write(descriptor, piece, at)
+        return write(descriptor, pieces, at)
 
-    monkeypatch.setattr(os, "pwrite", failing)
+    monkeypatch.setattr(os, "pwritev", failing)
     error = await refused(carol.pulled(file.address))
     assert "No space left" in error.message
-    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(os, "pwritev", write)
     result, _ = await carol.pulled(file.address)
     assert result.fetched < file.size
 

@@ -20,7 +20,7 @@ from protocol.content.manifest import (
     spans,
     write_manifest,
 )
-from protocol.content.messages import ChunkRequest, ContentRequest, Held, Offered, Shelf, bits_of, held_chunks
+from protocol.content.messages import ChunkHead, ChunkRequest, ContentRequest, Held, Offered, Shelf, bits_of, held_chunks
 from protocol.content.rate import ByteRate
 from protocol.wire.codec import Message, decode, encode
 from protocol.wire.errors import Code, LocalError, RemoteError
@@ -30,7 +30,9 @@ ADDRESS = bytes(range(32))
 MESSAGES: dict[str, Message] = {
     "manifest of three chunks": Manifest(2 * (1 << 20) + 5, 1 << 20, bytes(32) + b"\x01" * 32 + b"\x02" * 32),
     "content request": ContentRequest(ADDRESS),
-    "chunk request": ChunkRequest(ADDRESS, 300),
+    "chunk request": ChunkRequest(300),
+    "chunk head": ChunkHead(300, 1 << 20),
+    "chunk head, not here": ChunkHead(7, 0),
     "held, all": Held(True),
     "held, some": Held(False, b"\x05\x80"),
     "offered": Offered(ADDRESS, "tiny.gguf", 1_700_000),
