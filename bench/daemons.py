@@ -89,9 +89,9 @@ class Processes:
             time.sleep(0.05)
         return socket
 
-    def program(self, module: str) -> str:
+    def program(self, module: str, *arguments: str) -> str:
         """Start a module that prints one line, its address, and serves until it is ended; gives that line."""
-        child = self._start(module, [sys.executable, "-m", module], stdout=subprocess.PIPE)
+        child = self._start(module, [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE)
         assert child.stdout is not None
         said = _line(child.stdout.fileno())
         if not said:

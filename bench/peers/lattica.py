@@ -47,11 +47,12 @@ class Service(Handler):  # type: ignore[misc]
             yield item
 
 
-def node(folder: str, port: int = 0, bootstrap: str = "") -> Any:
+def node(folder: str, port: int = 0, bootstrap: str | list[str] = "") -> Any:
     """A Lattica node on loopback with its state in `folder`."""
     builder = _lattica.Lattica.builder().with_mdns(False).with_upnp(False).with_listen_addrs([f"/ip4/127.0.0.1/tcp/{port}"])
     builder = builder.with_storage_path(f"{folder}/store").with_dht_db_path(f"{folder}/dht").with_key_path(folder)
-    return (builder.with_bootstraps([bootstrap]) if bootstrap else builder).build()
+    bootstraps = [bootstrap] if isinstance(bootstrap, str) else bootstrap
+    return (builder.with_bootstraps(bootstraps) if bootstrap else builder).build()
 
 
 def serve(program: Program, folder: str) -> None:
