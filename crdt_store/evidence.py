@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import isqrt
 
 from crdt_store.claims import Claim, Kind
-from crdt_store.replica import Forked, Inserted, Outcome
+from crdt_store.outcomes import Forked, Inserted, Outcome
 from protocol.wire.ids import PeerId
 
 SERVICE = "service"
@@ -137,9 +137,8 @@ class Ledger:
         """Take what the replica did with a claim or a proof."""
         if isinstance(outcome, Inserted):
             self._add(outcome.entry.claim)
-            issuer = PeerId(outcome.entry.claim.issuer)
-            for epoch in outcome.retired:
-                self._drop(issuer, epoch)
+            for gone in outcome.dropped:
+                self._drop(gone.issuer, gone.epoch)
         elif isinstance(outcome, Forked):
             fork = outcome.fork
             self.frozen[fork.issuer] = fork.epoch

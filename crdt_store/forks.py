@@ -1,12 +1,13 @@
 """Proofs that an issuer signed two histories of one epoch. Decides what proves that; the replica decides what follows."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 
 from crdt_store.claims import SignedClaim, open_claim
 from protocol.wire.codec import Message
-from protocol.wire.errors import malformed
+from protocol.wire.errors import RemoteError, malformed
 from protocol.wire.ids import PeerId
 from protocol.wire.limits import MAX_CLAIM_BYTES
 
@@ -53,3 +54,14 @@ def fork_of(first: SignedClaim, second: SignedClaim) -> Fork:
 def open_proof(proof: ForkProof) -> Fork:
     """Verify a proof from a peer; raises RemoteError(malformed | oversized | bad_signature)."""
     return fork_of(open_claim(proof.first), open_claim(proof.second))
+
+
+def open_proofs(proofs: Sequence[ForkProof]) -> list[Fork | RemoteError]:
+    """Verify many, one result each. Touches no shared state, so that it may run in another thread."""
+    opened: list[Fork | RemoteError] = []
+    for proof in proofs:
+        try:
+            opened.append(open_proof(proof))
+        except RemoteError as error:
+            opened.append(error)
+    return opened

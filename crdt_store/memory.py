@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from crdt_store.claims import SignedClaim
 from crdt_store.forks import ForkProof
+from crdt_store.outcomes import Forked
 from crdt_store.own_log import next_epoch
-from crdt_store.replica import Forked
 from crdt_store.store import Change, Stored
 from protocol.wire.ids import PeerId
 
@@ -27,10 +27,11 @@ class MemoryStorage:
     def load(self) -> Stored:
         return Stored([raw for _, raw in sorted(self._claims.items())], list(self._proofs.values()))
 
-    def append_own(self, entry: SignedClaim) -> None:
-        place = (entry.claim.issuer, entry.claim.epoch, entry.claim.seq)
-        self._claims[place] = entry.raw
-        self._own.add(place)
+    def append_own(self, entries: Sequence[SignedClaim]) -> None:
+        for entry in entries:
+            place = (entry.claim.issuer, entry.claim.epoch, entry.claim.seq)
+            self._claims[place] = entry.raw
+            self._own.add(place)
 
     def add_foreign(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -40,7 +41,8 @@ class MemoryStorage:
             else:
                 claim = change.entry.claim
                 self._claims[(claim.issuer, claim.epoch, claim.seq)] = change.entry.raw
-                self._drop([p for p in self._claims if p[0] == claim.issuer and p[1] in change.retired] if change.retired else [])
+                for gone in change.dropped:
+                    self._drop([p for p in self._claims if p[:2] == (gone.issuer, gone.epoch)])
 
     def close(self) -> None:
         """Nothing to release."""

@@ -15,74 +15,35 @@ from dataclasses import dataclass, field
 
 from crdt_store.claims import NO_HASH, SignedClaim, open_claim, read_claim
 from crdt_store.forks import Fork, ForkProof, fork_of, open_proof
-from crdt_store.heads import IssuerHeads, LogHead, issuer_digest, replica_digest
+from crdt_store.heads import IssuerHeads, LogHead, LogRow, fork_id, fork_row, issuer_digest, log_id, log_row, replica_digest
+from crdt_store.outcomes import Dropped, Duplicate, Forked, Gap, Ignored, Inserted, Outcome
+from crdt_store.room import Bounds, Room
+from crdt_store.sketch import Sketch
 from protocol.wire.ids import Hash, PeerId
 from protocol.wire.limits import MAX_CLAIM_BYTES
 
+HASH_BYTES = 32
 
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """The claim is new and kept. `retired` names older epochs of its issuer that are kept no longer."""
-
-    entry: SignedClaim
-    retired: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """Held already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Claims before this one are missing: ask for `expected` and on."""
-
-    issuer: PeerId
-    epoch: int
-    expected: int
-
-
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """The issuer is frozen from `fork.epoch` on, and its claims from there are dropped."""
-
-    fork: Fork
-
-
-@dataclass(frozen=True, slots=True)
-class Ignored:
-    """Valid, and of no use: "frozen" issuer, "retired" epoch, or a "full" replica. Nobody's fault."""
-
-    reason: str
-
-
-Outcome = Inserted | Duplicate | Gap | Forked | Ignored
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a replica holds at most.
-
-    `issuer_claims` 10,000 is the quota per author; a last epoch may exceed it by its own length. `issuers` is as many as the
-    directory knows peers. `total_bytes` of raw claims: 64 MiB is about 160,000 claims of 400 bytes. Only reaching `issuers`
-    or `total_bytes` can leave two replicas unequal; both refuse the newcomer and never drop what is held.
-    """
-
-    issuer_claims: int = 10_000
-    issuer_epochs: int = 1_024
-    issuers: int = 4_096
-    total_bytes: int = 64 << 20
+FROZEN_PLACE = -1
+"""In place of an epoch: the issuer's fork proof."""
 
 
 @dataclass(slots=True)
 class _Log:
-    """One epoch: the raw claims and their hashes, by seq."""
+    """One epoch: the raw claims by seq, and their hashes one behind the other."""
 
+    id: bytes
     raws: list[bytes] = field(default_factory=list)
-    hashes: list[Hash] = field(default_factory=list)
+    hashes: bytearray = field(default_factory=bytearray)
+
+    def hash(self, seq: int) -> Hash:
+        return Hash(bytes(self.hashes[HASH_BYTES * seq : HASH_BYTES * (seq + 1)]))
+
+    def tip(self) -> Hash:
+        return self.hash(len(self.raws) - 1) if self.raws else NO_HASH
 
     def head(self, epoch: int) -> LogHead:
-        return LogHead(epoch, len(self.raws), self.hashes[-1])
+        return LogHead(epoch, len(self.raws), self.tip())
 
 
 @dataclass(slots=True)
@@ -93,6 +54,10 @@ class _Issuer:
     claims: int = 0
     fork: Fork | None = None
     digest: Hash | None = None
+
+
+_NOBODY = _Issuer()
+_NO_LOG = _Log(b"")
 
 
 class Replica:
@@ -107,8 +72,15 @@ class Replica:
         """`observe` is told of every change, after it; what it sums stays true to what is held."""
         self._observe = observe
         self._bounds = bounds or Bounds()
-        self._always_admit = always_admit
+        self.room = Room(self._bounds, always_admit, self._shrink)
         self._issuers: dict[PeerId, _Issuer] = {}
+        self._places: dict[bytes, tuple[PeerId, int]] = {}
+        self._rows: dict[bytes, int] = {}
+        """By log: the item of it that the sketch has; 0 where it has none."""
+        self._clashing: set[bytes] = set()
+        self._changed_logs: set[bytes] = set()
+        self._sketch = Sketch()
+        self._making_room: list[Dropped] = []
         self._bytes = 0
         self._count = 0
         self._digest: Hash | None = None
@@ -127,36 +99,63 @@ class Replica:
         `trusted` skips the signature: only for bytes that were verified before and kept under a checksum since.
         """
         entry = read_claim(raw)
-        held = self._held(entry)
-        if held is not None and held[1] == entry.hash:
-            return Duplicate()  # before the signature, which costs a hundred times more than all the rest
+        known = self.foresee(entry)
+        if known is not None:
+            return known
+        return self.insert_opened(entry if trusted else open_claim(raw))
+
+    def foresee(self, entry: SignedClaim) -> Duplicate | Ignored | None:
+        """What becomes of a claim whatever its signature is: checking that costs ten times more than all the rest."""
         claim = entry.claim
         issuer = PeerId(claim.issuer)
-        state = self._issuers.get(issuer, _Issuer())
+        state = self._issuers.get(issuer, _NOBODY)
+        log = state.logs.get(claim.epoch, _NO_LOG)
+        if claim.seq < len(log.raws):
+            return Duplicate() if log.hash(claim.seq) == entry.hash else None
         if state.fork is not None and claim.epoch >= state.fork.epoch:
             return Ignored("frozen")
-        if not trusted:
-            entry = open_claim(raw)
-        if held is not None:
-            return self._freeze(fork_of(self._entry(held[0]), entry))
-        log = state.logs.get(claim.epoch, _Log())
-        if claim.seq > len(log.raws):
-            return Gap(issuer, claim.epoch, len(log.raws))
-        if claim.previous != (log.hashes[-1] if log.hashes else NO_HASH):
-            return self._freeze(fork_of(self._entry(log.raws[-1]), entry))
         if claim.epoch in _beyond_quota(state, claim.epoch, self._bounds):
             return Ignored("retired")
-        if self._full(issuer, len(raw)):
+        fits = claim.seq > len(log.raws) or claim.previous == log.tip()  # what does not fit proves a fork, and needs no room
+        return Ignored("full") if fits and not self.room.has(issuer, len(entry.raw)) else None
+
+    def insert_opened(self, entry: SignedClaim) -> Outcome:
+        """Add one claim whose signature was checked."""
+        known = self.foresee(entry)
+        if known is not None:
+            return known
+        claim = entry.claim
+        issuer = PeerId(claim.issuer)
+        log = self._issuers.get(issuer, _NOBODY).logs.get(claim.epoch, _NO_LOG)
+        if claim.seq < len(log.raws):
+            return self._freeze(fork_of(self._entry(log.raws[claim.seq]), entry))
+        if claim.seq > len(log.raws):
+            return Gap(issuer, claim.epoch, len(log.raws))
+        if claim.previous != log.tip():
+            return self._freeze(fork_of(self._entry(log.raws[-1]), entry))
+        self._making_room = []
+        if not self.room.take(issuer, len(entry.raw)):
             return Ignored("full")
         return self._append(issuer, entry)
 
     def insert_proof(self, proof: ForkProof, trusted: bool = False) -> Outcome:
         """Add one fork proof; raises RemoteError for bytes that prove nothing. `trusted` as in `insert`."""
-        fork = fork_of(read_claim(proof.first), read_claim(proof.second)) if trusted else self._open_new_proof(proof)
+        if self.knows(proof):
+            return Duplicate()
+        return self.insert_fork(fork_of(read_claim(proof.first), read_claim(proof.second)) if trusted else open_proof(proof))
+
+    def knows(self, proof: ForkProof) -> bool:
+        """Whether `proof` freezes nothing more, be it valid or not; raises RemoteError for bytes that are no claims."""
+        claim = read_claim(proof.first).claim
+        held = self.fork_of(PeerId(claim.issuer))
+        return held is not None and held.epoch <= claim.epoch
+
+    def insert_fork(self, fork: Fork) -> Outcome:
+        """Freeze the issuer of a proof that was checked."""
         held = self.fork_of(fork.issuer)
         if held is not None and held.epoch <= fork.epoch:
             return Duplicate()
-        if self._full(fork.issuer, 0):
+        if held is None and not self.room.take(fork.issuer, 0):
             return Ignored("full")
         return self._freeze(fork)
 
@@ -172,14 +171,16 @@ class Replica:
 
     def issuer_digest(self, issuer: PeerId) -> Hash:
         """The hash of all that is held of one issuer."""
-        state = self._issuers.get(issuer, _Issuer())
+        state = self._issuers.get(issuer)
+        if state is None:
+            return issuer_digest(IssuerHeads(issuer, ()))
         if state.digest is None:
             state.digest = issuer_digest(self.heads(issuer))
         return state.digest
 
     def heads(self, issuer: PeerId) -> IssuerHeads:
         """How far each of the issuer's logs goes, by epoch, and from which epoch on it is frozen."""
-        state = self._issuers.get(issuer, _Issuer())
+        state = self._issuers.get(issuer, _NOBODY)
         heads = tuple(state.logs[epoch].head(epoch) for epoch in state.epochs)
         return IssuerHeads(issuer, heads, None if state.fork is None else state.fork.epoch)
 
@@ -191,14 +192,51 @@ class Replica:
     def hash_at(self, issuer: PeerId, epoch: int, seq: int) -> Hash | None:
         """The hash of one claim; None where it is not held."""
         log = self._log(issuer, epoch)
-        return log.hashes[seq] if log is not None and 0 <= seq < len(log.hashes) else None
+        return log.hash(seq) if log is not None and 0 <= seq < len(log.raws) else None
+
+    def place(self, log: bytes) -> tuple[PeerId, int] | None:
+        """The issuer and epoch of a log id that is known; None for any other."""
+        return None if log in self._clashing else self._places.get(log)
+
+    def clashing(self, log: bytes) -> bool:
+        """Whether two logs have this id, which someone must have searched for: then it names neither."""
+        return log in self._clashing
+
+    def sketch(self) -> Sketch:
+        """The rows of all logs and proofs, brought up to date."""
+        for log in self._changed_logs:
+            before, now = self._rows.get(log, 0), self._item(log)
+            if before == now:
+                continue
+            if before:
+                self._sketch.toggle(before)
+            if now:
+                self._sketch.toggle(now)
+                self._rows[log] = now
+            else:
+                self._rows.pop(log, None)
+                if log not in self._clashing:
+                    self._places.pop(log, None)
+        self._changed_logs.clear()
+        return self._sketch
+
+    def rows(self) -> list[LogRow]:
+        """Every row, most useful first: proofs, then each issuer's newest log, then each one's next, newer epochs first."""
+        order: list[tuple[int, int, LogRow]] = []
+        for issuer, state in self._issuers.items():
+            if state.fork is not None:
+                order.append((-1, 0, fork_row(issuer, state.fork.epoch)))
+            for age, epoch in enumerate(reversed(state.epochs)):
+                order.append((age, -epoch, log_row(state.logs[epoch].id, state.logs[epoch].head(epoch))))
+        order.sort(key=lambda found: found[:2])
+        return [row for _, _, row in order if row.id not in self._clashing]
 
     def wants(self, issuer: PeerId, epoch: int) -> bool:
         """Whether more claims of this log would be kept."""
-        state = self._issuers.get(issuer, _Issuer())
+        state = self._issuers.get(issuer, _NOBODY)
         if state.fork is not None and epoch >= state.fork.epoch:
             return False
-        return epoch not in _beyond_quota(state, epoch, self._bounds) and not self._full(issuer, MAX_CLAIM_BYTES)
+        return epoch not in _beyond_quota(state, epoch, self._bounds) and self.room.has(issuer, MAX_CLAIM_BYTES)
 
     def raws(self, issuer: PeerId, epoch: int, start: int, count: int) -> tuple[bytes, ...]:
         """At most `count` encoded claims of one log from `start` on."""
@@ -208,13 +246,13 @@ class Replica:
     def claims(self, issuer: PeerId | None = None) -> Iterator[SignedClaim]:
         """Every claim that counts, by issuer, epoch and seq."""
         for name in self.issuers() if issuer is None else (issuer,):
-            state = self._issuers.get(name, _Issuer())
+            state = self._issuers.get(name, _NOBODY)
             for epoch in tuple(state.epochs):
                 yield from (self._entry(raw) for raw in tuple(state.logs[epoch].raws))
 
     def fork_of(self, issuer: PeerId) -> Fork | None:
         """The issuer's fork, None for an honest one."""
-        return self._issuers.get(issuer, _Issuer()).fork
+        return self._issuers.get(issuer, _NOBODY).fork
 
     def forks(self) -> tuple[Fork, ...]:
         """Every fork known, by issuer."""
@@ -224,72 +262,85 @@ class Replica:
         state = self._issuers.get(issuer)
         return None if state is None else state.logs.get(epoch)
 
-    def _held(self, entry: SignedClaim) -> tuple[bytes, Hash] | None:
-        """What is held in this claim's place: its bytes and hash."""
-        log = self._log(PeerId(entry.claim.issuer), entry.claim.epoch)
-        if log is None or entry.claim.seq >= len(log.raws):
-            return None
-        return log.raws[entry.claim.seq], log.hashes[entry.claim.seq]
-
     @staticmethod
     def _entry(raw: bytes) -> SignedClaim:
         return read_claim(raw)  # held bytes were verified when they came in
 
-    def _open_new_proof(self, proof: ForkProof) -> Fork:
-        claim = read_claim(proof.first).claim
-        held = self.fork_of(PeerId(claim.issuer))
-        if held is not None and held.epoch <= claim.epoch:
-            return held  # nothing to learn, so no signature is checked
-        return open_proof(proof)
-
-    def _full(self, issuer: PeerId, size: int) -> bool:
-        if issuer == self._always_admit:
-            return False
-        crowded = issuer not in self._issuers and len(self._issuers) >= self._bounds.issuers
-        return crowded or self._bytes + size > self._bounds.total_bytes
-
     def _append(self, issuer: PeerId, entry: SignedClaim) -> Inserted:
         state = self._issuers.setdefault(issuer, _Issuer())
         epoch = entry.claim.epoch
-        if epoch not in state.logs:
-            state.logs[epoch] = _Log()
+        log = state.logs.get(epoch)
+        if log is None:
+            log = state.logs[epoch] = _Log(log_id(issuer, epoch))
             insort(state.epochs, epoch)
-        log = state.logs[epoch]
+            self._register(log.id, (issuer, epoch))
         log.raws.append(entry.raw)
-        log.hashes.append(entry.hash)
+        log.hashes += entry.hash
         state.claims += 1
         self._bytes += len(entry.raw)
         self._count += 1
-        retired = _beyond_quota(state, None, self._bounds)
-        for old in retired:
-            self._drop(state, old)
-        self._changed(state)
-        inserted = Inserted(entry, retired)
+        self._changed(state, log.id)
+        dropped = [*self._making_room, *(self._cut(issuer, state, old) for old in _beyond_quota(state, None, self._bounds))]
+        inserted = Inserted(entry, tuple(dropped))
         if self._observe is not None:
             self._observe(inserted)
         return inserted
 
     def _freeze(self, fork: Fork) -> Forked:
         state = self._issuers.setdefault(fork.issuer, _Issuer())
+        if state.fork is None:
+            self.room.take(fork.issuer, 0)
+            self._register(fork_id(fork.issuer), (fork.issuer, FROZEN_PLACE))
         state.fork = fork
         for epoch in [held for held in state.epochs if held >= fork.epoch]:
-            self._drop(state, epoch)
-        self._changed(state)
+            self._cut(fork.issuer, state, epoch)
+        self._changed(state, fork_id(fork.issuer))
         forked = Forked(fork)
         if self._observe is not None:
             self._observe(forked)
         return forked
 
-    def _drop(self, state: _Issuer, epoch: int) -> None:
+    def _shrink(self, issuer: PeerId) -> int:
+        """Give borrowed room back: the oldest epoch goes. The bytes freed."""
+        state = self._issuers[issuer]
+        if not state.epochs:
+            return 0
+        before = self._bytes
+        self._making_room.append(self._cut(issuer, state, state.epochs[0]))
+        return before - self._bytes
+
+    def _cut(self, issuer: PeerId, state: _Issuer, epoch: int) -> Dropped:
         log = state.logs.pop(epoch)
         state.epochs.remove(epoch)
+        size = sum(map(len, log.raws))
         state.claims -= len(log.raws)
-        self._bytes -= sum(map(len, log.raws))
+        self._bytes -= size
         self._count -= len(log.raws)
+        self.room.release(issuer, size)
+        self._changed(state, log.id)
+        return Dropped(issuer, epoch)
 
-    def _changed(self, state: _Issuer) -> None:
+    def _changed(self, state: _Issuer, log: bytes) -> None:
         state.digest = None
         self._digest = None
+        self._changed_logs.add(log)
+
+    def _register(self, log: bytes, place: tuple[PeerId, int]) -> None:
+        if self._places.setdefault(log, place) != place:
+            self._clashing.add(log)
+
+    def _item(self, log: bytes) -> int:
+        """The row of a log or proof as a number; 0 where nothing is held, and for an id that names two."""
+        if log in self._clashing:
+            return 0
+        issuer, epoch = self._places[log]
+        state = self._issuers[issuer]
+        if epoch == FROZEN_PLACE:
+            row = None if state.fork is None else fork_row(issuer, state.fork.epoch)
+        else:
+            held = state.logs.get(epoch)
+            row = None if held is None else log_row(log, held.head(epoch))
+        return 0 if row is None else int.from_bytes(row.pack(), "big")
 
 
 def _beyond_quota(state: _Issuer, wanted: int | None, bounds: Bounds) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import isqrt
 
 from crdt_store.evidence import MILLI, Ledger, family_of
-from crdt_store.replica import Forked, Outcome
+from crdt_store.outcomes import Forked, Outcome
 from crdt_store.testimony import DECAY_STEPS, Bench, Weighed, weigh
 from crdt_store.witnesses import Witnesses
 from protocol.wire.ids import PeerId

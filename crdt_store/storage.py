@@ -13,8 +13,8 @@ from pathlib import Path
 
 from crdt_store.claims import SignedClaim
 from crdt_store.forks import ForkProof
+from crdt_store.outcomes import Forked
 from crdt_store.own_log import next_epoch
-from crdt_store.replica import Forked
 from crdt_store.store import Change, StorageError, Stored
 from protocol.wire.ids import PeerId
 
@@ -107,9 +107,9 @@ class ClaimStorage:
                 )
         return Stored(claims, proofs, damaged)
 
-    def append_own(self, entry: SignedClaim) -> None:
+    def append_own(self, entries: Sequence[SignedClaim]) -> None:
         with self._transaction(durable=True):
-            self._db.execute("INSERT INTO claims VALUES (?, ?, ?, 1, ?, ?)", _row(entry))
+            self._db.executemany("INSERT INTO claims VALUES (?, ?, ?, 1, ?, ?)", map(_row, entries))
 
     def add_foreign(self, changes: Sequence[Change]) -> None:
         with self._transaction(durable=False):
@@ -122,12 +122,11 @@ class ClaimStorage:
                         (fork.issuer, fork.epoch, proof.first, proof.second, _checksum(proof.first, proof.second)),
                     )
                 else:
-                    issuer = change.entry.claim.issuer
                     self._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, 0, ?, ?)", _row(change.entry))
-                    self._db.executemany(
-                        "DELETE FROM claims WHERE issuer = ? AND epoch = ? AND own = 0",
-                        [(issuer, epoch) for epoch in change.retired],
-                    )
+                    for gone in change.dropped:
+                        self._db.execute(
+                            "DELETE FROM claims WHERE issuer = ? AND epoch = ? AND own = 0", (gone.issuer, gone.epoch)
+                        )
 
     def close(self) -> None:
         self._db.close()

@@ -1,15 +1,17 @@
 """A replica that survives the process, and our own log in it. Decides what is durable when; storage decides how."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from crdt_store.claims import SignedClaim, sign_claim
-from crdt_store.forks import ForkProof
+from crdt_store.claims import Kind, SignedClaim, read_claim, sign_claim
+from crdt_store.forks import Fork, ForkProof
+from crdt_store.outcomes import Forked, Inserted, Outcome
 from crdt_store.own_log import OwnLog, OwnLogFrozen, Statement
-from crdt_store.replica import Bounds, Forked, Inserted, Outcome, Replica
+from crdt_store.replica import Replica
+from crdt_store.room import Bounds
 from crdt_store.scores import Scores
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import LocalError, RemoteError, SwarmdError
@@ -41,8 +43,8 @@ class Storage(Protocol):
 
     def load(self) -> Stored: ...
 
-    def append_own(self, entry: SignedClaim) -> None:
-        """Keep a claim of our own; on return it survives a power loss. Claims kept so are never dropped."""
+    def append_own(self, entries: Sequence[SignedClaim]) -> None:
+        """Keep claims of our own, all or none; on return they survive a power loss. Claims kept so are never dropped."""
 
     def add_foreign(self, changes: Sequence[Change]) -> None:
         """Keep changes that others can give again, all or none; a power loss may take the latest."""
@@ -50,8 +52,28 @@ class Storage(Protocol):
     def close(self) -> None: ...
 
 
+VOUCHING = frozenset(
+    {
+        Kind.CALL_SERVED,
+        Kind.CALLS_SERVED,
+        Kind.ROUND_WON,
+        Kind.ROUND_TOOK_PART,
+        Kind.PROBE_PASSED,
+        Kind.OUTPUT_VERIFIED,
+        Kind.MEMBER_ADMITTED,
+    }
+)
+"""Kinds of our own claims that take their subject out of the crowd of strangers (`room`): it did something for us."""
+
+MAX_UNSAVED = 20_000
+"""Changes that wait for a disk which fails; beyond that the latest are kept in memory alone, and peers give them again."""
+
+
 class ClaimStore:
-    """The replica on disk and our own log. Use it from one thread at a time; a `record` waits for one fsync (about 2 ms)."""
+    """The replica on disk and our own log. Everything but `save` and `write_own` belongs to one thread.
+
+    Those two touch the storage alone and may run in another thread, one at a time; a `record` waits for one fsync (about 2 ms).
+    """
 
     def __init__(self, storage: Storage, key: Ed25519PrivateKey, now_ms: int, bounds: Bounds | None = None) -> None:
         """Load what `storage` holds and open a new epoch at `now_ms` (unix milliseconds); raises StorageError."""
@@ -64,6 +86,7 @@ class ClaimStore:
         self._storage = storage
         self._key = key
         self._unsaved: list[Change] = []
+        self._new_forks: list[Fork] = []
         self.damaged = self._load()
         """Claims and proofs that were on disk and could not be read; peers give them again."""
         self._own = OwnLog(self.me, storage.open_epoch(self.me, 0, now_ms))
@@ -78,73 +101,133 @@ class ClaimStore:
 
         Raises StorageError (nothing was issued; a later call tries a new epoch) or OwnLogFrozen.
         """
+        entry = self.draft([statement], now_ms)[0]
+        self.write_own([entry])
+        self.commit([entry])
+        return entry
+
+    def draft(self, statements: Sequence[Statement], now_ms: int) -> list[SignedClaim]:
+        """Sign at least the first of `statements` and as many as the open log takes; next come `write_own`, then `commit`.
+
+        Nothing may be drafted in between. Raises StorageError or OwnLogFrozen.
+        """
         if self.replica.fork_of(self.me) is not None:
             raise OwnLogFrozen("this key has signed two histories of one epoch: it needs a new identity")
         if self._own.closed:
             self._own.reopen(self._storage.open_epoch(self.me, max(self._own.epoch, self._own.highest_seen), now_ms))
-        entry = sign_claim(self._own.place(statement, now_ms), self._key)
+        ahead = replace(self._own)
+        entries: list[SignedClaim] = []
+        for statement in statements:
+            if not ahead.closed:
+                entries.append(sign_claim(ahead.place(statement, now_ms), self._key))
+                ahead.advance(entries[-1])
+        return entries
+
+    def write_own(self, entries: Sequence[SignedClaim]) -> None:
+        """Make drafted claims durable, all or none; raises StorageError, after which none of them may ever be sent."""
         try:
-            self._storage.append_own(entry)
+            self._storage.append_own(entries)
         except StorageError:
             self._own.closed = True  # the failed write may yet turn up on disk: nothing else may take its place
             raise
-        self._own.advance(entry)
-        outcome = self.replica.insert(entry.raw)
-        if not isinstance(outcome, Inserted):
-            raise LocalError(f"our own replica did not take our own claim: {outcome}")
-        return entry
+
+    def commit(self, entries: Sequence[SignedClaim]) -> None:
+        """Drafted claims are durable: they are now the tail of our log, and part of the replica."""
+        for entry in entries:
+            if not self._own.closed:
+                self._own.advance(entry)
+            self._vouch_for(entry)
+            outcome = self.replica.insert_opened(entry)
+            if not isinstance(outcome, Inserted) and self.replica.fork_of(self.me) is None:
+                raise LocalError(f"our own replica did not take our own claim: {outcome}")
+            self._note(outcome, ours=True)
 
     def insert_many(self, raws: Sequence[bytes]) -> list[Outcome | RemoteError]:
-        """Add claims from a peer, in order; one outcome each. What is new is written in one transaction."""
+        """Add claims from a peer, in order, and save them; one outcome each."""
         outcomes: list[Outcome | RemoteError] = []
         for raw in raws:
             try:
-                outcomes.append(self.replica.insert(raw))
+                outcomes.append(self._note(self.replica.insert(raw)))
             except RemoteError as error:
                 outcomes.append(error)
-        self._keep(outcomes)
+        self.save()
         return outcomes
 
+    def insert_opened(self, opened: Sequence[SignedClaim]) -> list[Outcome]:
+        """Add claims whose signatures were checked, in order; one outcome each. `save` writes them."""
+        return [self._note(self.replica.insert_opened(entry)) for entry in opened]
+
     def insert_proof(self, proof: ForkProof) -> Outcome:
-        """Add a fork proof from a peer; raises RemoteError for bytes that prove nothing."""
-        outcome = self.replica.insert_proof(proof)
-        self._keep([outcome])
+        """Add a fork proof from a peer and save it; raises RemoteError for bytes that prove nothing."""
+        outcome = self._note(self.replica.insert_proof(proof))
+        self.save()
         return outcome
+
+    def insert_fork(self, fork: Fork) -> Outcome:
+        """Add a fork whose proof was checked. `save` writes it."""
+        return self._note(self.replica.insert_fork(fork))
+
+    @property
+    def unsaved(self) -> int:
+        """Changes that `save` would write."""
+        return len(self._unsaved)
+
+    def save(self) -> None:
+        """Write what others gave us since the last time, in one transaction; a failing disk is told in `storage_error`."""
+        if not self._unsaved:
+            return
+        batch, self._unsaved = self._unsaved, []
+        try:
+            self._storage.add_foreign(batch)
+        except StorageError as error:
+            self.storage_error = str(error)
+            self._unsaved[:0] = batch[: MAX_UNSAVED - len(self._unsaved)]
+            return
+        self.storage_error = None
 
     def close(self) -> None:
         """Write what is still unsaved and release the storage."""
-        self._keep([])
+        self.save()
         self._storage.close()
 
-    def _keep(self, outcomes: Sequence[Outcome | RemoteError]) -> None:
-        for outcome in outcomes:
-            if isinstance(outcome, Inserted):
-                self._unsaved.append(outcome)
-                if outcome.entry.claim.issuer == self.me:
-                    self._own.saw(outcome.entry.claim.epoch)
-            elif isinstance(outcome, Forked):
-                self._unsaved.append(outcome)
-        if not self._unsaved:
-            return
-        try:
-            self._storage.add_foreign(self._unsaved)
-        except StorageError as error:
-            self.storage_error = str(error)
-            return
-        self._unsaved.clear()
-        self.storage_error = None
+    def _note(self, outcome: Outcome, ours: bool = False) -> Outcome:
+        if isinstance(outcome, Inserted) and not ours:
+            if outcome.entry.claim.issuer == self.me:
+                self._own.saw(outcome.entry.claim.epoch)
+                self._vouch_for(outcome.entry)
+            self._unsaved.append(outcome)
+        elif isinstance(outcome, Forked):
+            self._unsaved.append(outcome)
+            self._new_forks.append(outcome.fork)
+        return outcome
+
+    def take_new_forks(self) -> list[Fork]:
+        """Forks that were proved here since the last call: everybody should hear of them."""
+        taken, self._new_forks = self._new_forks, []
+        return taken
+
+    def _vouch_for(self, entry: SignedClaim) -> None:
+        if entry.claim.kind in VOUCHING:
+            self.replica.room.vouch([PeerId(entry.claim.subject)])
 
     def _load(self) -> int:
+        """Our own claims first: they say for whom there is room."""
         stored = self._storage.load()
         damaged = stored.damaged
+        entries: list[SignedClaim] = []
+        for raw in stored.claims:
+            try:
+                entries.append(read_claim(raw))
+            except RemoteError:
+                damaged += 1
+        for entry in entries:
+            if entry.claim.issuer == self.me:
+                self._vouch_for(entry)
         for proof in stored.proofs:
             try:
                 self.replica.insert_proof(proof, trusted=True)
             except RemoteError:
                 damaged += 1
-        for raw in stored.claims:
-            try:
-                self.replica.insert(raw, trusted=True)
-            except RemoteError:
-                damaged += 1
+        for entry in entries:
+            self.replica.insert_opened(entry)
         return damaged

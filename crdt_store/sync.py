@@ -1,112 +1,50 @@
-"""How one peer pulls from others what it lacks: summaries, heads, then ranges. Decides what to ask whom; sends nothing itself.
+"""How one peer pulls from others what it lacks: rows of logs that differ, then ranges. Decides what to ask whom; sends nothing.
 
-Bytes grow with the difference: equal replicas exchange one hash, and heads are asked of differing issuers alone. Every answer
-either adds a verified claim or proof, or closes what was asked of that peer until its head changes, so that no lie makes a loop.
+Bytes grow with the difference: equal replicas exchange one hash, others a sketch of their logs. Every answer either adds a
+verified claim or proof, or closes what was asked of that peer until its row changes, so that no lie makes a loop.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
-from crdt_store.forks import ForkProof
-from crdt_store.heads import IssuerHeads
-from crdt_store.replica import Forked, Inserted, Outcome, Replica
+from crdt_store.claims import SignedClaim, read_claim
+from crdt_store.forks import Fork, ForkProof, open_proof
+from crdt_store.heads import ROW_HEAD_BYTES, LogRow, fork_id, log_id
+from crdt_store.outcomes import Forked, Ignored, Inserted, Outcome
+from crdt_store.replica import Replica
+from crdt_store.sketch import ITEM_BYTES, MAX_CELLS, difference, unpack
+from crdt_store.sync_events import (
+    Announced,
+    AskHeads,
+    AskRange,
+    Begin,
+    CallFailed,
+    ChunkArrived,
+    Effect,
+    Event,
+    Fault,
+    Finished,
+    HeadsArrived,
+    RangeEnded,
+    Verified,
+    Verify,
+)
+from crdt_store.sync_exchange import Exchange, Phase, State
 from crdt_store.sync_messages import (
     MAX_ASKED,
+    MAX_LISTED_ROWS,
     MAX_RANGE_BYTES,
     MAX_RANGE_CLAIMS,
-    MAX_RANGES,
     Announcement,
     HeadsReply,
     HeadsRequest,
-    Range,
     RangeChunk,
     RangeRequest,
+    unpack_rows,
 )
+from crdt_store.sync_plan import Want, part_of, plan, wants_of
 from protocol.wire.errors import RemoteError, malformed
-from protocol.wire.ids import PeerId
-
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """Compare with `peer` now (the driver picks a random connected peer about every SYNC_EVERY seconds)."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Announced:
-    """`peer` gossiped that heads moved or that a fork was proven."""
-
-    peer: PeerId
-    announcement: Announcement
-
-
-@dataclass(frozen=True, slots=True)
-class HeadsArrived:
-    peer: PeerId
-    reply: HeadsReply
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkArrived:
-    peer: PeerId
-    chunk: RangeChunk
-
-
-@dataclass(frozen=True, slots=True)
-class RangeEnded:
-    """The answer to the latest AskRange is complete."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class CallFailed:
-    """The latest call to `peer` failed or ran past its deadline."""
-
-    peer: PeerId
-
-
-Event = Begin | Announced | HeadsArrived | ChunkArrived | RangeEnded | CallFailed
-
-
-# Effects
-
-
-@dataclass(frozen=True, slots=True)
-class AskHeads:
-    peer: PeerId
-    request: HeadsRequest
-
-
-@dataclass(frozen=True, slots=True)
-class AskRange:
-    peer: PeerId
-    request: RangeRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Something that costs `peer`: count it."""
-
-    peer: PeerId
-    error: RemoteError
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The exchange with `peer` is over; `inserted` claims and proofs were new. A call still open for it should be cancelled."""
-
-    peer: PeerId
-    inserted: int
-
-
-Effect = AskHeads | AskRange | Fault | Finished
-
+from protocol.wire.ids import Hash, PeerId
 
 # Config
 
@@ -120,6 +58,12 @@ SHUN_SECONDS = 600.0
 MAX_REQUESTS = 64
 """Range requests of one exchange: 16 MiB at most, then another peer gets its turn."""
 
+CELLS = (12, 24, 36, 54, 80, 120, 240, 480, 960, 1_920, MAX_CELLS)
+"""Cells asked for in turn until the difference can be read: five logs that differ take one question, a thousand take ten."""
+
+FULL_COMPARE_SECONDS = 600.0
+"""Whole hashes are compared with one peer this often where rows say nothing and digests differ (`heads.LogRow`)."""
+
 MAX_PEERS = 1_024
 MAX_BARREN = 4_096
 
@@ -132,65 +76,9 @@ class Target(Protocol):
 
     replica: Replica
 
-    def insert_many(self, raws: Sequence[bytes]) -> list[Outcome | RemoteError]: ...
+    def insert_opened(self, opened: Sequence[SignedClaim]) -> list[Outcome]: ...
 
-    def insert_proof(self, proof: ForkProof) -> Outcome: ...
-
-
-class _Phase(Enum):
-    IDLE = auto()
-    SUMMARIES = auto()
-    HEADS = auto()
-    RANGES = auto()
-
-
-_Place = tuple[PeerId, int]
-_PROOF = -1
-"""In place of an epoch: the issuer's fork proof."""
-
-
-@dataclass(slots=True)
-class _Exchange:
-    """What is under way with one peer, and what is remembered of it between exchanges."""
-
-    phase: _Phase = _Phase.IDLE
-    cursor: str = ""
-    differing: list[PeerId] = field(default_factory=list)
-    asked: tuple[PeerId, ...] = ()
-    heads: list[IssuerHeads] = field(default_factory=list)
-    claimed: dict[_Place, tuple[int, bytes]] = field(default_factory=dict)
-    """The heads behind each part of the latest range request."""
-    before: dict[_Place, tuple[int, int | None]] = field(default_factory=dict)
-    """Each part of the latest range request, in order, and our state of it when we asked."""
-    received_bytes: int = 0
-    received_claims: int = 0
-    requests: int = 0
-    inserted: int = 0
-    faults: int = 0
-    fault_at: float = float("-inf")
-    shunned_until: float = float("-inf")
-    barren: dict[_Place, tuple[int, bytes]] = field(default_factory=dict)
-    """Heads that this peer gave and that yielded nothing: not asked again until they change."""
-
-
-def plan(replica: Replica, theirs: IssuerHeads) -> tuple[list[Range], bool]:
-    """What to ask of a peer with these heads: ranges, newest epoch first, and whether its fork proof is news.
-
-    Where their log is no longer than ours and differs from it, its last claim alone is asked for: it contradicts one of ours.
-    """
-    issuer = PeerId(theirs.issuer)
-    ours = replica.fork_of(issuer)
-    proof = theirs.frozen_from is not None and (ours is None or ours.epoch > theirs.frozen_from)
-    ranges: list[Range] = []
-    for head in sorted({log.epoch: log for log in theirs.logs}.values(), key=lambda log: -log.epoch):
-        if not replica.wants(issuer, head.epoch):
-            continue
-        length = replica.length(issuer, head.epoch)
-        if head.length > length:
-            ranges.append(Range(issuer, head.epoch, length, head.length - length))
-        elif replica.hash_at(issuer, head.epoch, head.length - 1) != head.hash:
-            ranges.append(Range(issuer, head.epoch, head.length - 1, 1))
-    return ranges, proof
+    def insert_fork(self, fork: Fork) -> Outcome: ...
 
 
 class Sync:
@@ -198,7 +86,7 @@ class Sync:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._exchanges: dict[PeerId, _Exchange] = {}
+        self._exchanges: dict[PeerId, Exchange] = {}
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """`now` in seconds on any monotonic clock."""
@@ -208,156 +96,247 @@ class Sync:
                 return self._begin(peer, exchange, now)
             case Announced(peer, announcement):
                 return self._announced(peer, exchange, announcement, now)
-            case HeadsArrived(peer, reply) if exchange.phase is _Phase.SUMMARIES:
+            case HeadsArrived(peer, reply) if exchange.phase is Phase.ROWS:
+                return self._rows(peer, exchange, reply, now)
+            case HeadsArrived(peer, reply) if exchange.phase is Phase.SUMMARIES:
                 return self._summaries(peer, exchange, reply, now)
-            case HeadsArrived(peer, reply) if exchange.phase is _Phase.HEADS:
+            case HeadsArrived(peer, reply) if exchange.phase is Phase.HEADS:
                 return self._heads(peer, exchange, reply, now)
-            case ChunkArrived(peer, chunk) if exchange.phase is _Phase.RANGES:
+            case ChunkArrived(peer, chunk) if exchange.phase is Phase.RANGES:
                 return self._chunk(peer, exchange, chunk, now)
-            case RangeEnded(peer) if exchange.phase is _Phase.RANGES:
+            case Verified(peer, claims, forks):
+                return self._verified(peer, exchange, claims, forks, now)
+            case RangeEnded(peer) if exchange.phase is Phase.RANGES:
                 return self._ended(peer, exchange, now)
-            case CallFailed(peer) if exchange.phase is not _Phase.IDLE:
+            case CallFailed(peer) if exchange.phase is not Phase.IDLE:
                 return self._finish(peer, exchange)
         return []  # an answer to an exchange that is over
 
     def busy(self, peer: PeerId) -> bool:
         """Whether an exchange with `peer` is under way."""
-        return peer in self._exchanges and self._exchanges[peer].phase is not _Phase.IDLE
+        return peer in self._exchanges and self._exchanges[peer].phase is not Phase.IDLE
 
     def shunned(self, peer: PeerId, now: float) -> bool:
         """Whether `peer` lied so often that it is not asked now."""
         return peer in self._exchanges and now < self._exchanges[peer].shunned_until
 
-    def _exchange(self, peer: PeerId) -> _Exchange:
+    def _exchange(self, peer: PeerId) -> Exchange:
         if peer not in self._exchanges and len(self._exchanges) >= MAX_PEERS:
-            idle = [name for name, held in self._exchanges.items() if held.phase is _Phase.IDLE]
+            idle = [name for name, held in self._exchanges.items() if held.phase is Phase.IDLE]
             del self._exchanges[min(idle or self._exchanges, key=lambda name: self._exchanges[name].faults)]
-        return self._exchanges.setdefault(peer, _Exchange())
+        return self._exchanges.setdefault(peer, Exchange())
 
-    def _begin(self, peer: PeerId, exchange: _Exchange, now: float) -> list[Effect]:
-        if exchange.phase is not _Phase.IDLE or now < exchange.shunned_until:
+    def _begin(self, peer: PeerId, exchange: Exchange, now: float) -> list[Effect]:
+        if exchange.phase is not Phase.IDLE or now < exchange.shunned_until:
             return []
         self._reset(exchange)
-        exchange.phase = _Phase.SUMMARIES
-        return [AskHeads(peer, HeadsRequest(self._target.replica.digest()))]
+        exchange.phase = Phase.ROWS
+        return [self._ask(peer, exchange, **({"cells": CELLS[0]} if len(self._target.replica) else {"listed": 0}))]
 
-    def _announced(self, peer: PeerId, exchange: _Exchange, announcement: Announcement, now: float) -> list[Effect]:
+    def _announced(self, peer: PeerId, exchange: Exchange, announcement: Announcement, now: float) -> list[Effect]:
         if now < exchange.shunned_until:
             return []
-        effects: list[Effect] = []
         for proof in announcement.proofs:
             try:
-                self._target.insert_proof(proof)
+                if not self._target.replica.knows(proof):
+                    self._target.insert_fork(open_proof(proof))
             except RemoteError as error:
-                return [*effects, *self._fault(peer, exchange, error, now)]
-        if exchange.phase is _Phase.IDLE:
+                return self._fault(peer, exchange, error, now)
+        if exchange.phase is Phase.IDLE:
             self._reset(exchange)
-            exchange.heads = list(announcement.heads)
-            self._missing(exchange)
+            self._want(exchange, (want for heads in announcement.heads for want in wants_of(heads)))
+            self._plan(exchange)
             if exchange.before:
-                effects += self._next(peer, exchange)
-        return effects
+                return self._next(peer, exchange, now)
+        return []
 
-    def _summaries(self, peer: PeerId, exchange: _Exchange, reply: HeadsReply, now: float) -> list[Effect]:
+    def _rows(self, peer: PeerId, exchange: Exchange, reply: HeadsReply, now: float) -> list[Effect]:
+        """Cells, or the rows themselves: read what differs, or ask for more of them."""
+        asked = exchange.asked
+        if asked is None or reply.digest == self._target.replica.digest():
+            return self._finish(peer, exchange)
+        moved_on = exchange.digest is not None and exchange.digest != reply.digest
+        exchange.digest = Hash(reply.digest)
+        if moved_on and (asked.skip or asked.listed > 0):  # these cells or rows do not go with the earlier ones
+            exchange.restarts += 1
+            if exchange.restarts > MAX_FAULTS:
+                return self._finish(peer, exchange)
+            exchange.cells, exchange.rows = [], []
+            return [self._ask(peer, exchange, cells=asked.cells, listed=min(asked.listed, 0))]
+        if reply.cells:
+            return self._cells(peer, exchange, reply, now)
+        exchange.rows += unpack_rows(reply.rows)
+        if reply.more and reply.rows and len(exchange.rows) < MAX_LISTED_ROWS:
+            return [self._ask(peer, exchange, listed=len(exchange.rows))]
+        ours = self._target.replica.sketch()
+        news = [row for row in exchange.rows if int.from_bytes(row.pack(), "big") not in ours]
+        known = len(exchange.rows) - len(news)
+        told = len(exchange.cells)
+        exchange.rows = []
+        self._want(exchange, (Want(row) for row in news))
+        if told > 2 * (len(news) + len(ours) - known) + 64:
+            return self._fault(peer, exchange, malformed("cells of other rows than it holds"), now, end=True)
+        return self._next(peer, exchange, now)
+
+    def _cells(self, peer: PeerId, exchange: Exchange, reply: HeadsReply, now: float) -> list[Effect]:
+        exchange.cells += unpack(reply.cells)
+        have = len(exchange.cells)
+        if exchange.asked is None or have != exchange.asked.cells:
+            return self._fault(peer, exchange, malformed("not as many cells as were asked for"), now, end=True)
+        ours = self._target.replica.sketch()
+        found = difference(ours.cells(have), exchange.cells)
+        if found is not None:
+            rows = [LogRow.unpack(item.to_bytes(ITEM_BYTES, "big")) for item in found if item not in ours]
+            self._want(exchange, (Want(row) for row in rows))
+            return self._next(peer, exchange, now)
+        if reply.logs > 2 * len(ours) + CELLS[-1] or have >= CELLS[-1]:
+            return [self._ask(peer, exchange, listed=0)]
+        return [self._ask(peer, exchange, cells=next(count for count in CELLS if count > have), skip=have)]
+
+    def _summaries(self, peer: PeerId, exchange: Exchange, reply: HeadsReply, now: float) -> list[Effect]:
         replica = self._target.replica
         names = [summary.issuer for summary in reply.summaries]
-        ascending = all(a < b for a, b in zip([exchange.cursor, *names], names, strict=False))
+        after = "" if exchange.asked is None else exchange.asked.after
+        ascending = all(a < b for a, b in zip([after, *names], names, strict=False))
         if not ascending or (reply.more and not names):
             return self._fault(peer, exchange, malformed("summaries that are not in ascending order"), now, end=True)
         exchange.differing += [PeerId(s.issuer) for s in reply.summaries if s.digest != replica.issuer_digest(PeerId(s.issuer))]
         if reply.more and len(exchange.differing) < MAX_BARREN:
-            exchange.cursor = names[-1]
-            return [AskHeads(peer, HeadsRequest(replica.digest(), exchange.cursor))]
-        return self._next(peer, exchange)
+            return [self._ask(peer, exchange, after=names[-1])]
+        return self._next(peer, exchange, now)
 
-    def _heads(self, peer: PeerId, exchange: _Exchange, reply: HeadsReply, now: float) -> list[Effect]:
-        given = {heads.issuer: heads for heads in reply.heads if heads.issuer in exchange.asked}
+    def _heads(self, peer: PeerId, exchange: Exchange, reply: HeadsReply, now: float) -> list[Effect]:
+        names = () if exchange.asked is None else exchange.asked.issuers
+        given = {heads.issuer: heads for heads in reply.heads if heads.issuer in names}
         if not given:
             return self._fault(peer, exchange, malformed("no heads of issuers that it has claims of"), now, end=True)
         exchange.differing = [issuer for issuer in exchange.differing if issuer not in given]
-        exchange.heads = list(given.values())
-        return self._next(peer, exchange)
+        self._want(exchange, (want for heads in given.values() for want in wants_of(heads)))
+        return self._next(peer, exchange, now)
 
-    def _chunk(self, peer: PeerId, exchange: _Exchange, chunk: RangeChunk, now: float) -> list[Effect]:
+    def _chunk(self, peer: PeerId, exchange: Exchange, chunk: RangeChunk, now: float) -> list[Effect]:
+        """Sort out what needs no signature checked: what is held already (by another peer's answer, say) or finds no room."""
         exchange.received_claims += len(chunk.claims)
         exchange.received_bytes += sum(map(len, chunk.claims)) + sum(len(p.first) + len(p.second) for p in chunk.proofs)
         if exchange.received_claims > MAX_RANGE_CLAIMS or exchange.received_bytes > MAX_RANGE_BYTES:
             return self._fault(peer, exchange, malformed("more claims than one answer may hold"), now, end=True)
-        outcomes = self._target.insert_many(chunk.claims)
-        for proof in chunk.proofs:
-            try:
-                outcomes.append(self._target.insert_proof(proof))
-            except RemoteError as refused:
-                outcomes.append(refused)
+        replica = self._target.replica
+        claims: list[bytes] = []
+        proofs: list[ForkProof] = []
+        try:
+            for proof in chunk.proofs:
+                if replica.knows(proof):
+                    self._came(exchange, fork_id(PeerId(read_claim(proof.first).claim.issuer)), True)
+                else:
+                    proofs.append(proof)
+            for raw in chunk.claims:
+                entry = read_claim(raw)
+                known = replica.foresee(entry)
+                if known is None:
+                    claims.append(raw)
+                else:
+                    self._came(exchange, log_id(PeerId(entry.claim.issuer), entry.claim.epoch), isinstance(known, Ignored))
+        except RemoteError as error:
+            return self._fault(peer, exchange, error, now)
+        if not claims and not proofs:
+            return []
+        at = exchange.allow(len(claims) + 2 * len(proofs), now)
+        return [Verify(peer, tuple(claims), tuple(proofs), at)]
+
+    def _verified(
+        self,
+        peer: PeerId,
+        exchange: Exchange,
+        claims: Sequence[SignedClaim | RemoteError],
+        forks: Sequence[Fork | RemoteError],
+        now: float,
+    ) -> list[Effect]:
+        opened = [entry for entry in claims if isinstance(entry, SignedClaim)]
+        proven = [fork for fork in forks if isinstance(fork, Fork)]
+        outcomes = self._target.insert_opened(opened)
+        outcomes += [self._target.insert_fork(fork) for fork in proven]
+        if exchange.phase is not Phase.RANGES:
+            return []
+        ids = [log_id(PeerId(entry.claim.issuer), entry.claim.epoch) for entry in opened] + [fork_id(f.issuer) for f in proven]
+        for log, outcome in zip(ids, outcomes, strict=True):
+            self._came(exchange, log, isinstance(outcome, Ignored))
         exchange.inserted += sum(isinstance(outcome, Inserted | Forked) for outcome in outcomes)
-        error = next((outcome for outcome in outcomes if isinstance(outcome, RemoteError)), None)
+        error = next((wrong for wrong in (*claims, *forks) if isinstance(wrong, RemoteError)), None)
         return [] if error is None else self._fault(peer, exchange, error, now)
 
-    def _ended(self, peer: PeerId, exchange: _Exchange, now: float) -> list[Effect]:
+    def _ended(self, peer: PeerId, exchange: Exchange, now: float) -> list[Effect]:
         """Close what yielded nothing. What stands behind the last thing that yielded may only have found no room: ask again."""
-        places = list(exchange.before)
-        moved = [i for i, place in enumerate(places) if self._state(place) != exchange.before[place]]
-        reach = moved[-1] if moved else len(places)
-        empty = [place for place in places[:reach] if self._state(place) == exchange.before[place] and self._wants(place)]
-        for place in empty:
-            exchange.barren[place] = exchange.claimed[place]
+        replica = self._target.replica
+        asked = list(exchange.before.values())
+        moved = [i for i, (want, state) in enumerate(asked) if self._state(want) != state or want.row.id in exchange.useless]
+        reach = moved[-1] if moved else len(asked)
+        empty = [want for want, state in asked[: reach + 1] if self._state(want) == state and part_of(replica, want)]
+        for want in empty:
+            exchange.wants.pop(want.row.id, None)
+            exchange.barren[want.row.id] = want.row.length, want.row.head
             if len(exchange.barren) > MAX_BARREN:
                 del exchange.barren[next(iter(exchange.barren))]
-        if not empty:
-            return self._next(peer, exchange)
+        if all(exchange.useless.get(want.row.id) for want in empty):
+            return self._next(peer, exchange, now)
         effects = self._fault(peer, exchange, malformed("heads whose claims it does not give"), now)
-        return effects if exchange.phase is _Phase.IDLE else [*effects, *self._next(peer, exchange)]
+        return effects if exchange.phase is Phase.IDLE else [*effects, *self._next(peer, exchange, now)]
 
-    def _state(self, place: _Place) -> tuple[int, int | None]:
-        """What an answer about this place changes: the log's length, or the epoch that the issuer is frozen from."""
-        issuer, epoch = place
-        fork = self._target.replica.fork_of(issuer)
-        return self._target.replica.length(issuer, epoch), None if fork is None else fork.epoch
+    @staticmethod
+    def _came(exchange: Exchange, log: bytes, useless: bool) -> None:
+        exchange.useless[log] = exchange.useless.get(log, True) and useless
 
-    def _wants(self, place: _Place) -> bool:
-        return place[1] == _PROOF or self._target.replica.wants(*place)
+    def _state(self, want: Want) -> State:
+        """What an answer about this log changes: its length, or the epoch that its issuer is frozen from."""
+        place = want.place or self._target.replica.place(want.row.id)
+        if place is None:
+            return None
+        fork = self._target.replica.fork_of(place[0])
+        return self._target.replica.length(*place), None if fork is None else fork.epoch
 
-    def _next(self, peer: PeerId, exchange: _Exchange) -> list[Effect]:
-        """The next thing to ask of this peer: ranges of the heads at hand, then heads of the issuers left, else the end."""
-        request = self._missing(exchange)
+    @staticmethod
+    def _want(exchange: Exchange, wants: Iterable[Want]) -> None:
+        for want in wants:
+            length, head = exchange.barren.get(want.row.id, (0, b""))
+            if length != want.row.length or head[:ROW_HEAD_BYTES] != want.row.head[:ROW_HEAD_BYTES]:
+                exchange.wants[want.row.id] = want
+
+    def _next(self, peer: PeerId, exchange: Exchange, now: float) -> list[Effect]:
+        """The next thing to ask of this peer: claims that we lack, else heads of the issuers left, else the end."""
+        request = self._plan(exchange)
         if exchange.before:
             exchange.requests += 1
             if exchange.requests > MAX_REQUESTS:
                 return self._finish(peer, exchange)
-            exchange.phase = _Phase.RANGES
+            exchange.phase = Phase.RANGES
             exchange.received_bytes = exchange.received_claims = 0
+            exchange.useless.clear()
             return [AskRange(peer, request)]
         if exchange.differing:
-            exchange.phase = _Phase.HEADS
-            exchange.asked = tuple(exchange.differing[:MAX_ASKED])
-            return [AskHeads(peer, HeadsRequest(self._target.replica.digest(), issuers=exchange.asked))]
+            exchange.phase = Phase.HEADS
+            return [self._ask(peer, exchange, issuers=tuple(exchange.differing[:MAX_ASKED]))]
+        if exchange.phase is Phase.ROWS and now - exchange.compared_at >= FULL_COMPARE_SECONDS:
+            exchange.compared_at = now
+            exchange.phase = Phase.SUMMARIES
+            return [self._ask(peer, exchange)]
         return self._finish(peer, exchange)
 
-    def _missing(self, exchange: _Exchange) -> RangeRequest:
-        """What the heads at hand promise and we lack, within one request; notes what each part should change."""
-        ranges: list[Range] = []
-        proofs: list[PeerId] = []
-        left = MAX_RANGE_CLAIMS
-        exchange.claimed.clear()
-        for heads in exchange.heads:
-            issuer = PeerId(heads.issuer)
-            wanted, proof = plan(self._target.replica, heads)
-            claimed = (heads.frozen_from or 0, b"")
-            if proof and exchange.barren.get((issuer, _PROOF)) != claimed and len(proofs) < MAX_RANGES:
-                exchange.claimed[issuer, _PROOF] = claimed
-                proofs.append(issuer)
-            by_epoch = {head.epoch: (head.length, head.hash) for head in heads.logs}
-            for part in wanted:
-                if exchange.barren.get((issuer, part.epoch)) == by_epoch[part.epoch] or left <= 0 or len(ranges) == MAX_RANGES:
-                    continue
-                ranges.append(Range(part.issuer, part.epoch, part.start, min(part.count, left)))
-                left -= ranges[-1].count
-                exchange.claimed[issuer, part.epoch] = by_epoch[part.epoch]
-        order = [(issuer, _PROOF) for issuer in proofs] + [(PeerId(part.issuer), part.epoch) for part in ranges]
-        exchange.before = {place: self._state(place) for place in order}
-        return RangeRequest(tuple(ranges), tuple(proofs))
+    def _plan(self, exchange: Exchange) -> RangeRequest:
+        """What to ask about next; what was asked about goes behind what was not, so that every log gets its turn."""
+        planned = plan(self._target.replica, exchange.wants.values())
+        exchange.before = {want.row.id: (want, self._state(want)) for want in planned.asked}
+        for want in planned.asked:
+            del exchange.wants[want.row.id]
+        if planned.done:
+            exchange.wants = {log: want for log, want in exchange.wants.items() if log not in planned.done}
+        for want in planned.asked:
+            exchange.wants[want.row.id] = want
+        return planned.request
 
-    def _fault(self, peer: PeerId, exchange: _Exchange, error: RemoteError, now: float, end: bool = False) -> list[Effect]:
+    def _ask(self, peer: PeerId, exchange: Exchange, **what: Any) -> AskHeads:
+        exchange.asked = HeadsRequest(self._target.replica.digest(), **what)
+        return AskHeads(peer, exchange.asked)
+
+    def _fault(self, peer: PeerId, exchange: Exchange, error: RemoteError, now: float, end: bool = False) -> list[Effect]:
         exchange.faults = exchange.faults + 1 if now - exchange.fault_at <= SHUN_SECONDS else 1
         exchange.fault_at = now
         effects: list[Effect] = [Fault(peer, error)]
@@ -365,20 +344,20 @@ class Sync:
             exchange.faults = 0
             exchange.shunned_until = now + SHUN_SECONDS
             end = True
-        if end and exchange.phase is not _Phase.IDLE:
+        if end and exchange.phase is not Phase.IDLE:
             effects += self._finish(peer, exchange)
         return effects
 
-    def _finish(self, peer: PeerId, exchange: _Exchange) -> list[Effect]:
+    def _finish(self, peer: PeerId, exchange: Exchange) -> list[Effect]:
         inserted = exchange.inserted
         self._reset(exchange)
         return [Finished(peer, inserted)]
 
     @staticmethod
-    def _reset(exchange: _Exchange) -> None:
-        exchange.phase = _Phase.IDLE
-        exchange.cursor = ""
-        exchange.asked = ()
-        exchange.requests = exchange.inserted = exchange.received_bytes = exchange.received_claims = 0
-        for held in (exchange.differing, exchange.heads, exchange.claimed, exchange.before):
-            held.clear()
+    def _reset(exchange: Exchange) -> None:
+        exchange.phase = Phase.IDLE
+        exchange.asked = exchange.digest = None
+        exchange.restarts = exchange.requests = exchange.inserted = 0
+        exchange.received_bytes = exchange.received_claims = 0
+        exchange.cells, exchange.rows, exchange.differing = [], [], []
+        exchange.wants, exchange.before, exchange.useless = {}, {}, {}

@@ -1,16 +1,18 @@
 """What peers say to each other to become equal, and the answering side, which is a function of the replica alone."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 
-from crdt_store.claims import MAX_LOG_CLAIMS, Epoch, Seq
+from crdt_store.claims import MAX_EPOCH, MAX_LOG_CLAIMS, Epoch, Seq
 from crdt_store.forks import ForkProof, RawClaim
-from crdt_store.heads import IssuerHeads
-from crdt_store.replica import Replica
+from crdt_store.heads import IssuerHeads, LogRow
+from crdt_store.replica import FROZEN_PLACE, Replica
+from crdt_store.sketch import CELL_BYTES, ITEM_BYTES, MAX_CELLS, pack
 from protocol.wire.codec import Message
-from protocol.wire.ids import HashField, PeerId, PeerIdField
+from protocol.wire.ids import Hash, HashField, PeerId, PeerIdField
 from protocol.wire.limits import MAX_CHUNK_BYTES, MAX_CLAIM_BYTES
 
 TOPIC = "/swarmd/heads/1"
@@ -28,6 +30,18 @@ MAX_SUMMARIES = 2_048
 MAX_ASKED = 256
 MAX_HEADS_BYTES = 200 << 10
 MAX_RANGES = 64
+
+MAX_ROWS = 14_000
+"""Logs in one page of rows: 191 KiB."""
+
+MAX_LISTED_ROWS = 4 * MAX_ROWS
+"""Rows that a listing has at most: a replica of 64 MiB with ten claims a log holds fewer."""
+
+MAX_ANNOUNCED_PROOFS = 4
+"""32 KiB at most; checking them holds a receiver's loop for 2 ms."""
+
+_PICK_BYTES = 12
+MAX_PICKS = 1_000
 
 _ISSUER_BYTES = 64
 _HEAD_BYTES = 48
@@ -47,23 +61,34 @@ class IssuerSummary(Message, frozen=True):
 
 
 class HeadsRequest(Message, frozen=True):
-    """ "claims.heads": with no `issuers`, asks for the page of summaries after the issuer `after`; else for those issuers' heads.
+    """ "claims.heads": what do you hold? Four ways to ask, from the cheapest to the most exact.
 
-    `digest` is the asker's replica hash: where it differs from ours we have something to ask the asker, too.
+    `cells` > 0 asks for that many cells of the sketch of all rows (`sketch`, `heads.LogRow`), without the first `skip`, or for
+    the rows themselves where those are fewer bytes; `listed` >= 0 for the rows from there on; `issuers` for their heads, with
+    whole hashes; else for the page of issuers' digests after the issuer `after`. `digest` is the asker's replica hash.
     """
 
     digest: HashField
     after: Annotated[str, msgspec.Meta(max_length=52)] = ""
     issuers: Annotated[tuple[PeerIdField, ...], msgspec.Meta(max_length=MAX_ASKED)] = ()
+    cells: Annotated[int, msgspec.Meta(ge=0, le=MAX_CELLS)] = 0
+    skip: Annotated[int, msgspec.Meta(ge=0, le=MAX_CELLS)] = 0
+    listed: Annotated[int, msgspec.Meta(ge=-1, le=MAX_LISTED_ROWS)] = -1
 
 
 class HeadsReply(Message, frozen=True):
-    """The summaries in ascending order (`more`: another page follows), or as many of the asked heads as fit."""
+    """What was asked for, or nothing but `digest` where that is the asker's own. `more`: another page follows.
+
+    Summaries are in ascending order; heads are as many as fit; `logs` is how many rows there are; rows come most useful first.
+    """
 
     digest: HashField
     summaries: Annotated[tuple[IssuerSummary, ...], msgspec.Meta(max_length=MAX_SUMMARIES)] = ()
     more: bool = False
     heads: Annotated[tuple[IssuerHeads, ...], msgspec.Meta(max_length=MAX_ASKED)] = ()
+    logs: Annotated[int, msgspec.Meta(ge=0, le=MAX_EPOCH)] = 0
+    cells: Annotated[bytes, msgspec.Meta(max_length=MAX_CELLS * CELL_BYTES)] = b""
+    rows: Annotated[bytes, msgspec.Meta(max_length=MAX_ROWS * ITEM_BYTES)] = b""
 
 
 class Range(Message, frozen=True):
@@ -76,10 +101,35 @@ class Range(Message, frozen=True):
 
 
 class RangeRequest(Message, frozen=True):
-    """ "claims.range": what is missing, most wanted first, and the issuers whose fork proof is missing."""
+    """ "claims.range": what is missing, most wanted first: by name, by short name (`Pick`), and issuers whose fork proof is."""
 
     ranges: Annotated[tuple[Range, ...], msgspec.Meta(max_length=MAX_RANGES)] = ()
     proofs: Annotated[tuple[PeerIdField, ...], msgspec.Meta(max_length=MAX_RANGES)] = ()
+    picks: Annotated[bytes, msgspec.Meta(max_length=MAX_PICKS * _PICK_BYTES)] = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Claims of the log `id` in 12 bytes; `start` is FROZEN for a fork proof, whose id it then is."""
+
+    id: bytes
+    start: int
+    count: int
+
+    def pack(self) -> bytes:
+        return self.id + self.start.to_bytes(2, "big") + self.count.to_bytes(2, "big")
+
+
+def unpack_picks(packed: bytes) -> Iterator[Pick]:
+    """The picks of a request; a last piece that is none is dropped."""
+    for i in range(0, len(packed) - _PICK_BYTES + 1, _PICK_BYTES):
+        piece = packed[i : i + _PICK_BYTES]
+        yield Pick(piece[:8], int.from_bytes(piece[8:10], "big"), int.from_bytes(piece[10:], "big"))
+
+
+def unpack_rows(packed: bytes) -> list[LogRow]:
+    """The rows of a reply; a last piece that is none is dropped."""
+    return [LogRow.unpack(packed[i : i + ITEM_BYTES]) for i in range(0, len(packed) - ITEM_BYTES + 1, ITEM_BYTES)]
 
 
 class RangeChunk(Message, frozen=True):
@@ -94,14 +144,14 @@ class Announcement(Message, frozen=True):
 
     digest: HashField
     heads: Annotated[tuple[IssuerHeads, ...], msgspec.Meta(max_length=8)] = ()
-    proofs: Annotated[tuple[ForkProof, ...], msgspec.Meta(max_length=4)] = ()
+    proofs: Annotated[tuple[ForkProof, ...], msgspec.Meta(max_length=MAX_ANNOUNCED_PROOFS)] = ()
 
 
 def announce(replica: Replica, issuer: PeerId, proofs: tuple[ForkProof, ...] = ()) -> Announcement:
     """What to gossip after `issuer` (usually ourselves) wrote a claim: its newest head alone."""
     heads = replica.heads(issuer)
     newest = IssuerHeads(issuer, heads.logs[-1:], heads.frozen_from)
-    return Announcement(replica.digest(), (newest,) if newest.logs else (), proofs[:4])
+    return Announcement(replica.digest(), (newest,) if newest.logs else (), proofs[:MAX_ANNOUNCED_PROOFS])
 
 
 def serve_heads(replica: Replica, request: HeadsRequest) -> HeadsReply:
@@ -119,9 +169,22 @@ def serve_heads(replica: Replica, request: HeadsRequest) -> HeadsReply:
         return HeadsReply(digest, heads=tuple(heads))
     if request.digest == digest:
         return HeadsReply(digest)
+    if request.cells > 0 or request.listed >= 0:
+        return _rows_or_cells(replica, request, digest)
     names = [issuer for issuer in replica.issuers() if issuer > request.after]
     page = tuple(IssuerSummary(issuer, replica.issuer_digest(issuer)) for issuer in names[:MAX_SUMMARIES])
     return HeadsReply(digest, page, more=len(names) > MAX_SUMMARIES)
+
+
+def _rows_or_cells(replica: Replica, request: HeadsRequest, digest: Hash) -> HeadsReply:
+    sketch = replica.sketch()
+    if request.listed < 0 and request.cells * CELL_BYTES < len(sketch) * ITEM_BYTES:
+        cells = sketch.cells(request.cells)[request.skip :]
+        return HeadsReply(digest, logs=len(sketch), cells=pack(cells))
+    start = max(request.listed, 0)
+    rows = replica.rows()[:MAX_LISTED_ROWS]
+    page = b"".join(row.pack() for row in rows[start : start + MAX_ROWS])
+    return HeadsReply(digest, more=len(rows) > start + MAX_ROWS, logs=len(sketch), rows=page)
 
 
 def serve_range(replica: Replica, request: RangeRequest) -> Iterator[RangeChunk]:
@@ -152,9 +215,23 @@ def _items(replica: Replica, request: RangeRequest) -> Iterator[bytes | ForkProo
         if fork is not None:
             yield fork.proof
     left = MAX_RANGE_CLAIMS
-    for wanted in request.ranges:
-        raws = replica.raws(PeerId(wanted.issuer), wanted.epoch, wanted.start, min(wanted.count, left))
+    for issuer, epoch, start, count in _wanted(replica, request):
+        if epoch == FROZEN_PLACE:
+            fork = replica.fork_of(issuer)
+            if fork is not None:
+                yield fork.proof
+            continue
+        raws = replica.raws(issuer, epoch, start, min(count, left))
         left -= len(raws)
         yield from raws
         if left <= 0:
             return
+
+
+def _wanted(replica: Replica, request: RangeRequest) -> Iterator[tuple[PeerId, int, int, int]]:
+    for named in request.ranges:
+        yield PeerId(named.issuer), named.epoch, named.start, named.count
+    for pick in unpack_picks(request.picks):
+        place = replica.place(pick.id)
+        if place is not None:
+            yield *place, pick.start, pick.count

@@ -46,6 +46,7 @@ def public_key_of(peer_id: str) -> bytes:
     return multihash[len(_ED25519_PREFIX) :]
 
 
+@lru_cache(maxsize=4096)  # base58, as above: subjects of claims are few as well
 def is_peer_id(text: str) -> bool:
     """Whether `text` is the PeerId of an Ed25519 key."""
     try:

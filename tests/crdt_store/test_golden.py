@@ -9,9 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from crdt_store.claims import Claim, Kind, open_claim, sign_claim
 from crdt_store.forks import ForkProof, open_proof
-from crdt_store.heads import IssuerHeads, LogHead
-from crdt_store.replica import Forked, Inserted, Replica
-from crdt_store.sync_messages import Announcement, HeadsReply, HeadsRequest, IssuerSummary, Range, RangeChunk, RangeRequest
+from crdt_store.heads import IssuerHeads, LogHead, LogRow, fork_id, log_id
+from crdt_store.outcomes import Forked, Inserted
+from crdt_store.replica import Replica
+from crdt_store.sync_messages import Announcement, HeadsReply, HeadsRequest, IssuerSummary, Pick, Range, RangeChunk, RangeRequest
 from protocol.wire.codec import decode, encode
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -26,10 +27,14 @@ KINDS = rows("claims_kinds.jsonl")
 A, B = (row["fields"]["issuer"] for row in (CLAIMS[0], CLAIMS[-1]))
 H = bytes(range(32))
 
+ROW = LogRow(b"log name", 5, b"head").pack()
+
 MESSAGES = {
-    "heads request": HeadsRequest(H, A, (A, B)),
-    "heads reply": HeadsReply(H, (IssuerSummary(A, H),), True, (IssuerHeads(A, (LogHead(1, 2, H),), 3),)),
-    "range request": RangeRequest((Range(A, 1_700_000_000_000, 5, 1000),), (B,)),
+    "heads request": HeadsRequest(H, A, (A, B), 36, 24, 14_000),
+    "heads reply": HeadsReply(
+        H, (IssuerSummary(A, H),), True, (IssuerHeads(A, (LogHead(1, 2, H),), 3),), 7, b"c" * 18, ROW
+    ),
+    "range request": RangeRequest((Range(A, 1_700_000_000_000, 5, 1000),), (B,), Pick(b"log name", 5, 20).pack()),
     "range chunk": RangeChunk((b"claim",), (ForkProof(b"one", b"two"),)),
     "announcement": Announcement(H, (IssuerHeads(A, (LogHead(1, 2, H),)),), ()),
 }
@@ -76,3 +81,17 @@ def test_sync_messages(row):
 
 def test_every_message_has_a_vector():
     assert {row["name"] for row in rows("claims_sync.jsonl")} == set(MESSAGES)
+
+
+def test_short_names_of_logs_and_proofs():
+    """What sketches and picks call a log and a proof must be the same everywhere."""
+    assert log_id(A, 1_700_000_000_000).hex() == "78a8e69a31043194"
+    assert fork_id(A).hex() == "7916c77026b83487"
+
+
+@pytest.mark.parametrize("name", ["heads request", "heads reply", "range request"])
+def test_messages_of_before_there_were_sketches_are_understood(name):
+    message = MESSAGES[name]
+    fields = 3 if name == "heads request" else 4 if name == "heads reply" else 2
+    old = decode(type(message), msgpack.packb(msgpack.unpackb(encode(message))[:fields]))
+    assert msgpack.unpackb(encode(old))[:fields] == msgpack.unpackb(encode(message))[:fields]

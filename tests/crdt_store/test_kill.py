@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from crdt_store.claims import read_claim
-from crdt_store.replica import Inserted, Replica
+from crdt_store.outcomes import Inserted
+from crdt_store.replica import Replica
 from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
 

@@ -6,7 +6,9 @@ import pytest
 
 from crdt_store.claims import NO_HASH
 from crdt_store.forks import ForkProof
-from crdt_store.replica import Bounds, Duplicate, Forked, Gap, Ignored, Inserted, Replica
+from crdt_store.outcomes import Dropped, Duplicate, Forked, Gap, Ignored, Inserted
+from crdt_store.replica import Replica
+from crdt_store.room import Bounds
 from protocol.wire.errors import Code, LocalError, RemoteError
 
 
@@ -144,18 +146,18 @@ def test_the_oldest_epochs_go_once_newer_ones_fill_the_quota(alice):
         assert not replica.wants(alice.id, 1)
         assert replica.wants(alice.id, 5)
     replica = replica_of(*(alice.claim(0, epoch=epoch).raw for epoch in (5, 6, 7)), bounds=bounds)
-    assert replica.insert(alice.claim(0, epoch=8).raw).retired == (5,)
+    assert replica.insert(alice.claim(0, epoch=8).raw).dropped == (Dropped(alice.id, 5),)
     assert replica.insert(alice.claim(0, epoch=4).raw) == Ignored("retired")
 
 
 def test_a_full_replica_refuses_newcomers_and_keeps_what_it_holds(alice, bob, author):
     first = alice.log(2)
-    replica = Replica(Bounds(issuers=1), always_admit=author(3).id)
+    replica = Replica(Bounds(strangers=1), always_admit=author(3).id)
     assert isinstance(replica.insert(first[0].raw), Inserted)
     assert replica.insert(bob.claim(0).raw) == Ignored("full")
     assert isinstance(replica.insert(first[1].raw), Inserted)
     assert isinstance(replica.insert(author(3).claim(0).raw), Inserted)
-    tight = Replica(Bounds(total_bytes=len(first[0].raw)))
+    tight = Replica(Bounds(total_bytes=2 * len(first[0].raw)))
     tight.insert(first[0].raw)
     assert tight.insert(first[1].raw) == Ignored("full")
 

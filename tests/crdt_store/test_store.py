@@ -8,8 +8,9 @@ import pytest
 
 from crdt_store.claims import MAX_LOG_CLAIMS, Kind
 from crdt_store.memory import MemoryStorage
+from crdt_store.outcomes import Forked, Inserted
 from crdt_store.own_log import OwnLogFrozen, Statement, next_epoch
-from crdt_store.replica import Bounds, Forked, Inserted
+from crdt_store.room import Bounds
 from crdt_store.storage import SCHEMA_VERSION, ClaimStorage
 from crdt_store.store import ClaimStore, StorageError
 from protocol.wire.errors import LocalError, RemoteError
@@ -161,8 +162,8 @@ def test_a_failed_append_issues_nothing_and_the_next_takes_a_new_epoch(alice, bo
     class FailingStorage(MemoryStorage):
         failing = False
 
-        def append_own(self, entry):
-            super().append_own(entry)  # the worst case: it failed, and yet it is on disk
+        def append_own(self, entries):
+            super().append_own(entries)  # the worst case: it failed, and yet it is on disk
             if self.failing:
                 raise StorageError("the disk is full")
 
@@ -242,7 +243,7 @@ def test_own_claims_are_synced_to_disk_at_every_commit(path, alice, monkeypatch)
     storage = ClaimStorage(path)
     seen = []
     storage._db.set_trace_callback(seen.append)
-    storage.append_own(alice.claim(0))
+    storage.append_own([alice.claim(0)])
     storage.add_foreign([Inserted(alice.claim(0, epoch=2))])
     modes = [line.split()[-1] for line in seen if "synchronous" in line]
     assert modes == ["FULL", "NORMAL"]

@@ -127,6 +127,12 @@ def job(text: str = "six times seven", **changes: Any) -> Job:
     return Job((Turn(Role.USER, text),), **changes)
 
 
+async def inline(work: Callable[[], Any]) -> Any:
+    """Instead of a thread, which a virtual clock would not wait for."""
+    await trio.lowlevel.checkpoint()
+    return work()
+
+
 @dataclass
 class Peer:
     """One peer with every driver. `kill` ends it as kill -9 does; `served` is what asking observed."""
@@ -198,7 +204,7 @@ class Swarm:
         calls.serve(inference.CONTINUE_METHOD, serving.handle_continue)
         calls.serve(embedding.METHOD, serving.handle_embed)
         store = ClaimStore(MemoryStorage(), transport.key, unix_ms())
-        reputation = Reputation(store, calls, transport, unix_ms, rng)
+        reputation = Reputation(store, calls, transport, unix_ms, rng, inline)
         bootstrap = Bootstrap(transport, (), folder / "peers.json", rng, unix_ms)
         membership = Membership(transport.key, epoch, transport, calls, serving, bootstrap, unix_ms, rng)
         rounds = Rounds(transport.key, calls, serving, rng.randbytes, unix_ms, membership.reach)

@@ -10,7 +10,7 @@ from crdt_store.own_log import Statement
 from crdt_store.sync import MAX_FAULTS
 from crdt_store.sync_messages import HEADS_METHOD, RANGE_METHOD, TOPIC, Announcement, HeadsRequest, Range, RangeRequest
 from daemon.calls import InboundCall
-from daemon.reputation import MAX_SERVED
+from daemon.claim_sync import MAX_SERVED
 from protocol.wire.codec import encode
 from protocol.wire.errors import Code
 from protocol.wire.ids import Hash
@@ -72,7 +72,7 @@ async def test_heads_without_claims_cost_their_sender(swarm: Swarm, autojump_clo
         lie = IssuerHeads(bob.id, (LogHead(epoch=2 * 10**12 + number, length=5, hash=Hash(bytes([number]) * 32)),))
         await liar.transport.publish(TOPIC, encode(Announcement(Hash(bytes(32)), (lie,))))
         await until(lambda n=number: alice.reputation.faults["malformed"] == n + 1, 30)  # type: ignore[misc]
-    assert alice.reputation._sync.shunned(liar.id, trio.current_time())
+    assert alice.reputation.sync._sync.shunned(liar.id, trio.current_time())
     say(bob, alice)
     await until(lambda: len(digests(alice, bob)) == 1, 3)
 
@@ -103,8 +103,8 @@ async def test_a_peer_that_answers_with_garbage_is_counted(swarm: Swarm, autojum
     bob.calls._handlers[HEADS_METHOD] = garbage
     await alice.transport.connect(bob.id)
     await until(lambda: alice.reputation.faults["malformed"] == 1, 5)
-    assert not alice.reputation._sync.busy(bob.id)
-    assert alice.reputation._calling == {}
+    assert not alice.reputation.sync._sync.busy(bob.id)
+    assert alice.reputation.sync._calling == {}
 
 
 async def test_the_end_of_an_exchange_cancels_the_call_that_is_open(swarm: Swarm, autojump_clock: Clock) -> None:
@@ -121,10 +121,10 @@ async def test_the_end_of_an_exchange_cancels_the_call_that_is_open(swarm: Swarm
     say(bob, alice, 3)
     bob.calls._handlers[RANGE_METHOD] = endless
     await alice.transport.connect(bob.id)
-    await until(lambda: alice.reputation._sync.shunned(bob.id, trio.current_time()), 10)
+    await until(lambda: alice.reputation.sync._sync.shunned(bob.id, trio.current_time()), 10)
     await trio.sleep(5)
     assert sent <= MAX_FAULTS + 1
-    assert alice.reputation._calling == {}
+    assert alice.reputation.sync._calling == {}
     assert len(alice.store.replica) == 0
 
 
@@ -147,7 +147,7 @@ async def _hold(asker: Peer, server: Peer, body: bytes, *, task_status: "trio.Ta
     gate = trio.Event()
 
     async def handler_blocked() -> None:
-        with server.reputation._served.hold(asker.id):
+        with server.reputation.sync._served.hold(asker.id):
             gate.set()
             await trio.sleep_forever()
 
@@ -176,6 +176,7 @@ async def test_a_full_disk_costs_the_claim_and_not_the_daemon(swarm: Swarm, auto
     original = alice.store._storage.append_own
     alice.store._storage.append_own = full  # type: ignore[method-assign]
     say(alice, bob)
+    await trio.sleep(0.1)
     assert len(alice.store.replica) == 0
     alice.store._storage.append_own = original  # type: ignore[method-assign]
     say(alice, bob)

@@ -16,10 +16,23 @@ from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, sign_claim
 from crdt_store.forks import contradict
 from crdt_store.memory import MemoryStorage
 from crdt_store.own_log import OwnLogFrozen, Statement
-from crdt_store.replica import Bounds, Replica
+from crdt_store.replica import Replica
+from crdt_store.room import Bounds
 from crdt_store.store import ClaimStore
-from crdt_store.sync import AskHeads, AskRange, Begin, CallFailed, ChunkArrived, HeadsArrived, RangeEnded, Sync
-from crdt_store.sync_messages import serve_heads, serve_range
+from crdt_store.sync import Sync
+from crdt_store.sync_events import (
+    AskHeads,
+    AskRange,
+    Begin,
+    CallFailed,
+    ChunkArrived,
+    Effect,
+    HeadsArrived,
+    RangeEnded,
+    Verify,
+    check,
+)
+from crdt_store.sync_messages import RangeChunk, serve_heads, serve_range
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId, peer_id_of
@@ -126,6 +139,13 @@ def expected(all_claims: Iterable[SignedClaim], frozen: dict[PeerId, int]) -> se
     return {e.hash for e in claims if e.claim.epoch < frozen.get(PeerId(e.claim.issuer), 1 << 60)}
 
 
+def given(sync: Sync, peer: PeerId, chunk: RangeChunk) -> list[Effect]:
+    told: list[Effect] = []
+    for effect in sync.handle(ChunkArrived(peer, chunk), 0.0):
+        told += sync.handle(check(effect), 0.0) if isinstance(effect, Verify) else [effect]
+    return told
+
+
 def pull(sync: Sync, into: int, source: Replica, lose: int = -1) -> None:
     """One exchange; the `lose`-th answer is lost, and with it the exchange."""
     peer = NAMES[into]
@@ -140,10 +160,11 @@ def pull(sync: Sync, into: int, source: Replica, lose: int = -1) -> None:
             effects += sync.handle(HeadsArrived(peer, serve_heads(source, effect.request)), 0.0)
         elif isinstance(effect, AskRange):
             for chunk in serve_range(source, effect.request):
-                effects += sync.handle(ChunkArrived(peer, chunk), 0.0)
-                effects += sync.handle(ChunkArrived(peer, chunk), 0.0) if calls == 2 and not effects else []
+                effects += given(sync, peer, chunk)
+                effects += given(sync, peer, chunk) if calls == 2 and not effects else []
             effects += sync.handle(RangeEnded(peer), 0.0)
         assert calls < 100
+    sync._target.save()
 
 
 class Mesh(RuleBasedStateMachine):

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, sign_claim
-from crdt_store.replica import Bounds, Forked, Inserted, Replica
+from crdt_store.outcomes import Forked, Inserted
+from crdt_store.replica import Replica
+from crdt_store.room import Bounds
 from crdt_store.scores import Parameters, Scores
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import RemoteError

@@ -10,10 +10,23 @@ from crdt_store.forks import ForkProof
 from crdt_store.heads import IssuerHeads, LogHead
 from crdt_store.memory import MemoryStorage
 from crdt_store.store import ClaimStore
-from crdt_store.sync import Announced, AskHeads, AskRange, Begin, CallFailed, ChunkArrived, HeadsArrived, RangeEnded, Sync
+from crdt_store.sync import Sync
+from crdt_store.sync_events import (
+    Announced,
+    AskHeads,
+    AskRange,
+    Begin,
+    CallFailed,
+    ChunkArrived,
+    Effect,
+    HeadsArrived,
+    RangeEnded,
+    Verify,
+    check,
+)
 from crdt_store.sync_messages import Announcement, HeadsReply, IssuerSummary, RangeChunk, serve_heads, serve_range
 from protocol.wire.envelope import public_bytes
-from protocol.wire.ids import peer_id_of
+from protocol.wire.ids import PeerId, peer_id_of
 
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in range(1, 4)]
 NAMES = sorted(peer_id_of(public_bytes(key)) for key in KEYS)
@@ -57,6 +70,13 @@ chunks = st.builds(
 )
 
 
+def given_chunk(sync: Sync, peer: PeerId, chunk: RangeChunk) -> list[Effect]:
+    told: list[Effect] = []
+    for effect in sync.handle(ChunkArrived(peer, chunk), 0.0):
+        told += sync.handle(check(effect), 0.0) if isinstance(effect, Verify) else [effect]
+    return told
+
+
 @pytest.mark.slow
 @settings(max_examples=80, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(lies=st.data())
@@ -79,7 +99,7 @@ def test_no_answer_makes_a_loop_or_a_hole(lies: st.DataObject) -> None:
                     effects += sync.handle(CallFailed(LIAR), 0.0)
                 case AskRange():
                     for chunk in lies.draw(st.lists(chunks, max_size=2)):
-                        effects += sync.handle(ChunkArrived(LIAR, chunk), 0.0)
+                        effects += given_chunk(sync, LIAR, chunk)
                     effects += sync.handle(RangeEnded(LIAR), 0.0)
         assert not sync.busy(LIAR)
     assert {entry.raw for entry in store.replica.claims()} <= set(POOL)
@@ -92,7 +112,7 @@ def test_no_answer_makes_a_loop_or_a_hole(lies: st.DataObject) -> None:
             effects += sync.handle(HeadsArrived(HONEST, serve_heads(source.replica, effect.request)), 0.0)
         elif isinstance(effect, AskRange):
             for chunk in serve_range(source.replica, effect.request):
-                effects += sync.handle(ChunkArrived(HONEST, chunk), 0.0)
+                effects += given_chunk(sync, HONEST, chunk)
             effects += sync.handle(RangeEnded(HONEST), 0.0)
     forked = [fork for fork in store.replica.forks() if fork.issuer != peer_id_of(public_bytes(KEYS[2]))]
     assert not forked, "nobody can be made to look forked who signed one history"

@@ -1,0 +1,62 @@
+"""What `sync` keeps of one peer: the exchange that is under way, what it remembers between two, and its allowance."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from crdt_store.heads import LogRow
+from crdt_store.sync_messages import HeadsRequest
+from crdt_store.sync_plan import Want
+from protocol.wire.ids import Hash, PeerId
+
+VERIFY_RATE = 500.0
+VERIFY_BURST = 12_000.0
+"""Signatures checked for one peer: 500 a second, a tenth of one core, after a first 12,000, so that who was away for a day is
+not kept waiting for what he missed."""
+
+State = tuple[int, int | None] | None
+"""The length of a log and the epoch that its issuer is frozen from; None where the log is unknown."""
+
+
+class Phase(Enum):
+    IDLE = auto()
+    ROWS = auto()
+    SUMMARIES = auto()
+    HEADS = auto()
+    RANGES = auto()
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is under way with one peer, and what is remembered of it between exchanges."""
+
+    phase: Phase = Phase.IDLE
+    asked: HeadsRequest | None = None
+    digest: Hash | None = None
+    """Theirs, when the cells or rows at hand were made."""
+    cells: list[int] = field(default_factory=list)
+    rows: list[LogRow] = field(default_factory=list)
+    restarts: int = 0
+    differing: list[PeerId] = field(default_factory=list)
+    wants: dict[bytes, Want] = field(default_factory=dict)
+    before: dict[bytes, tuple[Want, State]] = field(default_factory=dict)
+    """What the latest range request asks about, in order, and our state of it when we asked."""
+    useless: dict[bytes, bool] = field(default_factory=dict)
+    """By log that the answer holds claims of: whether all of them were valid and found no room here."""
+    received_bytes: int = 0
+    received_claims: int = 0
+    requests: int = 0
+    inserted: int = 0
+    faults: int = 0
+    fault_at: float = float("-inf")
+    shunned_until: float = float("-inf")
+    compared_at: float = float("-inf")
+    allowance: float = VERIFY_BURST
+    allowed_at: float = 0.0
+    barren: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
+    """Rows that this peer gave and that yielded nothing: not asked about again until they change."""
+
+    def allow(self, signatures: int, now: float) -> float:
+        """When so many signatures of this peer may be checked: at once within its allowance."""
+        self.allowance = min(VERIFY_BURST, self.allowance + (now - self.allowed_at) * VERIFY_RATE) - signatures
+        self.allowed_at = now
+        return now + max(0.0, -self.allowance / VERIFY_RATE)

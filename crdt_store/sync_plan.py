@@ -1,0 +1,111 @@
+"""What to ask for, given what someone else says he holds. Pure: reads a replica, and keeps no state of its own."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from crdt_store.claims import MAX_LOG_CLAIMS
+from crdt_store.heads import FROZEN, IssuerHeads, LogRow, fork_row, log_id, log_row
+from crdt_store.replica import FROZEN_PLACE, Replica
+from crdt_store.sync_messages import MAX_PICKS, MAX_RANGE_CLAIMS, MAX_RANGES, Pick, Range, RangeRequest
+from protocol.wire.ids import PeerId
+
+MIN_SLICE = 16
+"""Claims of one log asked for at a time while many lack some: a newcomer hears a little of everybody before all of anybody."""
+
+Place = tuple[PeerId, int]
+"""An issuer and an epoch, or FROZEN_PLACE for the issuer's fork proof."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One log or proof that another replica has more of. `place` is None where only the short name is known."""
+
+    row: LogRow
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Claims `start` to `start + count - 1` of a log."""
+
+    start: int
+    count: int
+
+
+def wants_of(heads: IssuerHeads) -> list[Want]:
+    """An issuer's logs by name, newest first, and its proof before them."""
+    issuer = PeerId(heads.issuer)
+    wants = [Want(log_row(log_id(issuer, head.epoch), head, whole=True), (issuer, head.epoch)) for head in reversed(heads.logs)]
+    if heads.frozen_from is not None:
+        wants.insert(0, Want(fork_row(issuer, heads.frozen_from), (issuer, FROZEN_PLACE)))
+    return wants
+
+
+def part_of(replica: Replica, want: Want) -> Part | None:
+    """What to ask of the other one's log: what follows ours, or, where the two part, one claim that proves the fork.
+
+    None where there is nothing to ask. A length that no log has is treated as the longest: whoever says it will not deliver.
+    """
+    if want.place is None and replica.clashing(want.row.id):
+        return None
+    place = want.place or replica.place(want.row.id)
+    if want.row.length == FROZEN:
+        fork = None if place is None else replica.fork_of(place[0])
+        held = None if fork is None else fork_row(fork.issuer, fork.epoch)
+        return None if held == want.row else Part(FROZEN, 1)
+    length = max(1, min(want.row.length, MAX_LOG_CLAIMS))
+    if place is None:
+        return Part(0, length)
+    issuer, epoch = place
+    if not replica.wants(issuer, epoch):
+        return None
+    ours = replica.length(issuer, epoch)
+    if ours < length:
+        return Part(ours, length - ours)
+    held_hash = replica.hash_at(issuer, epoch, length - 1)
+    return None if held_hash is not None and held_hash.startswith(want.row.head) else Part(length - 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One request, and the wants that it asks about, in order."""
+
+    request: RangeRequest
+    asked: tuple[Want, ...]
+    done: frozenset[bytes]
+    """Ids of wants about which there is nothing to ask any more."""
+
+
+def plan(replica: Replica, wants: Iterable[Want]) -> Plan:
+    """A request for a slice of each want, as far as one answer goes; proofs first, because they travel first."""
+    parts: list[tuple[Want, Part]] = []
+    done: list[bytes] = []
+    for want in wants:
+        part = part_of(replica, want)
+        if part is None:
+            done.append(want.row.id)
+        else:
+            parts.append((want, part))
+    proofs = [(want, part) for want, part in parts if part.start == FROZEN]
+    logs = [(want, part) for want, part in parts if part.start != FROZEN]
+    slice_claims = max(MIN_SLICE, MAX_RANGE_CLAIMS // max(len(logs), 1))
+    asked: list[Want] = []
+    ranges: list[Range] = []
+    issuers: list[PeerId] = []
+    picks: list[Pick] = []
+    left = MAX_RANGE_CLAIMS
+    for want, part in [*proofs, *logs]:
+        count = 1 if part.start == FROZEN else min(part.count, slice_claims, left)
+        full = len(picks) >= MAX_PICKS if want.place is None else len(ranges) >= MAX_RANGES or len(issuers) >= MAX_RANGES
+        if count <= 0 or full:
+            continue
+        if want.place is None:
+            picks.append(Pick(want.row.id, part.start, count))
+        elif part.start == FROZEN:
+            issuers.append(want.place[0])
+        else:
+            ranges.append(Range(*want.place, part.start, count))
+        left -= 0 if part.start == FROZEN else count
+        asked.append(want)
+    packed = b"".join(pick.pack() for pick in picks)
+    return Plan(RangeRequest(tuple(ranges), tuple(issuers), packed), tuple(asked), frozenset(done))
