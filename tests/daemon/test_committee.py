@@ -53,6 +53,7 @@ async def test_a_round_yields_progress_a_result_and_claims(swarm: Swarm, autojum
     assert [row["rank"] for row in shown["classes"]] == [1, 2]
     assert sum(row["votes"] for row in shown["classes"]) == 3
     assert any("votes" in sentence or "pairs" in sentence for sentence in shown["why"])
+    await until(lambda: len(peers[0].store.replica) > 0)
     claims = [entry.claim for entry in peers[0].store.replica.claims()]
     me = peers[0].transport.peer_id
     others = sum(1 for member in shown["members"] if member["peer_id"] != me)
