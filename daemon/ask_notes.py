@@ -46,7 +46,7 @@ class AskNote:
     created: float
     model: str
     kind: str = "text"
-    """"text" or "embeddings"."""
+    """"text", "embeddings" or "probe" (a question of the daemon's own, to learn how good a peer is)."""
     candidates: Sequence[Choice] = ()
     """The best MAX_CANDIDATES, in the order in which they would be asked."""
     more_candidates: int = 0

@@ -74,7 +74,7 @@ class Asking:
 
     async def route(self, request: AskRequest, emit: Emit) -> None:
         """Answer `request`; raises RemoteError where no peer could, or where nobody can go on with what one began."""
-        with self.noted(request.id, request.job.model, "text") as note:
+        with self.noted(request.id, request.job.model, "probe" if request.is_probe else "text") as note:
             await _Ask(self, request, emit, note).run()
 
     @contextmanager

@@ -8,12 +8,13 @@ from typing import Any
 import trio
 
 from daemon.answer_stream import answer_stream
-from daemon.api.backend import AskEvent, AskRequest, EmbedRequest, EmbedResult
+from daemon.api.backend import AskEvent, AskRequest, EmbedRequest, EmbedResult, ProbeRequest
 from daemon.asking import Asking
 from daemon.committee import Committee
 from daemon.embedding import Embedding
 from daemon.membership import Membership
 from daemon.metrics import Metrics
+from daemon.probing import Probing, Work
 from daemon.reputation import Reputation
 from daemon.round_archive import RoundArchive
 from daemon.round_view import round_view
@@ -53,6 +54,7 @@ class Parts:
     reputation: Reputation
     metrics: Metrics
     embedding: Embedding
+    probing: Probing | None = None
 
 
 class NodeBackend:
@@ -164,6 +166,11 @@ class NodeBackend:
             return {"what": "ask", **asks.find(named).shown()}
         return {"what": "round", **await self.round(named)}
 
+    async def probe(self, request: ProbeRequest) -> dict[str, Any]:
+        if self._parts.probing is None:
+            raise RemoteError(Code.UNSUPPORTED, "this peer does not probe")
+        return await self._parts.probing.now(request)
+
     async def config(self) -> dict[str, Any]:
         return dict(self._life.settings)
 
@@ -178,7 +185,9 @@ class NodeBackend:
     @asynccontextmanager
     async def ask(self, request: AskRequest) -> AsyncIterator[AsyncIterator[AskEvent]]:
         """Answer a question by its strategy; counted while it runs, so that a drain waits for it."""
-        work = self._parts.asking.route if request.strategy == "route" else self._parts.committee.ask
+        work: Work = self._parts.asking.route if request.strategy == "route" else self._parts.committee.ask
+        if self._parts.probing is not None:
+            work = self._parts.probing.beside(work)
         with self._counted(request.strategy):
             async with answer_stream(lambda emit: work(request, emit), request.timeout_s) as events:
                 yield events

@@ -62,6 +62,8 @@ class Committee:
         self._awaited: dict[Hash, _Kept] = {}
         self._unkept, self._to_keep = trio.open_memory_channel[Finished](MAX_UNKEPT)
         self._keeping = False
+        self.replayed: Callable[[Replayed], None] = lambda _: None
+        """Told of each round of ours that came to a result."""
         rounds.on_finished(self.finished)
 
     async def run(
@@ -109,7 +111,7 @@ class Committee:
         async def run() -> None:
             async with send:
                 try:
-                    ended.append(await self._rounds.ask(header, report))
+                    ended.append(await self._rounds.ask(header, report, request.plant))
                 except RemoteError as error:
                     ended.append(error)
 
@@ -168,6 +170,8 @@ class Committee:
                 await self._archive.keep(_note(finished, replayed, kept.timings), finished.transcript)
             if finished.requested:
                 self._record(_statements(replayed))
+                if replayed.result is not None:
+                    self.replayed(replayed)
             kept.replayed = replayed
         kept.done.set()
 

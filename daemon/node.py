@@ -27,6 +27,7 @@ from daemon.committee import Committee
 from daemon.config import Loaded, masked
 from daemon.content.exchange import ContentExchange
 from daemon.embedding import Embedding
+from daemon.engine.catalog import shipped_models
 from daemon.engine.factory import build_engine
 from daemon.engine.interface import Engine
 from daemon.gauges import register_gauges
@@ -35,6 +36,7 @@ from daemon.logs import set_up_logs
 from daemon.membership import Membership
 from daemon.metrics import Metrics
 from daemon.paths import prepare_runtime_dir
+from daemon.probing import Probing
 from daemon.reputation import Reputation
 from daemon.round_archive import RoundArchive
 from daemon.rounds import Rounds
@@ -113,13 +115,17 @@ class Node:
             self._serving, self._calls, self._membership.candidates, self._reputation.record, config.verify, rng
         )
         asking.verification = self._verification
+        toys = frozenset(model.name for model in shipped_models())
+        self._probing = Probing(
+            asking, self._committee, self._membership.candidates, self._reputation.record, config.probe, rng, toys
+        )
         self._membership.met = self._reputation.begin
         self._membership.lost = self._rounds.peer_lost
         self._content = ContentExchange(config.data_dir / "content", self._calls, self._transport, content_policy(config), rng)
         self._life = Life(identity.epoch, 0.0, str(config.socket_path), settings=masked(loaded), begin_drain=self._stop.set)
         parts = Parts(
             self._transport, self._membership, self._serving, asking, self._committee, archive, self._reputation, self._metrics,
-            Embedding(asking),
+            Embedding(asking), self._probing,
         )
         self._backend = NodeBackend(self._life, parts)
         register_gauges(self._metrics, parts, self._calls, self._rounds)
@@ -135,6 +141,7 @@ class Node:
                 for part in (self._transport, self._calls, self._committee, self._rounds, self._reputation, self._verification):
                     await nursery.start(part.run)
                 await nursery.start(self._membership.run)
+                await nursery.start(self._probing.run)
                 await nursery.start(self._content.run)
                 nursery.start_soon(_forever, self._bootstrap.run)
                 nursery.start_soon(_forever, self._call_notes.run)

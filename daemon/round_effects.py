@@ -29,6 +29,8 @@ class RoundEffects:
         self._serving = serving
         self._work = RoundWork(serving)
         self._to_other_role = to_other_role
+        self.plants: dict[Hash, Callable[[str], str]] = {}
+        """By round of our own: what becomes of our own member's answer, so that others have a known pair to judge."""
         self.finished: Callable[[Finished], None] = lambda _: None
 
     def perform(self, role: Role, effect: ev.Effect, nursery: trio.Nursery) -> None:
@@ -84,4 +86,7 @@ class RoundEffects:
         if isinstance(effect, ev.Generate) and role.requester != self._me:
             effect = ev.Generate(self._serving.within_limits(effect.job), effect.seconds)
         with scope:
-            role.tell(await self._work.run(effect))
+            done = await self._work.run(effect)
+            if isinstance(done, ev.Answered) and (plant := self.plants.get(role.machine.round)) is not None:
+                done = ev.Answered(plant(done.text), done.tokens)
+            role.tell(done)

@@ -77,9 +77,10 @@ class Rounds:
         finally:
             self._nursery = None
 
-    async def ask(self, header: Header, report: Report) -> Finished:
+    async def ask(self, header: Header, report: Report, plant: Callable[[str], str] | None = None) -> Finished:
         """Run a round as its requester and wait for its end; leaving early (cancellation) ends the round cleanly.
 
+        `plant` changes what our own member says.
         `report` is called until the round closes, even if the caller left; raises RemoteError(overloaded | internal).
         """
         result: list[Finished] = []
@@ -94,12 +95,15 @@ class Rounds:
         if self._stopping:
             raise RemoteError(Code.OVERLOADED, self._stopping, retry_after=5.0)
         role = self._begin(Role(RequesterMachine(self._key, header), self.me, on_report), "")
+        if plant is not None:
+            self._effects.plants[role.machine.round] = plant
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_then, role.ended, closed)
                 await closed.wait()
                 nursery.cancel_scope.cancel()
         finally:
+            self._effects.plants.pop(role.machine.round, None)
             if not result:
                 role.tell(ev.Stopped("the user left"))
         if not result:

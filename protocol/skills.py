@@ -75,9 +75,9 @@ _CUES: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "arithmetic",
         re.compile(
-            r"[0-9] ?(?:[-+*/\u00d7\u00f7^%]|\*\*) ?\(?[0-9]|\b(?:plus|minus|(?:[0-9] times|times [0-9])|multipl(?:y|ied)|divid(?:e|ed)|remainder"
-            r"|modulo|mod|sum|product|differences?|subtract(?:ed)?|quotient|squared?|cubed?|percent(?:age)?|average|factorial|prime"
-            r"|divisible|integers?|how much|how many|add(?:ed)? (?:[0-9]|to|up|together)|calculate|compute|equation)\b|[0-9] ?%"
+            r"[0-9] ?(?:[-+*/\u00d7\u00f7^%]|\*\*) ?\(?[0-9]|\b(?:plus|minus|[0-9]{1,9} times|times [0-9]{1,9}|multipl(?:y|ied)"
+            r"|divid(?:e|ed)|remainder|modulo|mod|sum|product|differences?|subtract(?:ed)?|quotient|squared?|cubed?|percent(?:age)?|average|factorial|prime|divisible"
+            r"|integers?|how much|how many|add(?:ed)? (?:[0-9]{1,9}|to|up|together)|calculate|compute|equation)\b|[0-9] ?%"
         ),
     ),
 )

@@ -109,6 +109,13 @@ class Client:
         """The claims the daemon holds, or those about one peer."""
         return self._call("GET", "/reputation" if peer is None else f"/reputation/{_part(peer)}")
 
+    def probe(
+        self, peer: str | None = None, *, skill: str | None = None, count: int = 10, rounds: int = 0, timeout: float = 600.0
+    ) -> dict[str, Any]:
+        """Ask `peer`, or each, `count` questions of known answer, run `rounds` rounds on such; what was right, by skill."""
+        body = {"peer": peer, "skill": skill, "count": count, "rounds": rounds}
+        return self._call("POST", "/probe", {name: value for name, value in body.items() if value is not None}, timeout)
+
     def config(self) -> dict[str, Any]:
         """The configuration the daemon runs with; secrets are masked."""
         return self._call("GET", "/config")

@@ -1,7 +1,7 @@
 """What the local API asks of the node, and the events an `ask` yields. Holds types alone; the node implements them."""
 
 from array import array
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -43,6 +43,10 @@ class AskRequest:
     wish: PeerWish | None = None
     verify: bool = False
     """Have another engine of the same configuration say whether the answer is that model's (strategy "route" alone)."""
+    is_probe: bool = False
+    """Our own question, whose answer is known: no peer can tell."""
+    plant: Callable[[str], str] | None = None
+    """In a gold round: what our own member says in place of what its engine said."""
     id: str = ""
     """By which `GET asks/ID` finds it afterwards; "" lets the node choose."""
 
@@ -55,6 +59,16 @@ class EmbedRequest:
     timeout_s: float = 120.0
     wish: PeerWish | None = None
     id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """Probes to make at once: `count` questions to `peer` (None: to each), of `skill` (None: all), and `rounds` of gold."""
+
+    peer: str | None = None
+    skill: str | None = None
+    count: int = 10
+    rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +197,8 @@ class Backend(Protocol):
 
     async def why(self, named: str) -> Json:
         """The ask or the round of that id, or the newest of both for "last", with its `kind`."""
+
+    async def probe(self, request: ProbeRequest) -> Json: ...
 
     async def config(self) -> Json: ...
 

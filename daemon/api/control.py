@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from daemon.api.backend import AskEvent, Backend, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.errors import ApiError, json_response
-from daemon.api.requests import read_control
+from daemon.api.requests import read_control, read_probe
 from daemon.api.stream import AskStream, sse
 from daemon.version import version
 
@@ -72,6 +72,7 @@ class Control:
             Route("/swarmd/v1/reputation", self.reputation),
             Route("/swarmd/v1/reputation/{peer_id}", self.reputation),
             Route("/swarmd/v1/ask", self.ask, methods=["POST"]),
+            Route("/swarmd/v1/probe", self.probe, methods=["POST"]),
             Route("/swarmd/v1/stop", self.stop, methods=["POST"]),
         ]
 
@@ -113,6 +114,9 @@ class Control:
 
     async def ask(self, request: Request) -> Response:
         return AskStream(self._backend.ask(read_control(await request.body())), ask_events, error_event)
+
+    async def probe(self, request: Request) -> Response:
+        return json_response(await self._backend.probe(read_probe(await request.body())))
 
     async def stop(self, request: Request) -> Response:
         await self._backend.stop()

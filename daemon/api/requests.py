@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from daemon.api.backend import AskRequest, PeerWish, Strategy
+from daemon.api.backend import AskRequest, PeerWish, ProbeRequest, Strategy
 from daemon.api.errors import ApiError, of_remote
 from protocol.extras import MAX_TOP_LOGPROBS, Extras, wanted
 from protocol.job import Job, Role, Sampling, Turn, check_job
@@ -127,6 +127,15 @@ class ControlAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     verify: bool = False
 
 
+class ControlProbe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /swarmd/v1/probe."""
+
+    peer: str | None = None
+    skill: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    count: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 10
+    rounds: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+
+
 _ROLES = {
     "system": Role.SYSTEM,
     "developer": Role.SYSTEM,
@@ -162,6 +171,16 @@ def read_control(body: bytes) -> AskRequest:
     sampling = Sampling(ask.max_tokens or DEFAULT_TOKENS, round((ask.temperature or 0.0) * 1000))
     job = _job(messages, sampling, ask.model or "")
     return AskRequest(job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0, verify=ask.verify)
+
+
+def read_probe(body: bytes) -> ProbeRequest:
+    """Read POST /swarmd/v1/probe."""
+    probe: ControlProbe = read_body(ControlProbe, body)
+    if probe.peer is not None and not is_peer_id(probe.peer):
+        raise ApiError(400, "invalid_value", "'peer' is not a peer id (12D3KooW...)", "peer")
+    if probe.peer is not None and probe.rounds:
+        raise ApiError(400, "invalid_value", "'rounds' choose their members themselves; leave the peer out", "rounds")
+    return ProbeRequest(probe.peer, probe.skill, probe.count, probe.rounds)
 
 
 def asks_of(request: Common, messages: list[ChatMessage], extras: Extras | None = None) -> list[AskRequest]:

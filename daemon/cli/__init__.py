@@ -25,6 +25,7 @@ COMMANDS = {
     "peers": ("daemon.cli.mesh:peers", "List the peers and how each is reached."),
     "models": ("daemon.cli.models:models", "List the models that can be asked for; share and fetch model files."),
     "reputation": ("daemon.cli.reputation:reputation", "Show how good peers are at what, and who says so."),
+    "probe": ("daemon.cli.probe:probe", "Ask peers questions of known answer and show how many they got right."),
     "rounds": ("daemon.cli.rounds:rounds", "List the rounds that this peer took part in."),
     "why": ("daemon.cli.rounds:why", "Explain a round, a routed question, or a peer's reputation."),
     "verify": ("daemon.cli.rounds:verify", "Replay a round and compare the verdict to the bit."),

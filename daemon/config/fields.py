@@ -147,6 +147,15 @@ class ContentConfig(Section, frozen=True):
     """Peer ids whose pushed files are fetched without asking; everybody else's are refused."""
 
 
+class ProbeConfig(Section, frozen=True):
+    """Covert gold: questions of known answer to the peers that your questions go to, to learn who is good at what."""
+
+    share: Annotated[float, Meta(ge=0, le=0.5)] = 0.05
+    """Share of all that peers are asked by this one; 0 turns it off. More learns sooner and takes more of other boxes' time."""
+    per_hour: Annotated[int, Meta(ge=1, le=100_000)] = 120
+    """Probes and gold rounds in an hour, at most."""
+
+
 class VerifyConfig(Section, frozen=True):
     """Spot-checks that peers run the model they offer: another engine of the same configuration weighs their answers."""
 
@@ -184,6 +193,7 @@ class Config(Section, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     patience: PatienceConfig = PatienceConfig()
     content: ContentConfig = ContentConfig()
+    probe: ProbeConfig = ProbeConfig()
     verify: VerifyConfig = VerifyConfig()
     log: LogConfig = LogConfig()
 

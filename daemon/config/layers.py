@@ -164,7 +164,7 @@ def _from_text(text: str, annotation: Any) -> object:
             except ValueError:
                 return text
         return [part.strip() for part in text.split(",") if part.strip()]
-    if plain in (int, bool):
+    if plain in (int, float, bool):
         try:
             return msgspec.convert(text, plain, strict=False)
         except msgspec.ValidationError:

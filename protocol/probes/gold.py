@@ -46,7 +46,7 @@ def marks_of_round(replayed: Replayed, known: Known, skill: str) -> list[Mark]:
 
 
 def unanimous(replayed: Replayed, least: int, configurations: Mapping[str, bytes]) -> str | None:
-    """The answer on which at least `least` members of different configurations agree and nobody disagrees; None for any other round.
+    """The answer on which `least` members of different configurations agree, and nobody disagrees; None for any other round.
 
     Members of one configuration are one voice: they err alike.
     """

@@ -1,4 +1,4 @@
-"""What our own user's questions look like, so that probes can look the same: a bounded memory of shapes, kinds and solved questions.
+"""What our own user's questions look like, so that probes can look the same: shapes, kinds and solved questions, all bounded.
 
 Decides what a probe asks and how it is dressed. Nothing of it leaves this peer but as a question like those it was learnt from.
 """
@@ -75,7 +75,7 @@ class Traffic:
             self._solved.append(Solved(text, skill_of(job), known, asked))
 
     def task(self, peer: str, fallback: tuple[str, ...], rng: Random) -> Task:
-        """What to ask `peer` (a peer id, "" for a whole round): of the kinds that our user asks, else one of `fallback`'s skills."""
+        """What to ask `peer` ("" for a whole round): of the kinds that our user asks, else one of `fallback`'s skills."""
         unseen = [solved for solved in self._solved if peer not in solved.asked] if peer else []
         if unseen and rng.random() >= FRESH_SHARE:
             solved = rng.choice(unseen)

@@ -1,13 +1,24 @@
 """A round as bytes, and its replay: whoever holds them checks every step and folds again. Decides nothing anew."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
 
 from protocol.round.fold import Result, verdict_hash
-from protocol.round.messages import MAX_MESSAGE_BYTES, Attestation, Header, Held, Listing, Roster, Step, Verdict
+from protocol.round.messages import (
+    MAX_MESSAGE_BYTES,
+    Attestation,
+    Ballot,
+    Header,
+    Held,
+    Judgement,
+    Listing,
+    Roster,
+    Step,
+    Verdict,
+)
 from protocol.round.record import Record
 from protocol.round.tally import STEPS, Tally
 from protocol.wire.codec import Message, decode, encode
@@ -59,6 +70,8 @@ class Replayed:
     reason: str
     attested_by: tuple[PeerId, ...]
     messages: int
+    ballots: Mapping[int, tuple[Judgement, ...]] = field(default_factory=dict)
+    """What each seat that judged said of its pairs of `answers`."""
 
     @property
     def winner(self) -> str | None:
@@ -113,7 +126,13 @@ def replay(raw: bytes) -> Replayed:
         reason=reason,
         attested_by=attested,
         messages=len(transcript.messages),
+        ballots=_ballots(tally),
     )
+
+
+def _ballots(tally: Tally) -> dict[int, tuple[Judgement, ...]]:
+    counted = {seat: held.message for seat, held in tally.counted.get(Step.BALLOT, {}).items()}
+    return {seat: ballot.judgements for seat, ballot in counted.items() if isinstance(ballot, Ballot)}
 
 
 def _replay_lists(tally: Tally) -> None:
