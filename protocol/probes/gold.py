@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from protocol.probes.answers import Known, is_right
-from protocol.round.fold import preferences
+from protocol.round.ballots import preferences
 from protocol.round.transcript import Replayed
 from protocol.skills import judging
 from protocol.wire.ids import PeerId
