@@ -73,8 +73,8 @@ class Processes:
             raise StartError(f"daemon {name} is not ready: {self._log(name)}")
         return Daemon(child.pid, json.loads(said)["addresses"][0], folder / "run" / "api.sock")
 
-    def engine(self, model: Path, slots: int, context: int) -> Path:
-        """Start the embedded engine alone, as the daemon starts it, with `ENGINE_KEY`; gives its socket."""
+    def engine(self, model: Path, slots: int, context: int) -> tuple[int, Path]:
+        """Start the embedded engine alone, as the daemon starts it, with `ENGINE_KEY`; gives its process and its socket."""
         socket = Path(self._folder.name) / "engine.sock"
         command = [sys.executable, "-P", "-m", "daemon.engine.embedded_child", "--model", str(model), "--name", "bench"]
         command += ["--socket", str(socket), "--threads", "1", "--slots", str(slots), "--context", str(context)]
@@ -87,7 +87,7 @@ class Processes:
             if child.poll() is not None or time.monotonic() > deadline:
                 raise StartError(f"the engine is not ready: {self._log('engine')}")
             time.sleep(0.05)
-        return socket
+        return child.pid, socket
 
     def program(self, module: str, *arguments: str) -> str:
         """Start a module that prints one line, its address, and serves until it is ended; gives that line."""
@@ -107,6 +107,18 @@ class Processes:
 
     def _log(self, name: str) -> str:
         return (Path(self._folder.name) / f"{name}.log").read_text("utf-8", "replace")[-1500:].strip() or "it left no message"
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, all its threads, in user and kernel (proc(5), stat, fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def only_child(pid: int) -> int:
+    """The process that a daemon has started: its engine."""
+    (child,) = " ".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")).split()
+    return int(child)
 
 
 def _line(descriptor: int) -> bytes:

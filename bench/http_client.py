@@ -36,12 +36,22 @@ def request(method: str, path: str, body: bytes = b"", key: str = "", keep: bool
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def stream_completion(socket: Path, wanted: bytes) -> Streamed:
+Address = Path | tuple[str, int]
+"""A Unix socket, or a host and port."""
+
+
+async def _open(address: Address) -> trio.abc.Stream:
+    if isinstance(address, Path):
+        return await trio.open_unix_socket(str(address))
+    return await trio.open_tcp_stream(*address)
+
+
+async def stream_completion(address: Address, wanted: bytes) -> Streamed:
     """Send one request on a connection of its own and read the event stream to its end; raises WrongReplyError."""
     start = time.perf_counter()
     first = 0.0
     tail = b""
-    async with await trio.open_unix_socket(str(socket)) as stream:
+    async with await _open(address) as stream:
         await stream.send_all(wanted)
         while received := await stream.receive_some(READ_BYTES):
             tail += received

@@ -3,7 +3,8 @@
     python -m bench.serving [--quick] [--json] [--check]
 
 One node away: the embedded engine with a shipped model, asked on its own socket and through two daemons, alternating; the same
-request, the same client. The gateway: requests are sent at fixed times whatever came back, and timed from when they were due.
+request, the same client; and once more with an engine that speaks at a GPU's pace and needs no CPU. The gateway: requests are
+sent at fixed times whatever came back, and timed from when they were due.
 """
 
 import json
@@ -21,8 +22,8 @@ import trio
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.daemons import ENGINE_KEY, ROOT, Daemon, Processes, StartError
-from bench.http_client import Kept, Streamed, WrongReplyError, request, stream_completion
+from bench.daemons import ENGINE_KEY, ROOT, Daemon, Processes, StartError, cpu_seconds, only_child
+from bench.http_client import Address, Kept, Streamed, WrongReplyError, request, stream_completion
 
 MODEL = ROOT / "models" / "tiny-sort-bool.gguf"
 PROMPT = "s" * 30
@@ -37,6 +38,9 @@ GATEWAY_CONNECTIONS = 64
 FLOOR_STREAMS = 4
 FLOOR_TOKENS = 4096
 SHORT_TOKENS = 4
+PACED_STREAMS = 16
+PACED_RATE = 60
+"""Tokens per second of each stream: what a GPU gives to one of many."""
 
 COMPLETIONS = "/v1/chat/completions"
 
@@ -79,6 +83,8 @@ def main(rounds: int, seconds: float, quick: bool, json_wanted: bool, check: boo
         with Processes() as processes:
             figures = trio.run(_one_node_away, processes, rounds, seconds)
         with Processes() as processes:
+            figures += trio.run(_one_node_away_paced, processes, rounds, seconds)
+        with Processes() as processes:
             figures += trio.run(_one_daemon, processes, rounds, seconds)
     except* (StartError, WrongReplyError) as errors:
         raise click.ClickException(_first(errors)) from None
@@ -116,45 +122,106 @@ def _table(figures: list[Figure], rounds: int, seconds: float) -> str:
 # One node away.
 
 
-async def _one_node_away(processes: Processes, rounds: int, seconds: float) -> list[Figure]:
-    room = ["--set", f"engine.slots={SLOTS}", "--set", f"limits.peer_calls={2 * SLOTS}", "--set", "limits.local_clients=256"]
-    room += ["--set", "engine.threads=1", "--set", f"limits.queue={2 * SLOTS}"]
-    engine = processes.engine(MODEL, SLOTS, CONTEXT_TOKENS)
-    server = processes.daemon("server", "--model", str(MODEL), *room)
-    caller = processes.daemon("caller", "--no-model", "--join", server.address, *room)
-    asked = {
-        "model": await _served_model(caller),
+LIMITS = (f"engine.slots={SLOTS}", f"limits.peer_calls={2 * SLOTS}", "limits.local_clients=256", f"limits.queue={2 * SLOTS}")
+ROOM = [word for limit in (*LIMITS, "engine.threads=1") for word in ("--set", limit)]
+
+
+class _Sides:
+    """The engine alone and the engine one node away, taken in turns; and what each process took of the CPU for it."""
+
+    def __init__(self, engine: Address, engine_key: str, caller: Daemon, asked: dict[str, object], pids: dict[str, int]) -> None:
+        wanted = json.dumps(asked).encode()
+        self._sides: dict[str, tuple[Address, bytes]] = {
+            "engine": (engine, request("POST", COMPLETIONS, wanted, key=engine_key)),
+            "swarmd": (caller.socket, request("POST", COMPLETIONS, wanted)),
+        }
+        self._pids = {"client": os.getpid(), **pids}
+        self.first: dict[str, float] = {}
+        self.rate: dict[str, float] = {}
+        self.cpu: dict[str, dict[str, float]] = {}
+
+    async def measure(self, streams: int, rounds: int, seconds: float) -> None:
+        """Medians of `rounds`; `first` in milliseconds, `rate` in tokens per second, `cpu` in microseconds per token."""
+        taken: dict[str, list[tuple[float, float]]] = {side: [] for side in self._sides}
+        self.cpu = {side: dict.fromkeys(self._pids, 0.0) for side in self._sides}
+        tokens = dict.fromkeys(self._sides, 0.0)
+        for number in range(rounds + 1):
+            for side in sorted(self._sides, reverse=bool(number % 2)):
+                before = {name: cpu_seconds(pid) for name, pid in self._pids.items()}
+                start = time.perf_counter()
+                sample = await _stream_for(*self._sides[side], streams, seconds if number else 0.3)
+                if number:  # the first is not counted: it opens links and fills caches
+                    taken[side].append(sample)
+                    tokens[side] += sample[1] * (time.perf_counter() - start)
+                    for name, pid in self._pids.items():
+                        self.cpu[side][name] += cpu_seconds(pid) - before[name]
+        self.first = {side: median(sample[0] for sample in samples) * 1000 for side, samples in taken.items()}
+        self.rate = {side: median(sample[1] for sample in samples) for side, samples in taken.items()}
+        for side, spent in self.cpu.items():
+            self.cpu[side] = {name: 1e6 * value / tokens[side] for name, value in spent.items()}
+
+    @property
+    def added(self) -> float:
+        return self.first["swarmd"] - self.first["engine"]
+
+    @property
+    def kept(self) -> float:
+        return 100 * self.rate["swarmd"] / self.rate["engine"]
+
+
+def _asked(model: str, tokens: int) -> dict[str, object]:
+    return {
+        "model": model,
         "messages": [{"role": "user", "content": PROMPT}],
-        "max_tokens": ANSWER_TOKENS,
+        "max_tokens": tokens,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    wanted = json.dumps(asked).encode()
-    sides = {
-        "engine": (engine, request("POST", COMPLETIONS, wanted, key=ENGINE_KEY)),
-        "swarmd": (caller.socket, request("POST", COMPLETIONS, wanted)),
-    }
+
+
+async def _one_node_away(processes: Processes, rounds: int, seconds: float) -> list[Figure]:
+    engine_pid, engine = processes.engine(MODEL, SLOTS, CONTEXT_TOKENS)
+    server = processes.daemon("server", "--model", str(MODEL), *ROOM)
+    caller = processes.daemon("caller", "--no-model", "--join", server.address, *ROOM)
+    model = await _served_model(caller)
+    pids = {"engine": engine_pid, "its engine": only_child(server.pid), "serving daemon": server.pid, "asking daemon": caller.pid}
+    sides = _Sides(engine, ENGINE_KEY, caller, _asked(model, ANSWER_TOKENS), pids)
     figures = []
     for streams in STREAMS:
-        taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
-        for number in range(rounds + 1):
-            for side in sorted(sides, reverse=bool(number % 2)):
-                sample = await _stream_for(*sides[side], streams, seconds if number else 0.3)
-                if number:  # the first is not counted: it opens links and fills caches
-                    taken[side].append(sample)
-        first = {side: median(sample[0] for sample in samples) * 1000 for side, samples in taken.items()}
-        rate = {side: median(sample[1] for sample in samples) for side, samples in taken.items()}
+        await sides.measure(streams, rounds, seconds)
         many = f"{streams} stream{'s' if streams > 1 else ''}"
-        share = 100 * rate["swarmd"] / rate["engine"]
         figures += [
-            Figure(f"{many}: first token, engine alone", first["engine"], "ms"),
-            Figure(f"{many}: added to the first token", first["swarmd"] - first["engine"], "ms", 3.0 if streams == 1 else None),
-            Figure(f"{many}: engine alone", rate["engine"], "tokens/s"),
-            Figure(f"{many}: one node away", rate["swarmd"], "tokens/s"),
-            Figure(f"{many}: throughput kept", share, "%", at_least=95.0 if streams == 16 else None),
+            Figure(f"{many}: first token, engine alone", sides.first["engine"], "ms"),
+            Figure(f"{many}: added to the first token", sides.added, "ms", 3.0 if streams == 1 else None),
+            Figure(f"{many}: engine alone", sides.rate["engine"], "tokens/s"),
+            Figure(f"{many}: one node away", sides.rate["swarmd"], "tokens/s"),
+            Figure(f"{many}: throughput kept", sides.kept, "%", at_least=95.0 if streams == 16 else None),
         ]
+        alone, away = sides.cpu["engine"], sides.cpu["swarmd"]
+        spent = {"engine alone, engine": alone["engine"], "engine alone, client": alone["client"]}
+        spent |= {f"one node away, {name}": away[name] for name in ("its engine", "serving daemon", "asking daemon", "client")}
+        figures += [Figure(f"{many}: CPU, {name}", value, "us/token") for name, value in spent.items()]
     return figures
+
+
+async def _one_node_away_paced(processes: Processes, rounds: int, seconds: float) -> list[Figure]:
+    """The overhead without the contest for the CPUs: the engine takes next to none, as one on a GPU does."""
+    url = processes.program("bench.peers.instant_engine", str(PACED_RATE))
+    host, _, port = url.removeprefix("http://").removesuffix("/v1").rpartition(":")
+    server = processes.daemon("server", "--engine-url", url, *ROOM)
+    caller = processes.daemon("caller", "--no-model", "--join", server.address, *ROOM)
+    asked = _asked(await _served_model(caller), ANSWER_TOKENS)
+    pids = {"serving daemon": server.pid, "asking daemon": caller.pid}
+    sides = _Sides((host, int(port)), "", caller, asked, pids)
+    await sides.measure(PACED_STREAMS, rounds, seconds)
+    many = f"{PACED_STREAMS} streams of {PACED_RATE}/s, engine without CPU"
+    return [
+        Figure(f"{many}: added to the first token", sides.added, "ms"),
+        Figure(f"{many}: one node away", sides.rate["swarmd"], "tokens/s"),
+        Figure(f"{many}: throughput kept", sides.kept, "%"),
+        *(Figure(f"{many}: CPU, {name}", sides.cpu["swarmd"][name], "us/token") for name in pids),
+    ]
 
 
 async def _served_model(daemon: Daemon) -> str:
@@ -169,14 +236,14 @@ async def _served_model(daemon: Daemon) -> str:
     raise StartError("no daemon announces a model")
 
 
-async def _stream_for(socket: Path, wanted: bytes, streams: int, seconds: float) -> tuple[float, float]:
+async def _stream_for(address: Address, wanted: bytes, streams: int, seconds: float) -> tuple[float, float]:
     """Keep `streams` completions running for `seconds`: the median time to the first token, and tokens per second."""
     done: list[Streamed] = []
     start = time.perf_counter()
 
     async def work() -> None:
         while True:
-            done.append(await stream_completion(socket, wanted))
+            done.append(await stream_completion(address, wanted))
             if time.perf_counter() - start >= seconds:
                 return
 

@@ -1,17 +1,21 @@
-"""An OpenAI-compatible server that answers at once: every token of an answer is one event, all of them written together.
+"""An OpenAI-compatible server that answers at once, or so many tokens per second and stream: every token is one event.
 
-    python -m bench.peers.instant_engine      prints its URL and serves until it is ended
+    python -m bench.peers.instant_engine [RATE]      prints its URL and serves until it is ended
 """
 
 import asyncio
 import json
 import re
+import sys
 
 MODEL = "bench/instant"
 DEFAULT_TOKENS = 4
 """Of an answer whose request names no bound."""
 
 TOKENS_IN_ONE_WRITE = 64
+PACE = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
+"""Tokens per second of each stream; 0: all at once."""
+
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -41,7 +45,9 @@ async def _complete(asked: dict[str, object], writer: asyncio.StreamWriter) -> N
         writer.write(_whole({"id": "c", "object": "chat.completion", "model": MODEL, "choices": [choice], "usage": usage}))
         return
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-    left = tokens
+    if PACE:
+        await _speak(tokens, writer)
+    left = 0 if PACE else tokens
     while left:
         part = TOKEN * min(left, TOKENS_IN_ONE_WRITE)
         left -= min(left, TOKENS_IN_ONE_WRITE)
@@ -49,6 +55,16 @@ async def _complete(asked: dict[str, object], writer: asyncio.StreamWriter) -> N
         await writer.drain()
     end = LAST + _event(None, tokens) + b"data: [DONE]\n\n"
     writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(end), end))
+
+
+async def _speak(tokens: int, writer: asyncio.StreamWriter) -> None:
+    """Each token when it is due, in a write of its own, as an engine does."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    for number in range(tokens):
+        await asyncio.sleep(start + number / PACE - loop.time())
+        writer.write(b"%x\r\n%s\r\n" % (len(TOKEN), TOKEN))
+        await writer.drain()
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
