@@ -69,6 +69,8 @@ class FakeEngine:
     running: int = 0
     stopped: int = 0
     judged: int = 0
+    together: int = 1
+    """Words in one chunk, each of them a token."""
 
     @asynccontextmanager
     async def generate(self, job: Job, begun: Begun | None = None) -> AsyncIterator[AsyncIterator[Chunk]]:
@@ -87,13 +89,12 @@ class FakeEngine:
         words = self.says(job).split()[: job.sampling.max_tokens]
         if not " ".join(words).startswith(begun):
             raise CannotContinue("these are not my words")
-        for place, word in enumerate(words):
-            if place < len(begun.split()):
-                continue
+        for place in range(len(begun.split()), len(words), self.together):
             await trio.sleep(self.pause)
             if self.fails is not None and place >= self.fails_after_words:
                 raise self.fails
-            yield Chunk(word if place == 0 else f" {word}")
+            at_once = words[place : place + self.together]
+            yield Chunk(" ".join(at_once) if place == 0 else f" {' '.join(at_once)}", tokens=len(at_once))
         done.append(True)
         yield Chunk("", "stop", Usage(1, len(words)))
 

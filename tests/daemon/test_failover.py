@@ -203,6 +203,18 @@ async def test_the_answer_is_whole_where_only_the_farewell_was_lost(
     assert (heard.result.finish_reason, "".join(heard.tokens).split()) == ("length", WORDS[:5])
 
 
+async def test_who_goes_on_is_told_of_every_token_however_they_travelled(swarm: Swarm, autojump_clock: Clock) -> None:
+    asker, servers = await several(swarm, engine(fails=EngineError("it crashed"), fails_after_words=6), engine())
+    for server in servers:
+        assert server.engine is not None
+        server.engine.together = 3
+    heard = Heard()
+    await asker.asking.route(replace(ask(), job=job(sampling=Sampling(max_tokens=20))), heard.emit)
+    assert "".join(heard.tokens) == " ".join(WORDS[:20])
+    begun = [one for server in servers if server.engine for one in server.engine.begun if one is not None]
+    assert all(one.tokens == len(one.text.split()) for one in begun)
+
+
 async def test_a_continuation_is_held_to_our_limits_and_garbage_is_refused(swarm: Swarm, autojump_clock: Clock) -> None:
     alice, bob = await swarm(2)
     long = encode(Continuation(job("x" * 200_000), Begun("y" * 100_000, 1)))

@@ -25,6 +25,7 @@ from daemon.engine.dialect import (
     unlisted,
 )
 from daemon.engine.interface import Chunk, EngineError
+from protocol.extras import Extras
 from protocol.job import Job, Role, Sampling, Turn, Usage
 
 TURNS = (Turn(Role.SYSTEM, "be brief"), Turn(Role.USER, 'say "A"'))
@@ -172,3 +173,13 @@ def test_an_error_event_is_told_without_paths() -> None:
 )
 def test_foreign_sentences_are_made_plain(text: str, plain: str) -> None:
     assert plain_sentence(text) == plain
+
+
+def test_what_came_at_once_is_one_piece_but_a_token_with_its_logprobs_stays_one() -> None:
+    events = [decode_event(json.dumps({"choices": [{"delta": {"content": text}}]})) for text in ("a", "b", "", "c")]
+    assert Transcriber().chunks_of(events) == [Chunk("abc", tokens=3)]
+    assert Transcriber().chunks_of([]) == []
+    told = [token({name: -0.5}, name) for name in ("x", "y")]
+    chunks = Transcriber(Extras(top_logprobs=0)).chunks_of([*events, *told, events[0]])
+    seen = [(chunk.text, chunk.tokens, len(chunk.logprobs)) for chunk in chunks]
+    assert seen == [("abc", 3, 0), ("x", 1, 1), ("y", 1, 1), ("a", 1, 0)]
