@@ -5,6 +5,7 @@ left half read, and on a Unix socket a connection costs a tenth of a millisecond
 """
 
 import contextlib
+import ipaddress
 import os
 import re
 import socket
@@ -209,7 +210,22 @@ async def _connect(server: Server) -> trio.abc.Stream:
             stream = await trio.open_ssl_over_tcp_stream(server.host, server.port, https_compatible=True)
             await stream.do_handshake()
             return stream
-        return await trio.open_tcp_stream(server.host, server.port)
+        return await _tcp_stream(server.host, server.port)
+
+
+async def _tcp_stream(host: str, port: int) -> trio.SocketStream:
+    """A connection to an address, without the race between addresses that a name may need: it costs more than a small answer."""
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return await trio.open_tcp_stream(host, port)
+    sock = trio.socket.socket(socket.AF_INET6 if version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        await sock.connect((host, port))
+        return trio.SocketStream(sock)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _unix_stream(path: Path) -> trio.SocketStream | None:
