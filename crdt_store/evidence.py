@@ -76,11 +76,9 @@ def trials_of(claim: Claim) -> Trials | None:
     return (skill, count, 0) if favour else (skill, 0, count)
 
 
-def family_of(skill: str) -> str | None:
-    """The name under which a skill's trials are summed with those of its kin; None for service, which has none."""
-    if skill == SERVICE:
-        return None
-    return "*judge" if skill.startswith(JUDGING) else "*answer"  # "*" cannot be in a claim's skill
+def family_of(skill: str) -> str:
+    """What kind of skill it is: "service", "judging" or "answering". Skills of one kind say a little of each other."""
+    return SERVICE if skill == SERVICE else "judging" if skill.startswith(JUDGING) else "answering"
 
 
 def deviation(first: tuple[int, int], second: tuple[int, int], unit: int = 1) -> tuple[int, int]:
@@ -104,6 +102,8 @@ class Cell:
     """Ascending, as the keys of `steps`."""
     totals: dict[PeerId, list[int]] = field(default_factory=dict)
     """By issuer over all steps: [right, wrong]."""
+    trials: int = 0
+    """All together."""
     stamp: int = 0
     """Never the same again, not even in a cell that was gone in between."""
 
@@ -146,7 +146,7 @@ class Ledger:
                 self._drop(fork.issuer, epoch)
 
     def cell(self, subject: PeerId, skill: str) -> Cell | None:
-        """The evidence about one subject and skill, or of one family of skills."""
+        """The evidence about one subject and skill; None where there is none."""
         return self._cells.get((subject, skill))
 
     def subjects(self) -> tuple[PeerId, ...]:
@@ -160,6 +160,12 @@ class Ledger:
     def mentions(self, subject: PeerId) -> dict[tuple[PeerId, int], list[int]]:
         """Where every claim about `subject` is: by issuer and epoch, their places in that log. Do not change it."""
         return self._mentions.get(subject, {})
+
+    def kin(self, subject: PeerId, skill: str, most: int) -> list[str]:
+        """The subject's other skills of the same family, at most so many, those with most evidence first."""
+        family = family_of(skill)
+        others = [other for other in self._skills.get(subject, ()) if other != skill and family_of(other) == family]
+        return sorted(others, key=lambda other: (-self._cells[subject, other].trials, other))[:most]
 
     def step_of(self, time_ms: int) -> int:
         """The step of time in which `time_ms` (unix milliseconds) lies."""
@@ -201,30 +207,23 @@ class Ledger:
     def _move(self, issuer: PeerId, entry: Entry, sign: int) -> None:
         subject, skill, step, right, wrong = entry
         right, wrong = sign * right, sign * wrong
-        family = family_of(skill)
-        for name in (skill,) if family is None else (skill, family):
-            key = (subject, name)
-            cell = self._cells.get(key)
-            if cell is None:
-                cell = self._cells[key] = Cell()
-                if name == skill:
-                    self._skills.setdefault(subject, {})[skill] = None
-            _move(cell, step, issuer, right, wrong)
-            self._changes += 1
-            cell.stamp = self._changes
-            if not cell.totals:
-                self._forget(subject, name)
+        cell = self._cells.get((subject, skill))
+        if cell is None:
+            cell = self._cells[subject, skill] = Cell()
+            self._skills.setdefault(subject, {})[skill] = None
+        _move(cell, step, issuer, right, wrong)
+        self._changes += 1
+        cell.stamp = self._changes
+        if not cell.totals:
+            del self._cells[subject, skill]
+            del self._skills[subject][skill]
+            if not self._skills[subject]:
+                del self._skills[subject]
         self.touched[subject, skill, issuer] = None
-
-    def _forget(self, subject: PeerId, name: str) -> None:
-        del self._cells[subject, name]
-        skills = self._skills.get(subject, {})
-        skills.pop(name, None)
-        if not skills:
-            self._skills.pop(subject, None)
 
 
 def _move(cell: Cell, step: int, issuer: PeerId, right: int, wrong: int) -> None:
+    cell.trials += right + wrong
     at = cell.steps.get(step)
     if at is None:
         at = cell.steps[step] = {}

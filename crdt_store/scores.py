@@ -8,7 +8,7 @@ same numbers.
 from dataclasses import dataclass
 from math import isqrt
 
-from crdt_store.evidence import MILLI, Ledger, family_of
+from crdt_store.evidence import MILLI, Ledger
 from crdt_store.outcomes import Forked, Outcome
 from crdt_store.testimony import DECAY_STEPS, Bench, Weighed, weigh
 from crdt_store.witnesses import Witnesses
@@ -16,6 +16,9 @@ from protocol.wire.ids import PeerId
 
 MAX_CACHED = 65_536
 """Weighed records kept for the next reader; all are forgotten when there are more."""
+
+MAX_KIN = 8
+"""Other skills looked at for one that lacks evidence."""
 
 _Z90_MILLI = 1_645
 
@@ -118,10 +121,11 @@ class Scores:
         return cached.weighed
 
     def _borrowed(self, subject: PeerId, skill: str, now_ms: int, lacking: int) -> tuple[int, int]:
-        """What the record in the whole family of skills lends to one that lacks evidence: milli trials right and wrong."""
-        family = family_of(skill)
-        weighed = self.weighed(subject, family, now_ms) if family is not None and lacking > 0 else None
-        if weighed is None or not (total := weighed.right + weighed.wrong):
+        """What the records in skills of the same kind lend to one that lacks evidence: milli trials right and wrong."""
+        if lacking <= 0:
             return 0, 0
+        tallies = [self.tally(subject, kin, now_ms) for kin in self.ledger.kin(subject, skill, MAX_KIN)]
+        total = sum(tally.right_milli + tally.wrong_milli for tally in tallies)
+        right = sum(tally.right_milli for tally in tallies)
         lent = min(total, lacking)
-        return lent * weighed.right // total, lent * weighed.wrong // total
+        return (lent * right // total, lent * (total - right) // total) if total else (0, 0)
