@@ -2,15 +2,15 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import trio
 
-from daemon.answer_stream import answer_stream
-from daemon.api.backend import AskEvent, AskRequest, EmbedRequest, EmbedResult, ProbeRequest
+from daemon.answer_stream import Emit, answer_stream
+from daemon.api.backend import AskEvent, AskRequest, EmbedRequest, EmbedResult, PeerWish, ProbeRequest
 from daemon.asking import Asking
-from daemon.committee import Committee
+from daemon.committee import Committee, estimate_of
 from daemon.embedding import Embedding
 from daemon.membership import Membership
 from daemon.metrics import Metrics
@@ -185,12 +185,31 @@ class NodeBackend:
     @asynccontextmanager
     async def ask(self, request: AskRequest) -> AsyncIterator[AsyncIterator[AskEvent]]:
         """Answer a question by its strategy; counted while it runs, so that a drain waits for it."""
-        work: Work = self._parts.asking.route if request.strategy == "route" else self._parts.committee.ask
+        ways: dict[str, Work] = {"route": self._parts.asking.route, "auto": self._either}
+        work = ways.get(request.strategy, self._parts.committee.ask)
         if self._parts.probing is not None:
             work = self._parts.probing.beside(work)
         with self._counted(request.strategy):
             async with answer_stream(lambda emit: work(request, emit), request.timeout_s) as events:
                 yield events
+
+    async def _either(self, request: AskRequest, emit: Emit) -> None:
+        """Strategy "auto": a round where a right answer is expected to cost less by it, else one of the best peers."""
+        if request.peer is not None:
+            raise RemoteError(Code.UNSUPPORTED, "one peer needs no choice of strategy; ask it with strategy route")
+        try:
+            planned = self._parts.committee.plan(request)
+        except RemoteError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            await self._parts.asking.route(replace(request, strategy="route"), emit)
+            return
+        if planned.worth_it:
+            await self._parts.committee.ask(replace(request, strategy="rank"), emit)
+            return
+        await emit(estimate_of(planned, "route"))
+        wish = PeerWish(only=planned.best) if planned.best and not request.job.model else None
+        await self._parts.asking.route(replace(request, strategy="route", wish=wish), emit)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         with self._counted("embeddings"):

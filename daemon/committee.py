@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import structlog
 import trio
@@ -10,13 +11,14 @@ import trio
 from crdt_store.claims import Kind
 from crdt_store.own_log import Statement
 from daemon.answer_stream import Emit
-from daemon.api.backend import AskRequest, Attempt, MemberProgress, ProgressEvent, ResultEvent
+from daemon.api.backend import AskRequest, Attempt, EstimateEvent, MemberProgress, ProgressEvent, ResultEvent
 from daemon.config import RoundConfig
 from daemon.metrics import Metrics
 from daemon.round_archive import Note, RoundArchive
 from daemon.round_role import Finished
 from daemon.round_view import round_view
 from daemon.rounds import Rounds
+from daemon.weighing import Planned, Weighing
 from protocol.job import Job, Usage
 from protocol.round import events as ev
 from protocol.round.messages import Candidate, Durations, Header
@@ -51,7 +53,8 @@ class Committee:
         unix_ms: Callable[[], int],
         metrics: Metrics,
     ) -> None:
-        """`record` takes what our own rounds let us say of their members."""
+        """`record` takes what our own rounds let us say of their members; until `weighing` is set, all weigh alike."""
+        self.weighing = Weighing()
         self._rounds = rounds
         self._archive = archive
         self._candidates = candidates
@@ -90,7 +93,9 @@ class Committee:
             raise RemoteError(Code.UNSUPPORTED, "a round chooses its members itself; leave the peer out")
         if request.verify:
             raise RemoteError(Code.UNSUPPORTED, "a round's answers are sealed, not verified: 'verify' goes with strategy route")
-        header = self._header(request)
+        planned = self.plan(request)
+        await emit(estimate_of(planned, "majority" if request.strategy == "majority" else "rank"))
+        header = self._header(request, planned)
         watch = _Watch()
         kept = _Kept()
         send, receive = trio.open_memory_channel[ProgressEvent](256)
@@ -175,7 +180,8 @@ class Committee:
             kept.replayed = replayed
         kept.done.set()
 
-    def _header(self, request: AskRequest) -> Header:
+    def plan(self, request: AskRequest) -> Planned:
+        """Whom a round would invite, with which weights, and what to expect of it; raises RemoteError where none can be had."""
         candidates = list(self._candidates())
         if len(candidates) > MAX_INVITED:
             candidates = secrets.SystemRandom().sample(candidates, MAX_INVITED)
@@ -183,10 +189,13 @@ class Committee:
             raise RemoteError(
                 Code.NOT_FOUND, f"a committee needs {MIN_COMMITTEE} peers with a model and {len(candidates)} can be reached"
             )
-        config = self._config
+        return self.weighing.plan(candidates, request.job, request.strategy, request.committee or self._config.committee)
+
+    def _header(self, request: AskRequest, planned: Planned) -> Header:
+        config, candidates = self._config, planned.candidates
         return Header(
             job=Job(request.job.turns, request.job.sampling),
-            candidates=tuple(candidates),
+            candidates=candidates,
             nonce=secrets.token_bytes(32),
             created_ms=self._unix_ms(),
             strategy="majority" if request.strategy == "majority" else "rank",
@@ -197,6 +206,7 @@ class Committee:
                 reveal_ms=config.reveal_timeout_ms,
                 judge_ms=config.judge_timeout_ms,
             ),
+            fold=planned.fold,
         )
 
 
@@ -228,6 +238,16 @@ class _Watch:
         names = list(self._phases)
         ends = [*list(self._phases.values())[1:], trio.current_time()]
         return {name: round((end - self._phases[name]) * 1000) for name, end in zip(names, ends, strict=True)}
+
+
+def estimate_of(planned: Planned, strategy: Literal["route", "majority", "rank"]) -> EstimateEvent:
+    """What the user is told before a round, or instead of one, is asked."""
+    ways = {"round": planned.round, "route": planned.route}
+    figures = {
+        name: {"answers": round(way.cost, 1), "right_milli": round(1000 * way.right), "per_right": round(way.per_right, 1)}
+        for name, way in ways.items()
+    }
+    return EstimateEvent(strategy, planned.topic, planned.arm, planned.known, figures["round"], figures["route"], planned.why)
 
 
 def _progress(effect: ev.Progress) -> ProgressEvent:

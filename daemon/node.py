@@ -45,6 +45,7 @@ from daemon.serving import Serving
 from daemon.settings import api_key, content_policy, engine_spec, patience, transport_options
 from daemon.transport.host import Libp2pTransport
 from daemon.verification import Verification
+from daemon.weighing import Weighing
 from dht import records
 from protocol import embedding, inference, likelihood
 from protocol.wire.errors import LocalError
@@ -107,6 +108,9 @@ class Node:
         archive = RoundArchive(config.data_dir / "rounds")
         self._committee = Committee(
             self._rounds, archive, self._membership.committee, self._reputation.record, config.round, _unix_ms, self._metrics
+        )
+        self._committee.weighing = Weighing(
+            self._reputation.tally, lambda peer, skill: self._reputation.score(peer, skill).weight_milli, rng
         )
         asking = Asking(
             self._serving, self._calls, self._membership.candidates, self._observed, rng, patience(config), config.patience.hedge

@@ -19,7 +19,10 @@ def round_view(note: Note, replayed: Replayed, size: int) -> dict[str, Any]:
         "reason": replayed.reason,
         "requester": replayed.requester,
         "created": note.created,
-        "members": [_member(row) for row in replayed.members],
+        "members": [_member(row, replayed) for row in replayed.members],
+        "arm": replayed.header.fold.arm,
+        "ballots": ballot_rows(replayed),
+        "pairs": _pairs(result) if result is not None else [],
         "classes": _classes(result, replayed.answers) if result is not None else [],
         "winner": replayed.winner,
         "winner_peer": replayed.members[result.winner_seat].peer_id if result is not None else None,
@@ -33,7 +36,8 @@ def round_view(note: Note, replayed: Replayed, size: int) -> dict[str, Any]:
     }
 
 
-def _member(row: MemberRow) -> dict[str, Any]:
+def _member(row: MemberRow, replayed: Replayed) -> dict[str, Any]:
+    candidate = next(one for one in replayed.header.candidates if one.peer_id == row.peer_id)
     return {
         "peer_id": row.peer_id,
         "model": row.model,
@@ -43,7 +47,30 @@ def _member(row: MemberRow) -> dict[str, Any]:
         "judged": row.judged,
         "dropped": row.dropped,
         "class": row.class_index,
+        "draw_weight_milli": candidate.weight_milli,
+        "vote_weight_milli": candidate.answer_weight_milli,
+        "judge_weight_milli": candidate.judge_weight_milli,
     }
+
+
+def ballot_rows(replayed: Replayed) -> list[dict[str, Any]]:
+    """Every judgement that counted: who said how surely that which class beats which, and how it was shown."""
+    return [
+        {
+            "peer_id": replayed.members[seat].peer_id,
+            "first": judgement.first,
+            "second": judgement.second,
+            "log_odds_milli": judgement.log_odds_milli,
+        }
+        for seat, judgements in sorted(replayed.ballots.items())
+        for judgement in judgements
+    ]
+
+
+def _pairs(result: Result) -> list[dict[str, Any]]:
+    return [
+        {"first": row.first, "second": row.second, "judges": row.judges, "wins_milli": row.wins_milli} for row in result.pairs
+    ]
 
 
 def _classes(result: Result, answers: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -74,6 +101,13 @@ def _why(replayed: Replayed, result: Result | None) -> list[str]:
     winner = result.classes[result.winner]
     if result.basis == "unanimous":
         sentences.append("all answers are equal, so there was nothing to judge")
+    elif result.basis == "best":
+        sentences.append("by gold one member is far ahead of all others, so its answer was taken without judging")
+    elif result.basis == "ranked":
+        sentences.append(
+            f"no two answers are equal, so {len(result.judges)} judges alone ranked them, "
+            f"by Bradley-Terry over {len(result.pairs)} pairs"
+        )
     elif result.basis == "judged":
         judges = len(result.judges)
         sentences.append(

@@ -13,7 +13,7 @@ from protocol.job import FinishReason, Job, Usage
 Json = Mapping[str, Any]
 """A JSON object as the control API prints it; docs/api.md lists the fields."""
 
-Strategy = Literal["route", "majority", "rank"]
+Strategy = Literal["route", "majority", "rank", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,23 @@ class TokenEvent:
     text: str
     tool_calls: tuple[CallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateEvent:
+    """What a round is expected to cost and to be worth, beside one peer, before it is asked. `strategy` is what will be done.
+
+    `round` and `route` have `answers` (cost, in answers of one peer), `right_milli` (their share) and `per_right` (what
+    a right answer costs where a wrong one costs its user 20 answers). `known`: whether gold says anything of the peers.
+    """
+
+    strategy: Strategy
+    topic: str
+    arm: str
+    known: bool
+    round: Json
+    route: Json
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +190,7 @@ class EmbedResult:
     ask_id: str = ""
 
 
-AskEvent = BegunEvent | TokenEvent | ProgressEvent | ResultEvent
+AskEvent = BegunEvent | TokenEvent | EstimateEvent | ProgressEvent | ResultEvent
 
 
 class Backend(Protocol):

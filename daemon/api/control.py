@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from daemon.api.backend import AskEvent, Backend, ProgressEvent, ResultEvent, TokenEvent
+from daemon.api.backend import AskEvent, Backend, EstimateEvent, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.errors import ApiError, json_response
 from daemon.api.requests import read_control, read_probe
 from daemon.api.stream import AskStream, sse
@@ -19,6 +19,8 @@ def ask_events(event: AskEvent) -> Iterable[bytes]:
     match event:
         case TokenEvent(text):
             yield sse({"text": text}, "token")
+        case EstimateEvent():
+            yield sse(asdict(event), "estimate")
         case ProgressEvent():
             yield sse(asdict(event), "progress")
         case ResultEvent():

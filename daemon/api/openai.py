@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from daemon.api.backend import AskEvent, AskRequest, Backend, BegunEvent, ProgressEvent, ResultEvent, TokenEvent
+from daemon.api.backend import AskEvent, AskRequest, Backend, BegunEvent, EstimateEvent, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.choice import Choice, shown_logprobs
 from daemon.api.errors import error_object, json_response
 from daemon.api.extras import extras_of
@@ -100,6 +100,8 @@ class _Shape:
         match event:
             case TokenEvent():
                 yield self._delta(choice, event)
+            case EstimateEvent():
+                yield estimate_comment(event)
             case ProgressEvent():
                 counts = f"sealed {event.sealed} revealed {event.revealed} judged {event.judged} of {event.of}"
                 yield f": {event.phase} {counts}\n\n".encode()
@@ -159,6 +161,13 @@ def reply_headers(request_id: str, results: Sequence[ResultEvent]) -> dict[str, 
     if first.overhead_s is not None and len(results) == 1:
         headers["x-swarmd-overhead-ms"] = f"{first.overhead_s * 1000:.1f}"
     return headers
+
+
+def estimate_comment(event: EstimateEvent) -> bytes:
+    """What is expected of a round, as a comment that clients skip."""
+    route, whole = event.route["right_milli"] / 10, event.round["right_milli"] / 10
+    said = f"{whole:.0f}% right by a round, {route:.0f}% by one peer" if event.known else "gold says nothing of these peers yet"
+    return f": estimate {event.strategy} {event.topic} {event.arm}: {said}\n\n".encode()
 
 
 def begun_headers(event: AskEvent) -> dict[str, str]:

@@ -15,7 +15,7 @@ from protocol.wire.limits import MAX_COMMITTEE, MAX_TOKENS
 
 R = TypeVar("R", bound=msgspec.Struct)
 
-ROUND_MODELS: Mapping[str, Strategy] = {"swarm/rank": "rank", "swarm/majority": "majority"}
+ROUND_MODELS: Mapping[str, Strategy] = {"swarm/rank": "rank", "swarm/majority": "majority", "swarm/auto": "auto"}
 """Model names that run a round instead of routing to one peer."""
 
 DEFAULT_TOKENS = 256

@@ -7,10 +7,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from daemon.api.backend import AskRequest, Backend, ProgressEvent, ResultEvent, TokenEvent
+from daemon.api.backend import AskRequest, Backend, EstimateEvent, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.errors import ApiError, json_response
 from daemon.api.many import Numbered, ask_all
-from daemon.api.openai import Clock, IdSource, begun_headers, named, reply_headers, side_of
+from daemon.api.openai import Clock, IdSource, begun_headers, estimate_comment, named, reply_headers, side_of
 from daemon.api.requests import ChatMessage, ChatRequest, PeerBlock, TextPart, asks_of, read_openai
 from daemon.api.stream import AskStream, sse
 from protocol.wire.errors import Code, RemoteError
@@ -150,6 +150,8 @@ class _Shape:
                 yield from self._begin()
                 if text:
                     yield self._delta(text)
+            case EstimateEvent():
+                yield estimate_comment(event)
             case ProgressEvent():
                 counts = f"sealed {event.sealed} revealed {event.revealed} judged {event.judged} of {event.of}"
                 yield f": {event.phase} {counts}\n\n".encode()

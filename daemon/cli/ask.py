@@ -7,23 +7,26 @@ import click
 
 from daemon.cli.common import CommandFailed, client_of, common_options, json_option
 from daemon.cli.rounds import show_round
-from daemon.cli.show import cell, number, print_json, prose
+from daemon.cli.show import cell, milli, number, print_json, prose
 
 MAX_INPUT_BYTES = 8 << 20
 """Far beyond any prompt the daemon takes, so that its own limit gives the reason, and a pipe without end is still cut."""
 
-STRATEGIES = ("route", "majority", "rank")
+STRATEGIES = ("route", "majority", "rank", "auto")
 
 
 @click.command()
 @common_options
 @click.argument("question")
-@click.option("--strategy", type=click.Choice(STRATEGIES), default="route", show_default=True, help="One peer, or a committee.")
+@click.option(
+    "--strategy", type=click.Choice(STRATEGIES), default="route", show_default=True, help="One peer, a committee, or the cheaper."
+)
 @click.option("--committee", type=click.IntRange(2, 50), help="Members of the committee.")
 @click.option("--peer", metavar="ID", help="Ask this peer.")
 @click.option("--model", metavar="NAME", help="Ask a peer that serves this model.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
 @click.option("--temperature", type=click.FloatRange(min=0), help="0 gives the likeliest answer.")
+@click.option("--watch", is_flag=True, help="Show every member as the round goes on.")
 @click.option("--verify", is_flag=True, help="Have another engine say whether the offered model gave this answer.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for all of it.")
 @json_option
@@ -40,7 +43,7 @@ def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **gi
         raise click.UsageError("the question is empty")
     options = {name: given[name] for name in ("committee", "peer", "model", "max_tokens", "temperature")}
     options["verify"] = given["verify"] or None
-    shown = _Shown(as_json)
+    shown = _Shown(as_json, given["watch"])
     for event in client_of(given).ask(prompt, strategy=strategy, timeout_s=timeout, **options):
         shown.take(event.name, event.fields)
 
@@ -48,8 +51,10 @@ def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **gi
 class _Shown:
     """What the person has seen so far."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, watch: bool = False) -> None:
         self._as_json = as_json
+        self._watch = watch
+        self._states: dict[str, str] = {}
         self._live = sys.stderr.isatty()
         self._printed = ""
         self._progress = ""
@@ -60,8 +65,11 @@ class _Shown:
             self._printed += text
             click.echo(text, nl=False)
             sys.stdout.flush()
+        elif name == "estimate":
+            self._clear_progress()
+            click.echo(_estimate(fields), err=True)
         elif name == "progress":
-            self._show_progress(fields)
+            self._show_members(fields) if self._watch else self._show_progress(fields)
         elif name == "result":
             self._clear_progress()
             self._finish(fields)
@@ -96,9 +104,29 @@ class _Shown:
         else:
             click.echo(line, err=True)
 
+    def _show_members(self, fields: dict[str, Any]) -> None:
+        """A line for each member whose state changed: a log of the round that also reads well through a pipe."""
+        for member in fields.get("members") or []:
+            peer, state = cell(member.get("peer_id")), cell(member.get("state"))
+            if self._states.get(peer) != state:
+                self._states[peer] = state
+                click.echo(f"{cell(fields.get('phase')):<8} {peer}  {cell(member.get('model'))}  {state}", err=True)
+
     def _clear_progress(self) -> None:
         if self._progress and self._live:
             click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _estimate(fields: dict[str, Any]) -> str:
+    ways = {name: fields.get(name) or {} for name in ("round", "route")}
+    plan = f"strategy {cell(fields.get('strategy'))}: {cell(fields.get('why'))}"
+    if not fields.get("known"):
+        return plan
+    said = [
+        f"{label} costs {number(way.get('answers'), '', 1)} answers and is right in {milli(way.get('right_milli'))} of cases"
+        for label, way in (("a round", ways["round"]), ("one peer", ways["route"]))
+    ]
+    return f"{plan}\nexpected for {cell(fields.get('topic'))}: {'; '.join(said)}"
 
 
 def _verification(fields: dict[str, Any]) -> str:

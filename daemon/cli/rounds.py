@@ -49,7 +49,7 @@ def why(named: str, as_json: bool, **given: Path | None) -> None:
     elif reply.get("what") == "ask":
         show_ask(reply)
     else:
-        show_round(reply)
+        show_round(reply, ballots=True)
 
 
 @click.command()
@@ -97,8 +97,9 @@ def show_ask(reply: dict[str, Any]) -> None:
         click.echo(f"because {cell(reason)}")
 
 
-def show_round(reply: dict[str, Any], err: bool = False) -> None:
-    """Print a round for people: its classes of answers in their ranking, its members, and the reasons."""
+def show_round(reply: dict[str, Any], err: bool = False, ballots: bool = False) -> None:
+    """Print a round for people: its classes of answers in their ranking, its members, and the reasons; with `ballots` every
+    judgement too."""
     click.echo(f"round {cell(reply.get('round_id'))}  {cell(reply.get('strategy'))}  {cell(reply.get('state'))}", err=err)
     if reply.get("reason"):
         click.echo(f"reason {cell(reply.get('reason'))}", err=err)
@@ -111,9 +112,21 @@ def show_round(reply: dict[str, Any], err: bool = False) -> None:
     members = []
     for member in reply.get("members") or []:
         spoke = ("yes" if member.get(name) else "no" for name in ("sealed", "revealed", "judged"))
-        members.append((member.get("peer_id"), member.get("model"), *spoke, member.get("class")))
+        weights = (milli(member.get(name)) for name in ("draw_weight_milli", "vote_weight_milli", "judge_weight_milli"))
+        members.append((member.get("peer_id"), member.get("model"), *spoke, member.get("class"), *weights))
     if members:
-        print_table(("MEMBER", "MODEL", "SEALED", "REVEALED", "JUDGED", "CLASS"), members, err)
+        print_table(("MEMBER", "MODEL", "SEALED", "REVEALED", "JUDGED", "CLASS", "TICKETS", "VOTE", "JUDGEMENT"), members, err)
+    if ballots and reply.get("ballots"):
+        shown = [
+            (row.get("peer_id"), row.get("first"), row.get("second"), milli(row.get("log_odds_milli")))
+            for row in reply["ballots"]
+        ]
+        print_table(("JUDGE", "CLASS SHOWN FIRST", "SECOND", "LOG-ODDS FOR FIRST"), shown, err)
+        pairs = [
+            (f"{row.get('first')} over {row.get('second')}", row.get("judges"), milli(row.get("wins_milli")))
+            for row in reply.get("pairs") or []
+        ]
+        print_table(("PAIR", "JUDGES", "PREFERRED"), pairs, err)
     for reason in reply.get("why") or []:
         click.echo(f"because {cell(reason)}", err=err)
     if reply.get("verdict_hash"):

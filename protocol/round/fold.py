@@ -8,8 +8,8 @@ P is the logistic function of a judge's clamped log-odds (both orders averaged f
 a judge of negative weight counts by its opposite. Weights are log-odds, so scores are too, and the confidence is their softmax.
 Averaging within a pair before summing keeps a class that fewer judges saw from being scaled down.
 
-Arm `rank`: ridge Bradley-Terry over the judges' evidence, votes left out. Arm `best`: the answer of the member of most answer
-weight.
+Arm `rank`: where no two answers are equal, ridge Bradley-Terry over the judges' evidence, votes left out; else as `fuse`.
+Arm `best`: the answer of the member of most answer weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -115,7 +115,9 @@ def fold(given: Contributions) -> Result:
     standing = [index for index, found in enumerate(given.classes) if set(found.seats) & voters]
     vote_micro = [sum(votes[seat] for seat in found.seats if seat in voters) for found in given.classes]
     wins = _mean_wins(len(given.classes), set(standing), pairs)
-    scores = _scores(given, vote_micro, judged, (wins, judge_total))
+    distinct = all(len(set(found.seats) & voters) < 2 for found in given.classes)
+    ranked = given.fold.arm == "rank" and distinct and bool(pairs)
+    scores = _ranked(given, judged, judge_total) if ranked else _scores(given, vote_micro, wins, judge_total)
     order = sorted(standing, key=lambda index: (-scores[index], tie_break(given.round, given.classes[index].key)))
     ranks = {index: place + 1 for place, index in enumerate(order)}
     winner = order[0]
@@ -133,7 +135,7 @@ def fold(given: Contributions) -> Result:
     return Result(
         round=given.round,
         strategy=given.strategy,
-        basis=_basis(given, bool(pairs)),
+        basis=_basis(given, bool(pairs), ranked),
         classes=rows,
         pairs=tuple(PairRow(a, b, judges, 500 + ratio(centred, 1000)) for (a, b), (centred, judges) in sorted(pairs.items())),
         judges=tuple(_judge_row(seat, ballots[seat]) for seat in ballots),
@@ -145,14 +147,14 @@ def fold(given: Contributions) -> Result:
     )
 
 
-def _basis(given: Contributions, judged: bool) -> Basis:
+def _basis(given: Contributions, judged: bool, ranked: bool) -> Basis:
     if len(given.classes) == 1:
         return "unanimous"
     if given.fold.arm == "best":
         return "best"
     if not judged:
         return "votes"
-    return "ranked" if given.fold.arm == "rank" else "judged"
+    return "ranked" if ranked else "judged"
 
 
 def _votes(given: Contributions, seats: set[int]) -> dict[int, int]:
@@ -182,21 +184,19 @@ def _judged(given: Contributions, ballots: Mapping[int, Sequence[Judgement]]) ->
     return judged, sum(max(abs(favourites[seat]), abs(others[seat])) for seat in ballots)
 
 
-def _scores(given: Contributions, vote_micro: Sequence[int], judged: PairSums, wins: tuple[Sequence[int], int]) -> list[int]:
-    gains, (centred, judge_total) = given.fold, wins
+def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[int], judge_total: int) -> list[int]:
+    gains = given.fold
     if gains.arm == "best":
         return list(vote_micro)
-    if gains.arm == "rank" and judged.sums:
-        return _ranked(len(given.classes), judged, judge_total, max(1, len(given.ballots)), gains.judge_gain_milli)
     return [
         (gains.vote_gain_milli * vote + ratio(gains.judge_gain_milli * judge_total * win, 1_000_000)) // 1000
         for vote, win in zip(vote_micro, centred, strict=True)
     ]
 
 
-def _ranked(count: int, judged: PairSums, judge_total: int, judges: int, gain_milli: int) -> list[int]:
+def _ranked(given: Contributions, judged: PairSums, judge_total: int) -> list[int]:
     """Bradley-Terry strengths in millionths of a nat, judges' weights scaled to a mean of one; what was not judged comes last."""
-    scale = max(1, judge_total)
+    count, judges, scale = len(given.classes), max(1, len(given.ballots)), max(1, judge_total)
     wins = {}
     for pair, (total, weight, _) in judged.sums.items():
         whole = weight * 1000 * judges // scale
@@ -204,7 +204,7 @@ def _ranked(count: int, judged: PairSums, judge_total: int, judges: int, gain_mi
     strengths = strengths_milli(count, wins)
     seen = {index for pair in wins for index in pair}
     lowest = min(strengths[index] for index in seen) - 1000
-    return [(strengths[index] if index in seen else lowest) * gain_milli for index in range(count)]
+    return [(strengths[index] if index in seen else lowest) * given.fold.judge_gain_milli for index in range(count)]
 
 
 def _mean_wins(count: int, standing: set[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:

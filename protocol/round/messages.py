@@ -105,7 +105,8 @@ class FoldParameters(Message, frozen=True):
     `one_voice`: members with one config digest share one weight, as their errors are the same errors.
     `own_pairs`: whether a judge also judges a pair of which one answer is its own and nobody else's.
     `early_exit_margin`: a lead in votes from which judging is skipped; 0 judges whenever there is more than one class.
-    `arm`: `fuse` adds votes and judgements, `rank` leaves votes out and fits Bradley-Terry, `best` takes the answer of the member
+    `arm`: `fuse` adds votes and judgements, `rank` leaves votes out and fits Bradley-Terry (where no two answers
+    are equal; else it is `fuse`), `best` takes the answer of the member
     of most answer weight. `position_bias`: whether a judge's taste for the first place, as its swapped pairs show it, is taken
     off the others.
     """

@@ -9,7 +9,7 @@ from protocol.round.classes import AnswerClass, classes_of, settled, voices
 from protocol.round.commitment import answer_commitment, ballot_commitment
 from protocol.round.draw import check_roster
 from protocol.round.fold import Contributions, Result, Voice, fold
-from protocol.round.messages import Ballot, Held, Listing, Reveal, Roster, Seal, Step, quorum, slot_of
+from protocol.round.messages import Ballot, Held, Judgement, Listing, Reveal, Roster, Seal, Step, quorum, slot_of
 from protocol.round.plan import judge_plan
 from protocol.round.record import Record
 from protocol.wire.errors import Code, LocalError, RemoteError, malformed
@@ -146,15 +146,15 @@ class Tally:
         revealed = self.counted.get(Step.REVEAL, {})
         return {seat: held.message.answer for seat, held in revealed.items() if isinstance(held.message, Reveal)}
 
+    def ballots(self) -> dict[int, tuple[Judgement, ...]]:
+        """The revealed ballots by seat."""
+        counted = self.counted.get(Step.BALLOT, {})
+        return {seat: held.message.judgements for seat, held in counted.items() if isinstance(held.message, Ballot)}
+
     def result(self) -> Result:
         """The result that follows once `complete`."""
         if not self.complete:
             raise LocalError("a result needs a complete tally")
-        ballots = {
-            seat: held.message.judgements
-            for seat, held in self.counted.get(Step.BALLOT, {}).items()
-            if isinstance(held.message, Ballot)
-        }
         header = self.record.header
         return fold(
             Contributions(
@@ -163,7 +163,7 @@ class Tally:
                 fold=header.fold,
                 voices=self._voices(),
                 classes=self.classes,
-                ballots=ballots,
+                ballots=self.ballots(),
                 aborted=self.aborted(),
                 dropped=tuple(self.dropped),
             )

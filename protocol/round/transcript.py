@@ -10,7 +10,6 @@ from protocol.round.fold import Result, verdict_hash
 from protocol.round.messages import (
     MAX_MESSAGE_BYTES,
     Attestation,
-    Ballot,
     Header,
     Held,
     Judgement,
@@ -126,13 +125,8 @@ def replay(raw: bytes) -> Replayed:
         reason=reason,
         attested_by=attested,
         messages=len(transcript.messages),
-        ballots=_ballots(tally),
+        ballots=tally.ballots(),
     )
-
-
-def _ballots(tally: Tally) -> dict[int, tuple[Judgement, ...]]:
-    counted = {seat: held.message for seat, held in tally.counted.get(Step.BALLOT, {}).items()}
-    return {seat: ballot.judgements for seat, ballot in counted.items() if isinstance(ballot, Ballot)}
 
 
 def _replay_lists(tally: Tally) -> None:

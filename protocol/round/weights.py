@@ -211,10 +211,10 @@ class Choice:
 
 
 def choose_arm(weighed: Sequence[RoundWeights], prose: bool, known: bool) -> Choice:
-    """`best` where no vote of all others together could change the answer of the best; `rank` for prose, whose answers form no
-    classes; else `fuse`. `known`: whether gold says anything of anyone."""
+    """`best` where no vote of all others together could change the answer of the best; `rank` for topics of prose, whose answers
+    are seldom equal; else `fuse`. `known`: whether gold says anything of anyone."""
     if prose:
-        return Choice("rank", "answers in prose form no classes, so judges alone rank them")
+        return Choice("rank", "answers in prose are seldom equal: where no two are, judges alone rank them")
     if not known:
         return Choice("fuse", "gold says nothing of these peers yet, so every vote and judgement counts alike")
     votes = sorted((one.answer_milli for one in weighed), reverse=True)

@@ -95,7 +95,7 @@ async def test_openai_client_completions_and_models(api: Any) -> None:
 
     reply, models = await trio.to_thread.run_sync(call)
     assert reply.choices[0].text == "forty two"
-    assert models == ["tiny-all", "swarm/rank", "swarm/majority"]
+    assert models == ["tiny-all", "swarm/rank", "swarm/majority", "swarm/auto"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

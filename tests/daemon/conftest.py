@@ -16,7 +16,7 @@ import trio
 
 from crdt_store.memory import MemoryStorage
 from crdt_store.store import ClaimStore
-from daemon.api.backend import AskEvent, AskRequest, BegunEvent, ProgressEvent, ResultEvent, TokenEvent
+from daemon.api.backend import AskEvent, AskRequest, BegunEvent, EstimateEvent, ProgressEvent, ResultEvent, TokenEvent
 from daemon.asking import Asking
 from daemon.attempt import Served
 from daemon.bootstrap import Bootstrap
@@ -257,6 +257,7 @@ class Heard:
     phases: list[ProgressEvent] = field(default_factory=list)
     results: list[ResultEvent] = field(default_factory=list)
     begun: list[BegunEvent] = field(default_factory=list)
+    estimates: list[EstimateEvent] = field(default_factory=list)
 
     async def emit(self, event: AskEvent) -> None:
         if isinstance(event, TokenEvent):
@@ -265,6 +266,8 @@ class Heard:
             self.phases.append(event)
         elif isinstance(event, BegunEvent):
             self.begun.append(event)
+        elif isinstance(event, EstimateEvent):
+            self.estimates.append(event)
         else:
             self.results.append(event)
 

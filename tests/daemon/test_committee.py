@@ -9,8 +9,11 @@ import trio.testing
 from crdt_store.claims import Kind
 from daemon.backend import Life, NodeBackend, Parts
 from daemon.config import RoundConfig
+from daemon.embedding import Embedding
 from daemon.round_archive import Note, RoundArchive
+from daemon.weighing import Weighing
 from protocol.round.messages import check_invitation, read_header, sign
+from protocol.round.weights import Trials
 from protocol.wire.errors import Code
 from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, unix_ms, until
 
@@ -32,7 +35,8 @@ async def committee(swarm: Swarm, *answers: str, **engine: float) -> list[Peer]:
 
 def backend_of(peer: Peer) -> NodeBackend:
     parts = Parts(
-        peer.transport, peer.membership, peer.serving, peer.asking, peer.committee, peer.archive, peer.reputation, peer.metrics
+        peer.transport, peer.membership, peer.serving, peer.asking, peer.committee, peer.archive, peer.reputation, peer.metrics,
+        Embedding(peer.asking),
     )
     return NodeBackend(Life(1, 0.0, "/run/api.sock"), parts)
 
@@ -130,7 +134,8 @@ async def test_every_configurable_duration_is_one_that_peers_accept(swarm: Swarm
     names = ("draw_timeout_ms", "seal_timeout_ms", "reveal_timeout_ms", "judge_timeout_ms")
     bounds = {name: getattr(RoundConfig.__annotations__[name].__metadata__[0], edge) for name in names}
     peers[0].committee._config = RoundConfig(**bounds)
-    raw = sign(peers[0].committee._header(ask(strategy="rank")), peers[0].transport.key)
+    planned = peers[0].committee.plan(ask(strategy="rank"))
+    raw = sign(peers[0].committee._header(ask(strategy="rank"), planned), peers[0].transport.key)
     header = read_header(raw).message
     check_invitation(header, peers[1].id, unix_ms())  # type: ignore[arg-type]
 
@@ -180,7 +185,7 @@ async def test_the_backend_counts_asks_and_refuses_them_while_draining(swarm: Sw
     async with backend.ask(ask()) as events:
         heard = [event async for event in events]
         assert backend._life.running == 1
-    assert (len(heard), backend._life.running) == (3, 0)
+    assert (len(heard), backend._life.running) == (4, 0)
     async with backend.ask(ask()):
         pass
     assert alice.metrics.registry.get_sample_value("swarmd_asks_total", {"strategy": "route", "outcome": "ok"}) == 2
@@ -281,3 +286,43 @@ async def test_a_full_disk_costs_the_transcript_alone(
     monkeypatch.setattr("daemon.round_archive.write_durably", full)
     await archive.keep(note(1), b"x")
     assert archive.notes() == []
+
+
+async def test_gold_goes_into_the_header_and_auto_asks_the_one_that_is_far_ahead(swarm: Swarm, autojump_clock: Clock) -> None:
+    peers = await committee(swarm, "42", "41", "40")
+    best = peers[1].transport.peer_id
+
+    def tally(peer: str, skill: str) -> Trials:
+        right = 49_000 if peer == best else 5_000
+        return Trials(right, 50_000 - right) if not skill.startswith("judge.") else Trials(25_000, 25_000)
+
+    peers[0].committee.weighing = Weighing(tally, lambda peer, skill: 900)
+    heard = Heard()
+    await peers[0].committee.ask(ask(strategy="rank", text="12 + 30"), heard.emit)
+    shown = heard.result.round
+    assert shown is not None
+    weights = {row["peer_id"]: row["vote_weight_milli"] for row in shown["members"]}
+    assert weights[best] > sum(weights.values()) - weights[best]
+    assert (shown["arm"], shown["winner_peer"]) == ("best", best)
+    assert (heard.estimates[0].arm, heard.estimates[0].known, heard.estimates[0].topic) == ("best", True, "arithmetic")
+    backend, heard = backend_of(peers[0]), Heard()
+    async with backend.ask(ask(strategy="auto", text="12 + 30")) as events:
+        async for event in events:
+            await heard.emit(event)
+    assert (heard.result.strategy, heard.result.peer_id, heard.estimates[0].strategy) == ("route", best, "route")
+
+
+async def test_auto_asks_a_committee_of_equals_that_judge_well(swarm: Swarm, autojump_clock: Clock) -> None:
+    peers = await committee(swarm, "42", "41", "42", "42", "40")
+    good, even = Trials(45_000, 5_000), Trials(25_000, 25_000)
+    peers[0].committee.weighing = Weighing(lambda peer, skill: good if "judge" in skill else even)
+    heard = Heard()
+    async with backend_of(peers[0]).ask(ask(strategy="auto", text="12 + 30")) as events:
+        async for event in events:
+            await heard.emit(event)
+    assert heard.result.strategy == "rank"
+    assert heard.estimates[0].round["per_right"] < heard.estimates[0].route["per_right"]
+    shown = heard.result.round
+    assert shown is not None
+    assert len(shown["ballots"]) > 0
+    assert {"peer_id", "first", "second", "log_odds_milli"} == set(shown["ballots"][0])

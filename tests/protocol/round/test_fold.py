@@ -209,9 +209,11 @@ def test_a_taste_for_the_first_place_is_taken_off_the_pairs_seen_one_way() -> No
 
 
 def test_rank_leaves_votes_out_and_best_leaves_everybody_else_out() -> None:
-    ballots = {seat: [Judgement(0, 1, -4000)] for seat in range(5)}
-    ranked = fold(contributions("aaabb", ballots, fold=FoldParameters(arm="rank")))
+    strong = {0: Voice(8000, 1000, b"\0")}
+    ballots = {seat: [Judgement(0, 1, -4000)] for seat in range(2)}
+    ranked = fold(contributions("ab", ballots, voices=strong, fold=FoldParameters(arm="rank")))
     assert (ranked.basis, ranked.winner) == ("ranked", 1)
+    assert fold(contributions("aab", ballots, voices=strong, fold=FoldParameters(arm="rank"))).basis == "judged"
     best = fold(contributions("aaabb", {}, voices={4: Voice(1001, 0, b"\4")}, fold=FoldParameters(arm="best")))
     assert (best.basis, best.winner_seat) == ("best", 3)
     assert [row.vote_micro for row in best.classes if 4 in row.seats] == [1_001_000]

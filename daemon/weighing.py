@@ -1,0 +1,111 @@
+"""Puts what gold says of peers into a round's header: weights, the arm, and what the round is expected to be worth.
+
+Decides no verdict and asks nobody: it reads tallies that the claim store computes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+
+from protocol.job import Job
+from protocol.round.expectation import Expected, Seat, of_round, of_route
+from protocol.round.messages import Candidate, FoldParameters
+from protocol.round.weights import Evidence, Known, Trials, choose_arm, shares_micro, weigh
+from protocol.skills import GENERAL, broader, judging, skill_of
+from protocol.wire.ids import PeerId
+
+TallyOf = Callable[[PeerId, str], Evidence]
+"""Weighed evidence of a peer's right and wrong trials in a skill."""
+
+DrawWeight = Callable[[PeerId, str], int]
+"""What a peer has earned in a skill, 1 to 1000."""
+
+CLOSE_MICRO = 20_000
+"""Peers within two points of the best are as good for routing; the selector then takes the soonest of them."""
+
+
+def _nothing(peer: PeerId, skill: str) -> Evidence:
+    return Trials()
+
+
+def _alike(peer: PeerId, skill: str) -> int:
+    return 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A round as it would be asked, beside one peer asked alone. `best` are the peers that are as good as the best one."""
+
+    topic: str
+    candidates: tuple[Candidate, ...]
+    fold: FoldParameters
+    arm: str
+    why: str
+    round: Expected
+    route: Expected
+    best: frozenset[str]
+    known: bool
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether a right answer is expected to cost less by a round."""
+        return self.known and self.arm != "best" and self.round.per_right < self.route.per_right
+
+
+class Weighing:
+    """Weights from `tally` and tickets from `earned`, for each question's topic."""
+
+    def __init__(self, tally: TallyOf = _nothing, earned: DrawWeight = _alike, rng: Random | None = None) -> None:
+        self._tally = tally
+        self._earned = earned
+        self._rng = rng or Random(0)  # noqa: S311 - an estimate
+
+    def plan(self, candidates: Sequence[Candidate], job: Job, strategy: str, committee: int) -> Planned:
+        """Weigh `candidates` for `job`. A majority counts heads: its votes weigh alike whatever gold says."""
+        topic = skill_of(job)
+        known = [self._known(PeerId(candidate.peer_id), topic) for candidate in candidates]
+        weighed = weigh(known)
+        told = any(one.answering.right_milli + one.answering.wrong_milli for one in known)
+        choice = choose_arm(weighed, prose=topic == GENERAL, known=told)
+        alike = strategy == "majority"
+        placed = tuple(
+            msgspec.structs.replace(
+                candidate,
+                weight_milli=one.draw_milli,
+                answer_weight_milli=1000 if alike else one.answer_milli,
+                judge_weight_milli=1000 if alike else one.judge_milli,
+                favourite_weight_milli=None if alike else one.favourite_milli,
+            )
+            for candidate, one in zip(candidates, weighed, strict=True)
+        )
+        answers = shares_micro([one.answering for one in known])
+        judges = shares_micro([one.judging for one in known])
+        order = sorted(range(len(placed)), key=lambda place: -placed[place].weight_milli)[:committee]
+        seats = [
+            Seat(answers[p] / 1e6, judges[p] / 1e6, placed[p].answer_weight_milli, placed[p].judge_weight_milli) for p in order
+        ]
+        best = max(answers, default=0)
+        arm = "majority" if alike else choice.arm
+        return Planned(
+            topic,
+            placed,
+            FoldParameters(arm="fuse" if arm == "majority" else arm, position_bias=True),
+            arm,
+            "a majority counts every vote alike" if alike else choice.why,
+            of_round(seats, judged=not alike and arm != "best", rng=self._rng),
+            of_route(best / 1e6),
+            frozenset(placed[p].peer_id for p in range(len(placed)) if told and answers[p] >= best - CLOSE_MICRO),
+            told,
+        )
+
+    def _known(self, peer: PeerId, topic: str) -> Known:
+        return Known(self._of(peer, topic), self._of(peer, judging(topic)), None, max(1, self._earned(peer, topic)))
+
+    def _of(self, peer: PeerId, skill: str) -> Evidence:
+        """The record in a fine skill, or in the topic it is part of where there is none."""
+        record = self._tally(peer, skill)
+        if record.right_milli + record.wrong_milli or broader(skill) == skill:
+            return record
+        return self._tally(peer, broader(skill))
