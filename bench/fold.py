@@ -2,8 +2,8 @@
 
     python -m bench.fold [--json] [--check]
 
-Median of many folds of one drawn round, in this process: `fuse` and `rank` at 7 members and 35 with 3N comparisons each, at 500 with
-3N in all; then 1,000 permutations of the 7 and of the 35. The limits are those of the fold alone: no signature, no network.
+Median of many folds of one drawn round, in this process: `fuse` and `rank` at 7 members and 35 with 3N comparisons each, at 500
+with 3N in all; then 1,000 permutations of the 7 and of the 35. The limits are those of the fold alone: no signature, no network.
 """
 
 import json
