@@ -56,7 +56,8 @@ class Pace:
         stream = self._streams[descriptor] = PacedStream(self, descriptor)
         hang_ups = self._hang_ups
         if hang_ups is not None:
-            hang_ups.register(descriptor, select.EPOLLRDHUP | select.EPOLLET)
+            with suppress(OSError):  # then the end is read in the next beat
+                hang_ups.register(descriptor, select.EPOLLRDHUP | select.EPOLLET)
         try:
             yield stream
         finally:
