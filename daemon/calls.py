@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 
 import structlog
 import trio
@@ -31,6 +32,11 @@ MAX_INBOUND_LINKS = 2
 
 PACKED_FROM_SECONDS = 0.003
 """Round trip from which big bodies are compressed: what is nearer is on a line of a gigabit, where it would take longer."""
+
+LOOK_SECONDS = 1.0
+"""How long what was found of a peer's path holds: a big body is cut into many frames, each of which asks."""
+
+MAX_LINES = 1024
 
 HELLO = Hello(capabilities=(CAPABILITY,))
 
@@ -127,6 +133,14 @@ class StreamedCall:
         await self._link.end(self._id, self._inbox, b"")
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    looked_at: float
+    since: float
+    shortest: float
+    packs: bool
+
+
 @dataclass(slots=True)
 class _Opening:
     done: trio.Event = field(default_factory=trio.Event)
@@ -150,6 +164,7 @@ class Calls:
         self._links: dict[tuple[PeerId, bool], Link] = {}
         self._openings: dict[tuple[PeerId, bool], _Opening] = {}
         self._inbound: dict[PeerId, list[Link]] = {}
+        self._lines: dict[PeerId, _Line] = {}
         self._nursery: trio.Nursery | None = None
 
     def serve(self, method: str, handler: Handler) -> None:
@@ -291,9 +306,23 @@ class Calls:
                 del self._inbound[stream.peer]
 
     def _packs(self, peer: PeerId) -> bool:
-        """Whether compressing for `peer` pays: not on this box or in one room, where the line is faster than the work."""
+        """Whether compressing for `peer` pays: not on this box or in one room, where the line is faster than the work.
+
+        The shortest round trip of the path counts: a busy process on either side makes its mean longer, and the line no slower.
+        """
+        now, line = trio.current_time(), self._lines.get(peer)
+        if line is not None and now - line.looked_at < LOOK_SECONDS:
+            return line.packs
         path = self._transport.paths().get(peer)
-        return path is not None and (path.kind is PathKind.RELAYED or (path.rtt is not None and path.rtt >= PACKED_FROM_SECONDS))
+        if path is None:
+            return False
+        known = line.shortest if line is not None and line.since == path.since else inf
+        shortest = min(known, inf if path.rtt is None else path.rtt)
+        packs = path.kind is PathKind.RELAYED or PACKED_FROM_SECONDS <= shortest < inf
+        if len(self._lines) >= MAX_LINES:
+            self._lines.clear()
+        self._lines[peer] = _Line(now, path.since, shortest, packs)
+        return packs
 
     # Answering.
 
