@@ -103,6 +103,22 @@ def test_reads_in_between_change_nothing() -> None:
     assert retired > 10, "the pool must be too long for the quota"
 
 
+def test_what_goes_to_make_room_for_others_goes_from_the_scores() -> None:
+    """Strangers fill the replica, then issuers that are vouched for take the room back."""
+    bounds = Bounds(total_bytes=40 * 400, vouched=2, strangers=3)
+    scores = Scores(NAMES[0], PARAMETERS)
+    replica = Replica(bounds, observe=scores.observe)
+    most = 0
+    for authors in ((3, 4), (0, 2)):
+        replica.room.vouch(NAMES[author] for author in authors if author in (0, 2))
+        for entry in POOL:
+            if entry.claim.issuer in [NAMES[author] for author in authors]:
+                replica.insert(entry.raw)
+                assert everything(scores) == everything(from_scratch(replica, NAMES[0]))
+        most = max(most, sum(entry.claim.issuer == NAMES[4] for entry in replica.claims()))
+    assert sum(entry.claim.issuer == NAMES[4] for entry in replica.claims()) < most
+
+
 def test_nothing_is_left_of_what_went() -> None:
     scores = Scores(NAMES[0], PARAMETERS)
     replica = Replica(BOUNDS, observe=scores.observe)

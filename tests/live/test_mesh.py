@@ -110,6 +110,26 @@ def test_two_peers_hold_the_same_claims_after_a_round(mesh: list[Daemon]) -> Non
     assert not any(claim["issuer"] == claim["subject"] for claim in claims)
 
 
+def test_what_peers_did_becomes_scores_whose_evidence_adds_up(mesh: list[Daemon]) -> None:
+    asker, asked = mesh[0], mesh[2].peer_id
+    until(lambda: asker.cli("ask", "add 3 4", "--peer", asked).code == 0)
+
+    def called() -> bool:
+        lines = asker.cli("reputation", "why", asked, "--skill", "service", "--json").out
+        return bool(lines) and any(line["kind"] == "call_served" and line["own"] for line in json.loads(lines)["evidence"])
+
+    until(called)
+    one = json.loads(asker.cli("reputation", "why", asked, "--skill", "service", "--json").out)
+    (score,) = one["scores"]
+    added = sum(line["adds_right_milli"] for line in one["evidence"])
+    assert abs(added - score["right_milli"]) <= len(one["evidence"])
+    assert score["mean_milli"] > 250
+    assert score["own_milli"] > 0
+    everybody = asker.cli("reputation").out
+    assert asked in everybody
+    assert "service" in everybody
+
+
 def test_openai_client_routes_by_model_and_runs_rounds(mesh: list[Daemon]) -> None:
     client = openai.OpenAI(base_url=mesh[0].api_url, api_key="unused", max_retries=0, timeout=30)
     with client:
