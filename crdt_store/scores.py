@@ -64,7 +64,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class _Cached:
-    stamps: tuple[int, int, int]
+    stamps: tuple[int, int]
     weighed: Weighed
 
 
@@ -76,7 +76,7 @@ class Scores:
         self.parameters = parameters or Parameters()
         self.ledger = Ledger(max(1, self.parameters.half_life_ms // DECAY_STEPS))
         self.witnesses = Witnesses(me, self.ledger)
-        self._cache: dict[tuple[PeerId, str], _Cached] = {}
+        self._cache: dict[tuple[PeerId, str, int], _Cached] = {}
 
     def observe(self, outcome: Outcome) -> None:
         """Take what the replica did with a claim or a proof."""
@@ -110,14 +110,15 @@ class Scores:
         cell = self.ledger.cell(subject, skill)
         if cell is None:
             return None
-        stamps = (cell.stamp, self.witnesses.stamp, self.ledger.step_of(now_ms))
-        cached = self._cache.get((subject, skill))
+        stamps = (cell.stamp, self.witnesses.stamp)
+        step = self.ledger.step_of(now_ms)
+        cached = self._cache.get((subject, skill, step))
         if cached is None or cached.stamps != stamps:
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()
             bench = Bench(self.me, self.witnesses.weight, self.witnesses.total)
-            cached = _Cached(stamps, weigh(cell, bench, stamps[2], self.parameters.window))
-            self._cache[subject, skill] = cached
+            cached = _Cached(stamps, weigh(cell, bench, step, self.parameters.window))
+            self._cache[subject, skill, step] = cached
         return cached.weighed
 
     def _borrowed(self, subject: PeerId, skill: str, now_ms: int, lacking: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ What many say is not added up blindly: each witness has a share of the window by
 out the others; who contradicts the rest beyond chance is left out, who leans is pulled back to half of what chance explains.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
 from typing import NamedTuple
@@ -48,7 +48,7 @@ STRANGERS_SHARE = 10
 """All strangers together fill at most a tenth of a window, however many they are."""
 
 MAX_WALK = 4_096
-"""Sums looked at for one record; older ones are left out. A ring that fills them all at once is as large as the mesh."""
+"""Sums of strangers looked at for one record, or of one step where that has more."""
 
 
 @dataclass(slots=True)
@@ -108,45 +108,69 @@ def weigh(cell: Cell, bench: Bench, now: int, window: int) -> Weighed:
 
 
 def _gather(cell: Cell, bench: Bench, now: int, full: int, without: Collection[PeerId]) -> list[Witnessed]:
-    """Newest first and whole steps at a time, so that no order of arrival shows; up to a full window of own and known."""
+    """Newest first and whole steps at a time, so that no order of arrival shows; up to a full window of own and known.
+
+    Strangers are gathered apart: however many speak at once, they hide nothing that a known witness said before.
+    """
     own = Witnessed(bench.me, OWN_WORTH * MILLI, full)
-    reserve = _reserve(cell, own, now, full) if bench.me in cell.totals else 0
+    known = {bench.me: own} if bench.me in cell.totals else {}
     trusted = max(1, bench.total - sum(map(bench.weight, without)))
-    found: dict[PeerId, Witnessed] = {}
-    filled = reserve
-    walked = 0
-    for step in reversed(cell.order):
-        age = now - step
-        if age < 0:
-            continue  # a clock that runs ahead makes a claim wait, never count more
-        room = full - filled
-        if age >= len(DECAY_MILLI) or room <= 0 or walked >= MAX_WALK:
+    for issuer in cell.totals:
+        weight = bench.weight(issuer)
+        if weight > STRANGER_MILLI and issuer != bench.me and issuer not in without:
+            part = max(full * weight // trusted, full // LEAST_SHARE)
+            known[issuer] = Witnessed(issuer, weight, part * OWN_WORTH * MILLI // weight)
+    filled = _reserve(cell, own, now, full) if bench.me in known else 0
+    for step in reversed(cell.order) if known else ():
+        if now - step >= len(DECAY_MILLI) or filled >= full:
             break
-        sums_of = cell.steps[step]
-        walked += len(sums_of)
-        drawn = []
-        decay = DECAY_MILLI[age]
-        mass = 0
-        for issuer, sums in sums_of.items():
+        if step <= now:  # a clock that runs ahead makes a claim wait, never count more
+            filled += _fill(known, cell.steps[step], step, DECAY_MILLI[now - step], full - filled)
+    said = [known[issuer] for issuer in sorted(known) if known[issuer].mass]
+    return said + _gather_strangers(cell, bench, now, full, without)
+
+
+def _fill(known: Mapping[PeerId, Witnessed], sums_of: Mapping[PeerId, list[int]], step: int, decay: int, room: int) -> int:
+    """Take one step's evidence of own and known; where there is less room than that, the same part of all. The mass taken."""
+    drawn = []
+    mass = 0
+    for issuer in known if len(known) < len(sums_of) else sums_of:
+        one, sums = known.get(issuer), sums_of.get(issuer)
+        if one is None or sums is None:
+            continue
+        one.said_right += sums[0]
+        one.said_wrong += sums[1]
+        share = min(decay - one.taken.get(step, 0), (one.cap - one.mass) // (sums[0] + sums[1]))
+        if share > 0:
+            drawn.append((one, sums, share))
+            mass += _worth(one, (sums[0] + sums[1]) * share)
+    for one, sums, share in drawn:
+        _take(one, step, sums, share if mass <= room else share * room // mass)
+    return min(mass, room)
+
+
+def _gather_strangers(cell: Cell, bench: Bench, now: int, full: int, without: Collection[PeerId]) -> list[Witnessed]:
+    found: dict[PeerId, Witnessed] = {}
+    mass = walked = 0
+    for step in reversed(cell.order):
+        if now - step >= len(DECAY_MILLI) or mass >= full // STRANGERS_SHARE or walked >= MAX_WALK:
+            break
+        if step > now:
+            continue
+        walked += len(cell.steps[step])
+        for issuer, sums in cell.steps[step].items():
+            if issuer == bench.me or bench.weight(issuer) != STRANGER_MILLI or issuer in without:
+                continue
             one = found.get(issuer)
             if one is None:
-                if issuer in without:
-                    continue
-                one = own if issuer == bench.me else _witness(issuer, bench, trusted, full)
-                if one.weight == 0:
-                    continue
-                found[issuer] = one
-            share = _offered(one, step, sums, decay)
-            if share > 0:
-                drawn.append((one, sums, share))
-                if one.weight > STRANGER_MILLI:
-                    mass += _worth(one, (sums[0] + sums[1]) * share)
-        for one, sums, share in drawn:
-            # Of the last step all get the same part of what there is room for.
-            _take(one, step, sums, share if mass <= room or one.weight <= STRANGER_MILLI else share * room // mass)
-        filled += min(mass, room)
-    found.pop(bench.me, None)
-    return ([own] if own.mass else []) + [found[name] for name in sorted(found) if found[name].mass]
+                cap = full // LEAST_SHARE * OWN_WORTH * MILLI // STRANGER_MILLI
+                one = found[issuer] = Witnessed(issuer, STRANGER_MILLI, cap)
+            one.said_right += sums[0]
+            one.said_wrong += sums[1]
+            before = one.mass
+            _take(one, step, sums, min(DECAY_MILLI[now - step], (one.cap - one.mass) // (sums[0] + sums[1])))
+            mass += _worth(one, one.mass - before)
+    return [found[issuer] for issuer in sorted(found) if found[issuer].mass]
 
 
 def _reserve(cell: Cell, own: Witnessed, now: int, full: int) -> int:
@@ -161,25 +185,9 @@ def _reserve(cell: Cell, own: Witnessed, now: int, full: int) -> int:
     return own.mass
 
 
-def _witness(issuer: PeerId, bench: Bench, trusted: int, full: int) -> Witnessed:
-    """An issuer with its cap, in its own trials: its share of trust in the window."""
-    weight = bench.weight(issuer)
-    if weight == 0:
-        return Witnessed(issuer, 0, 0)
-    part = full * weight // trusted if weight > STRANGER_MILLI else 0
-    return Witnessed(issuer, weight, max(part, full // LEAST_SHARE) * OWN_WORTH * MILLI // weight)
-
-
 def _worth(one: Witnessed, mass: int) -> int:
     """Milli trials of a witness in milli trials of our own."""
     return mass * one.weight // (OWN_WORTH * MILLI)
-
-
-def _offered(one: Witnessed, step: int, sums: Sequence[int], decay: int) -> int:
-    """Milli of each trial of one step that may still be taken, below its cap; notes what was said in any case."""
-    one.said_right += sums[0]
-    one.said_wrong += sums[1]
-    return min(decay - one.taken.get(step, 0), (one.cap - one.mass) // (sums[0] + sums[1]))
 
 
 def _take(one: Witnessed, step: int, sums: Sequence[int], share: int) -> None:

@@ -43,3 +43,17 @@ def test_a_right_probe_counts_and_an_unknown_peer_is_low(alice, bob):
     assert (nobody.mean_milli, nobody.weight_milli) == (250, 20)
     assert unknown.low_milli < known.low_milli
     assert known.high_milli - known.low_milli < unknown.high_milli - unknown.low_milli
+
+
+def test_a_flood_of_strangers_hides_nothing_and_adds_a_tenth_at_most(author, alice, bob):
+    week = 7 * 86_400_000
+    carol, dave = author(3), author(4)
+    seen = [one.claim(0, subject=dave.id, kind=Kind.PROBE_PASSED, value=200, time=NOW - week) for one in (alice, carol)]
+    told = carol.claim(1, seen[1].hash, subject=bob.id, kind=Kind.PROBE_PASSED, value=200, time=NOW - week)
+    strangers = [author(number) for number in range(10, 70)]
+    flood = [one.claim(0, subject=bob.id, kind=Kind.PROBE_PASSED, value=1000, time=NOW) for one in strangers]
+    alone, flooded = held(alice.id, *seen, told), held(alice.id, *seen, told, *flood)
+    quiet, loud = alone.tally(bob.id, "math", NOW), flooded.tally(bob.id, "math", NOW)
+    assert quiet.right_milli > 15_000, "what carol said a week ago fills a third of a window"
+    assert quiet.right_milli < loud.right_milli <= quiet.right_milli + 5_000
+    assert loud.wrong_milli == quiet.wrong_milli == 0
