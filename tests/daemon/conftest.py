@@ -134,6 +134,12 @@ async def inline(work: Callable[[], Any]) -> Any:
     return work()
 
 
+async def _at_once(work: Callable[[], Any]) -> Any:
+    """What goes to a thread in a daemon: a virtual clock would run on while a thread works."""
+    await trio.lowlevel.checkpoint()
+    return work()
+
+
 @dataclass
 class Peer:
     """One peer with every driver. `kill` ends it as kill -9 does; `served` is what asking observed."""

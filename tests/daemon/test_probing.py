@@ -62,8 +62,9 @@ async def meshed(
     return asker, probing, served
 
 
-def claims(asker: Peer) -> dict[tuple[str, str, Kind], int]:
+async def claims(asker: Peer) -> dict[tuple[str, str, Kind], int]:
     """What probes counted, by subject, skill and kind."""
+    await trio.testing.wait_all_tasks_blocked()  # claims are written aside
     found: dict[tuple[str, str, Kind], int] = {}
     for entry in asker.store.replica.claims():
         claim = entry.claim
@@ -95,20 +96,20 @@ async def test_a_twentieth_of_what_a_peer_is_asked_is_gold_that_looks_like_the_r
     assert "infer" in calls
     assert not any("probe" in method for method in calls)
     # The user's own questions could be worked out too, so they count as well.
-    assert claims(asker) == {(peer.id, "add", Kind.PROBE_PASSED): 400 + probes}
+    assert await claims(asker) == {(peer.id, "add", Kind.PROBE_PASSED): 400 + probes}
     assert sum(note.kind == "probe" for note in asker.asking.notes.newest_first()) > 0
 
 
 async def test_wrong_answers_become_failures_and_unanswered_ones_nothing(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, probing, (peer,) = await meshed(swarm, FakeEngine(says=unable))
     shown = await probing.now(ProbeRequest(skill="mod", count=7))
-    assert claims(asker) == {(peer.id, "mod", Kind.PROBE_FAILED): 7}
+    assert await claims(asker) == {(peer.id, "mod", Kind.PROBE_FAILED): 7}
     (row,) = shown["peers"]
     assert (row["peer_id"], row["skills"][0]["right"], row["skills"][0]["wrong"]) == (peer.id, 0, 7)
     peer.kill()
     shown = await probing.now(ProbeRequest(peer=peer.id, skill="mod", count=2))
     assert shown["peers"][0]["unanswered"] == 2
-    assert claims(asker) == {(peer.id, "mod", Kind.PROBE_FAILED): 7}
+    assert await claims(asker) == {(peer.id, "mod", Kind.PROBE_FAILED): 7}
 
 
 async def test_nothing_is_probed_where_that_is_turned_off(swarm: Swarm, autojump_clock: Clock) -> None:
@@ -132,7 +133,7 @@ async def test_a_gold_round_marks_answers_and_ballots_of_all_members(swarm: Swar
     good, bad, perverse = Judging(says=able), Judging(says=unable), Judging(says=able, perverse=True)
     asker, probing, peers = await meshed(swarm, good, bad, perverse, own=own)
     shown = await probing.now(ProbeRequest(skill="add", count=0, rounds=4))
-    found = claims(asker)
+    found = await claims(asker)
     by = dict(zip(("good", "bad", "perverse"), (peer.id for peer in peers), strict=True))
     assert found[by["good"], "add", Kind.PROBE_PASSED] == 4
     assert found[by["bad"], "add", Kind.PROBE_FAILED] == 4
@@ -151,7 +152,7 @@ async def test_a_gold_round_marks_answers_and_ballots_of_all_members(swarm: Swar
 async def test_our_own_member_is_wrong_by_a_coin_so_that_there_is_a_pair_to_judge(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, probing, peers = await meshed(swarm, Judging(says=able), Judging(says=able), own=Judging(says=able))
     await probing.now(ProbeRequest(skill="add", count=0, rounds=12))
-    judged = claims(asker)[peers[0].id, "judge.add", Kind.PROBE_PASSED]
+    judged = (await claims(asker))[peers[0].id, "judge.add", Kind.PROBE_PASSED]
     assert 2 <= judged <= 10  # all others were right in all of 12 rounds
 
 
@@ -160,7 +161,7 @@ async def test_a_users_round_whose_question_can_be_worked_out_counts_too(swarm: 
     work = probing.beside(asker.committee.ask)
     await work(ask("mod 83 7", strategy="rank"), Heard().emit)
     await trio.sleep(2 * FLUSH_SECONDS)
-    found = claims(asker)
+    found = await claims(asker)
     assert found[peers[0].id, "mod", Kind.PROBE_PASSED] == 1
     assert found[peers[1].id, "mod", Kind.PROBE_FAILED] == 1
     assert {key[2] for key in found if key[1] == "judge.mod"} == {Kind.PROBE_PASSED}
@@ -190,7 +191,7 @@ async def test_marks_are_counted_together_and_kept_at_the_end(swarm: Swarm, auto
     work = probing.beside(asker.asking.route)
     for _ in range(20):
         await work(ask("add 1 2"), Heard().emit)
-    assert claims(asker) == {}
+    assert await claims(asker) == {}
     await trio.sleep(2 * FLUSH_SECONDS)
     assert sum(one.claim.kind == Kind.PROBE_PASSED for one in asker.store.replica.claims()) == 1
-    assert list(claims(asker).values()) == [20]
+    assert list((await claims(asker)).values()) == [20]

@@ -94,7 +94,8 @@ async def verified(asker: Peer, peer: Peer) -> dict[str, object]:
     return dict(heard.result.verification)
 
 
-def claims(asker: Peer) -> list[tuple[Kind, str, int]]:
+async def claims(asker: Peer) -> list[tuple[Kind, str, int]]:
+    await trio.testing.wait_all_tasks_blocked()  # claims are written aside
     kinds = (Kind.OUTPUT_VERIFIED, Kind.OUTPUT_REFUTED)
     found = [entry.claim for entry in asker.store.replica.claims()]
     return [(Kind(one.kind), one.subject, one.value) for one in found if one.kind in kinds]
@@ -105,26 +106,26 @@ async def test_our_own_engine_tells_the_honest_from_the_impostor(swarm: Swarm, a
     good, bad = await verified(asker, honest), await verified(asker, impostor)
     assert (good["verdict"], good["verifier"], good["tokens"], good["deviation_millinats"]) == ("verified", "local", 5, 0.0)
     assert (bad["verdict"], bad["deviation_millinats"]) == ("refuted", 400.0)
-    assert set(claims(asker)) == {(Kind.OUTPUT_VERIFIED, honest.id, 0), (Kind.OUTPUT_REFUTED, impostor.id, 400)}
+    assert set(await claims(asker)) == {(Kind.OUTPUT_VERIFIED, honest.id, 0), (Kind.OUTPUT_REFUTED, impostor.id, 400)}
 
 
 async def test_one_strangers_word_refutes_nobody_and_two_strangers_do(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, (suspect, *_) = await meshed(swarm, None, off(claims=0.4), off())
     alone = await verified(asker, suspect)
-    assert (alone["verdict"], claims(asker)) == ("undecided", [])
+    assert (alone["verdict"], await claims(asker)) == ("undecided", [])
 
 
 async def test_two_strangers_refute(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, (suspect, *_) = await meshed(swarm, None, off(claims=0.4), off(), off())
     assert (await verified(asker, suspect))["verdict"] == "refuted"
-    assert claims(asker) == [(Kind.OUTPUT_REFUTED, suspect.id, 400)]
+    assert await claims(asker) == [(Kind.OUTPUT_REFUTED, suspect.id, 400)]
 
 
 async def test_a_slanderer_is_outvoted_by_one_who_agrees(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, (suspect, *_) = await meshed(swarm, None, off(), off(weighs=0.4), off())
     for _ in range(4):
         assert (await verified(asker, suspect))["verdict"] == "verified"
-    assert {kind for kind, _, _ in claims(asker)} == {Kind.OUTPUT_VERIFIED}
+    assert {kind for kind, _, _ in await claims(asker)} == {Kind.OUTPUT_VERIFIED}
 
 
 async def test_what_cannot_be_checked_is_said_to_be_so(swarm: Swarm, autojump_clock: Clock) -> None:
@@ -132,13 +133,13 @@ async def test_what_cannot_be_checked_is_said_to_be_so(swarm: Swarm, autojump_cl
     assert (await verified(asker, lonely))[
         "reason"
     ] == "neither this peer nor another reachable one serves the same configuration"
-    assert claims(asker) == []
+    assert await claims(asker) == []
 
 
 async def test_a_peer_that_gives_no_log_probabilities_is_unverified(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, (mute,) = await meshed(swarm, off(), off(mute=True))
     assert (await verified(asker, mute))["verdict"] == "unverified"
-    assert claims(asker) == []
+    assert await claims(asker) == []
 
 
 async def test_our_own_answer_needs_no_check(swarm: Swarm, autojump_clock: Clock) -> None:
@@ -161,7 +162,7 @@ async def test_a_share_of_answers_is_checked_behind_the_users_back(swarm: Swarm,
     assert sum(job.extras is not None for job in other.jobs) == own.weighed
     assert not any(event.logprobs for event in events if isinstance(event, TokenEvent))
     assert not any(event.verification for event in events if isinstance(event, ResultEvent))
-    assert len(claims(asker)) <= 2  # once a minute
+    assert len(await claims(asker)) <= 2  # once a minute
 
 
 async def test_nothing_is_checked_where_that_is_turned_off(swarm: Swarm, autojump_clock: Clock) -> None:
