@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover test check wheel models test-vllm interop bench lock clean natlab natlab-quick sim-reputation
+.PHONY: help demo demo-failover test check wheel models test-vllm interop bench lock clean natlab natlab-quick sim-probes sim-reputation
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -60,6 +60,9 @@ natlab-quick: $(VENV)/.installed-dev ## the same with twelve of the pairs
 
 bench: $(VENV)/.installed-dev ## measure calls and streams against Lattica, in one run
 	$(BIN)/python -m bench.rpc $(ARGS)
+
+sim-probes: $(VENV)/.installed-dev ## cheat on probes in simulation: canned answers, lazy judges
+	$(BIN)/python -m tests.sim.probe_attacks $(ARGS)
 
 sim-reputation: $(VENV)/.installed-dev ## attack reputation in simulation over many seeds (SEEDS=n, or SEED=n for one)
 	$(BIN)/python -m tests.sim.run_reputation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5)) $(ARGS)

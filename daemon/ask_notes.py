@@ -161,12 +161,16 @@ class AskNotes:
     def newest_first(self) -> Sequence[AskNote]:
         return list(reversed(self._notes.values()))
 
+    def newest(self) -> AskNote | None:
+        """The latest of the user's, or of the probes where the user asked nothing."""
+        notes = self.newest_first()
+        return next((note for note in notes if note.kind != "probe"), notes[0] if notes else None)
+
     def find(self, wanted: str) -> AskNote:
         """By its id, a prefix of it (with or without "chatcmpl-" and the like), or "last"; raises RemoteError(not_found)."""
-        notes = self.newest_first()
         if wanted == "last":
-            if notes:
-                return notes[0]
+            if (newest := self.newest()) is not None:
+                return newest
             raise RemoteError(Code.NOT_FOUND, "nothing was asked yet since this daemon started")
         if len(wanted) < LEAST_CHARS:
             raise RemoteError(Code.NOT_FOUND, f"an ask is named by {LEAST_CHARS} characters of its id at least, or 'last'")

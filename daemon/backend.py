@@ -123,6 +123,7 @@ class NodeBackend:
                 "members": note.members,
                 "verdict_hash": note.verdict_hash,
                 "requested": note.requested,
+                "is_probe": note.is_probe,
             }
             for note in self._parts.archive.notes()
         ]
@@ -159,9 +160,9 @@ class NodeBackend:
 
     async def why(self, named: str) -> dict[str, Any]:
         """The ask or the round of that id, or the newest of both for "last", with what it is."""
-        asks, rounds = self._parts.asking.notes, self._parts.archive.notes()[:1]
-        newest = asks.newest_first()[:1]
-        is_newest = bool(newest) and all(newest[0].created >= one.created for one in rounds)
+        asks = self._parts.asking.notes
+        newest, newest_round = asks.newest(), self._parts.archive.newest()
+        is_newest = newest is not None and (newest_round is None or newest.created >= newest_round.created)
         if is_newest if named == "last" else asks.has(named):
             return {"what": "ask", **asks.find(named).shown()}
         return {"what": "round", **await self.round(named)}

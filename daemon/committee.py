@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import structlog
 import trio
 
@@ -97,7 +98,7 @@ class Committee:
         await emit(estimate_of(planned, "majority" if request.strategy == "majority" else "rank"))
         header = self._header(request, planned)
         watch = _Watch()
-        kept = _Kept()
+        kept = _Kept(is_probe=request.is_probe)
         send, receive = trio.open_memory_channel[ProgressEvent](256)
 
         def report(effect: ev.Progress | ev.Folded | Finished) -> None:
@@ -172,7 +173,8 @@ class Committee:
         else:
             # What we declined or were not drawn for is no round of ours, and strangers could fill the archive with it.
             if finished.requested or any(row.peer_id == self._rounds.me for row in replayed.members):
-                await self._archive.keep(_note(finished, replayed, kept.timings), finished.transcript)
+                note = msgspec.structs.replace(_note(finished, replayed, kept.timings), is_probe=kept.is_probe)
+                await self._archive.keep(note, finished.transcript)
             if finished.requested:
                 self._record(_statements(replayed))
                 if replayed.result is not None:
@@ -217,6 +219,7 @@ class _Kept:
     done: trio.Event = field(default_factory=trio.Event)
     timings: Mapping[str, int] = field(default_factory=dict)
     replayed: Replayed | None = None
+    is_probe: bool = False
 
 
 class _Watch:

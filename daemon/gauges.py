@@ -38,6 +38,14 @@ def register_gauges(metrics: Metrics, parts: Parts, calls: Calls, rounds: Rounds
     def presence_refused() -> dict[str, float]:
         return _floats(parts.membership.refused)
 
+    def probes() -> dict[str, float]:
+        return {} if parts.probing is None else _floats(parts.probing.outcomes)
+
+    def checks() -> dict[str, float]:
+        return {} if parts.asking.verification is None else _floats(parts.asking.verification.outcomes)
+
+    metrics.read_counter("swarmd_probes", "Probes of ours, by what came of them", "outcome", probes)
+    metrics.read_counter("swarmd_output_checks", "Answers that another engine weighed, by verdict", "verdict", checks)
     metrics.read_gauge("swarmd_mesh_connections", "Connected peers by kind of path", "kind", paths)
     metrics.read_gauge("swarmd_mesh_peers", "Known peers by state", "state", peers)
     metrics.read_gauge("swarmd_engine_state", "1 for the state the engine is in", "state", engine)

@@ -240,6 +240,7 @@ class Node:
         with trio.move_on_after(DRAIN_SECONDS):
             while self._life.running or self._serving.busy:  # noqa: ASYNC110 - two counters of two owners, seldom waited for
                 await trio.sleep(0.05)
+        self._probing.flush()
         with trio.move_on_after(2):
             await self._committee.settle()
         http.drain()

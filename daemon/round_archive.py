@@ -36,6 +36,8 @@ class Note(msgspec.Struct, frozen=True):
     verdict_hash: str | None
     requested: bool
     timings_ms: Mapping[str, int] = {}
+    is_probe: bool = False
+    """A round of our own on a question of known answer: "last" is never this one."""
 
 
 class RoundArchive:
@@ -73,10 +75,15 @@ class RoundArchive:
         """Every kept round, the newest first."""
         return sorted(self._notes.values(), key=lambda note: note.created, reverse=True)
 
+    def newest(self) -> Note | None:
+        """The latest that somebody asked for, or of our probes where there is no other."""
+        notes = self.notes()
+        return next((note for note in notes if not note.is_probe), notes[0] if notes else None)
+
     def find(self, text: str) -> Note:
         """The round whose id starts with `text` (hex, 6 characters at least), or "last"; raises RemoteError(not_found)."""
-        if text == "last" and self._notes:
-            return self.notes()[0]
+        if text == "last" and (newest := self.newest()) is not None:
+            return newest
         found = [note for name, note in self._notes.items() if len(text) >= 6 and name.startswith(text.lower())]
         if len(found) != 1:
             which = "more than one round" if found else "no round"

@@ -19,6 +19,8 @@ _NUMBER = re.compile(r"-?[0-9][0-9,]{0,30}(?:\.[0-9]{1,20})?")
 _BOXED = re.compile(r"\\boxed\{([^{}]{1,60})\}")
 _SAID = re.compile(r"(?:answer|result|total|output|value)\s{0,3}(?:is|are|:|=)[\s*`$]{0,6}([^\n]{1,80})", re.IGNORECASE)
 _WORDS = re.compile(r"[a-z]+")
+_SENTENCE_END = re.compile(r"[.!?\n]")
+_HENCE = re.compile(r"\b(?:so|hence|thus|therefore|consequently)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,7 @@ def is_right(known: Known, answer: str) -> bool:
         case "number":
             return _number_of(text) == normalise(known.truth)
         case "choice":
-            said = [word for word in _WORDS.findall(_pointed(text).lower()) if word in known.options]
-            return bool(said) and said[-1] == known.truth
+            return _chosen(text, known.options) == known.truth
         case "word":
             return _spells(text.lower(), known.truth)
 
@@ -67,6 +68,21 @@ def _pointed(text: str) -> str:
     boxed = _BOXED.findall(text)
     said = _SAID.findall(text)
     return str(boxed[-1] if boxed else said[-1] if said else text)
+
+
+def _chosen(text: str, options: tuple[str, ...]) -> str:
+    """The one option that the answer points at, or that the last sentence with any names; "" where that names several.
+
+    So a reply that repeats the question, or lists all options, has chosen none.
+    """
+    pointed = _pointed(text)
+    if pointed == text:
+        pointed = _HENCE.split(text)[-1]
+    for sentence in reversed(_SENTENCE_END.split(pointed.lower())):
+        named = {word for word in _WORDS.findall(sentence) if word in options}
+        if named:
+            return named.pop() if len(named) == 1 else ""
+    return ""
 
 
 def _number_of(text: str) -> str:

@@ -160,6 +160,12 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     Template(
         "logic",
+        ("{x1} is taller than {x2}, and {x2} is taller than {x3}. Who is the tallest? Answer with the name only.",
+         "{x1} is older than {x2}. {x2} is older than {x3}. Which of the three is the oldest? Give just the name."),
+        _three(_NAMES), lambda values: values["x1"].lower(), "choice", _lower,
+    ),
+    Template(
+        "logic",
         ("All {g1} are {g2}, and all {g2} are {g3}. True or false: all {g1} are {g3}?",
          "Every one of the {g1} is among the {g2}, and no {g3} are missing from the {g2}. True or false: all {g1} are {g2}?"),
         _three(_GROUPS), lambda values: "true", "choice", _truth,

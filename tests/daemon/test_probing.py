@@ -62,9 +62,13 @@ async def meshed(
     return asker, probing, served
 
 
-async def claims(asker: Peer) -> dict[tuple[str, str, Kind], int]:
+async def written(asker: Peer) -> None:
+    """Claims are written aside: wait until none is on its way."""
+    await until(lambda: not asker.reputation._waiting and not asker.reputation.sync.storing.locked())
+
+
+def claims(asker: Peer) -> dict[tuple[str, str, Kind], int]:
     """What probes counted, by subject, skill and kind."""
-    await trio.testing.wait_all_tasks_blocked()  # claims are written aside
     found: dict[tuple[str, str, Kind], int] = {}
     for entry in asker.store.replica.claims():
         claim = entry.claim
@@ -87,6 +91,7 @@ async def test_a_twentieth_of_what_a_peer_is_asked_is_gold_that_looks_like_the_r
     asked = [f"add {11 + n % 80} {10 + n % 70}" for n in range(400)]
     await ask_often(asker, probing, 400, lambda place: asked[place])
     await trio.sleep(130)
+    await written(asker)
     probes = len(engine.jobs) - 400
     assert 10 <= probes <= 32  # 21 of 421 are expected
     assert probes == probing.outcomes["passed"]
@@ -96,20 +101,23 @@ async def test_a_twentieth_of_what_a_peer_is_asked_is_gold_that_looks_like_the_r
     assert "infer" in calls
     assert not any("probe" in method for method in calls)
     # The user's own questions could be worked out too, so they count as well.
-    assert await claims(asker) == {(peer.id, "add", Kind.PROBE_PASSED): 400 + probes}
+    assert claims(asker) == {(peer.id, "add", Kind.PROBE_PASSED): 400 + probes}
     assert sum(note.kind == "probe" for note in asker.asking.notes.newest_first()) > 0
+    assert asker.asking.notes.find("last").kind == "text"
 
 
 async def test_wrong_answers_become_failures_and_unanswered_ones_nothing(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, probing, (peer,) = await meshed(swarm, FakeEngine(says=unable))
     shown = await probing.now(ProbeRequest(skill="mod", count=7))
-    assert await claims(asker) == {(peer.id, "mod", Kind.PROBE_FAILED): 7}
+    await written(asker)
+    assert claims(asker) == {(peer.id, "mod", Kind.PROBE_FAILED): 7}
     (row,) = shown["peers"]
     assert (row["peer_id"], row["skills"][0]["right"], row["skills"][0]["wrong"]) == (peer.id, 0, 7)
     peer.kill()
     shown = await probing.now(ProbeRequest(peer=peer.id, skill="mod", count=2))
+    await written(asker)
     assert shown["peers"][0]["unanswered"] == 2
-    assert await claims(asker) == {(peer.id, "mod", Kind.PROBE_FAILED): 7}
+    assert claims(asker) == {(peer.id, "mod", Kind.PROBE_FAILED): 7}
 
 
 async def test_nothing_is_probed_where_that_is_turned_off(swarm: Swarm, autojump_clock: Clock) -> None:
@@ -133,7 +141,8 @@ async def test_a_gold_round_marks_answers_and_ballots_of_all_members(swarm: Swar
     good, bad, perverse = Judging(says=able), Judging(says=unable), Judging(says=able, perverse=True)
     asker, probing, peers = await meshed(swarm, good, bad, perverse, own=own)
     shown = await probing.now(ProbeRequest(skill="add", count=0, rounds=4))
-    found = await claims(asker)
+    await written(asker)
+    found = claims(asker)
     by = dict(zip(("good", "bad", "perverse"), (peer.id for peer in peers), strict=True))
     assert found[by["good"], "add", Kind.PROBE_PASSED] == 4
     assert found[by["bad"], "add", Kind.PROBE_FAILED] == 4
@@ -147,12 +156,19 @@ async def test_a_gold_round_marks_answers_and_ballots_of_all_members(swarm: Swar
     assert asker.id not in {subject for subject, _, _ in found}
     assert {row["peer_id"] for row in shown["peers"]} == set(by.values())
     assert probing.outcomes["gold round"] == 4
+    await asker.committee.settle()
+    assert [note.is_probe for note in asker.archive.notes()] == [True] * 4
+    await asker.committee.ask(ask("add 1 2", strategy="rank"), Heard().emit)
+    await asker.committee.settle()
+    await probing.now(ProbeRequest(skill="add", count=0, rounds=1))
+    assert not asker.archive.find("last").is_probe
 
 
 async def test_our_own_member_is_wrong_by_a_coin_so_that_there_is_a_pair_to_judge(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, probing, peers = await meshed(swarm, Judging(says=able), Judging(says=able), own=Judging(says=able))
     await probing.now(ProbeRequest(skill="add", count=0, rounds=12))
-    judged = (await claims(asker))[peers[0].id, "judge.add", Kind.PROBE_PASSED]
+    await written(asker)
+    judged = claims(asker)[peers[0].id, "judge.add", Kind.PROBE_PASSED]
     assert 2 <= judged <= 10  # all others were right in all of 12 rounds
 
 
@@ -161,7 +177,8 @@ async def test_a_users_round_whose_question_can_be_worked_out_counts_too(swarm: 
     work = probing.beside(asker.committee.ask)
     await work(ask("mod 83 7", strategy="rank"), Heard().emit)
     await trio.sleep(2 * FLUSH_SECONDS)
-    found = await claims(asker)
+    await written(asker)
+    found = claims(asker)
     assert found[peers[0].id, "mod", Kind.PROBE_PASSED] == 1
     assert found[peers[1].id, "mod", Kind.PROBE_FAILED] == 1
     assert {key[2] for key in found if key[1] == "judge.mod"} == {Kind.PROBE_PASSED}
@@ -191,7 +208,8 @@ async def test_marks_are_counted_together_and_kept_at_the_end(swarm: Swarm, auto
     work = probing.beside(asker.asking.route)
     for _ in range(20):
         await work(ask("add 1 2"), Heard().emit)
-    assert await claims(asker) == {}
+    assert claims(asker) == {}
     await trio.sleep(2 * FLUSH_SECONDS)
+    await written(asker)
     assert sum(one.claim.kind == Kind.PROBE_PASSED for one in asker.store.replica.claims()) == 1
-    assert list((await claims(asker)).values()) == [20]
+    assert list(claims(asker).values()) == [20]

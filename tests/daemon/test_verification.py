@@ -89,6 +89,7 @@ def wish(peer: Peer, **changes: object) -> AskRequest:
 async def verified(asker: Peer, peer: Peer) -> dict[str, object]:
     heard = Heard()
     await asker.asking.route(wish(peer, verify=True), heard.emit)
+    await until(lambda: not asker.reputation._waiting and not asker.reputation.sync.storing.locked())
     assert heard.result.verification is not None
     assert heard.result.answer == "".join(WORDS)
     return dict(heard.result.verification)

@@ -97,6 +97,13 @@ ANSWERS = [
     (Known("true", "choice", ("true", "false")), "True.", True),
     (Known("true", "choice", ("true", "false")), "It might be true, but the answer is false", False),
     (Known("cem", "choice", ("ann", "bob", "cem")), "Cem", True),
+    (
+        Known("cem", "choice", ("ann", "bob", "cem")),
+        "Ann is taller than Bob, who is taller than Cem, so Cem is the shortest.",
+        True,
+    ),
+    (Known("cem", "choice", ("ann", "bob", "cem")), "Ann is taller than Bob, and Bob is taller than Cem.", False),
+    (Known("false", "choice", ("true", "false")), "True or false: some cats are poets?", False),
     (Known("85"), " 85 ", True),
     (Known("85"), "85 or so", False),
 ]
