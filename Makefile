@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover test check wheel models test-vllm interop bench lock clean natlab natlab-quick sim-probes sim-reputation
+.PHONY: help demo demo-failover test check wheel models test-vllm interop bench lock clean natlab natlab-quick sim-probes sim-reputation sim-rounds
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -63,6 +63,9 @@ bench: $(VENV)/.installed-dev ## measure calls and streams against Lattica, in o
 
 sim-probes: $(VENV)/.installed-dev ## cheat on probes in simulation: canned answers, lazy judges
 	$(BIN)/python -m tests.sim.probe_attacks $(ARGS)
+
+sim-rounds: $(VENV)/.installed-dev ## attack rounds in simulation, R1 to R9, over 1,000 seeds (SEEDS=n, or SEED=n for one)
+	$(BIN)/python -m tests.sim.run_rounds $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
 
 sim-reputation: $(VENV)/.installed-dev ## attack reputation in simulation over many seeds (SEEDS=n, or SEED=n for one)
 	$(BIN)/python -m tests.sim.run_reputation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5)) $(ARGS)

@@ -5,6 +5,7 @@ pairs it saw one way round. A judge of negative weight counts by its opposite.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from protocol.round.logistic import probability_milli
 from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters, Judgement
@@ -17,15 +18,27 @@ TASTE_PRIOR_PAIRS = 2
 
 def preferences(judgements: Sequence[Judgement], position_bias: bool = False) -> dict[Pair, int]:
     """A judge's log-odds (milli-nats) that the lower-numbered class of each pair wins; the mean where it was asked both ways."""
-    asked = {(judgement.first, judgement.second): judgement.log_odds_milli for judgement in judgements}
+    return _preferences(asked_of(judgements), position_bias)
+
+
+def asked_of(judgements: Sequence[Judgement]) -> dict[Pair, int]:
+    """What a judge said (log-odds for the first, milli-nats) by the pair as it was shown."""
+    return {(judgement.first, judgement.second): judgement.log_odds_milli for judgement in judgements}
+
+
+def _preferences(asked: Mapping[Pair, int], position_bias: bool) -> dict[Pair, int]:
     taste = taste_milli(asked) if position_bias else 0
     found: dict[Pair, int] = {}
-    for (first, second), odds in asked.items():
-        other = asked.get((second, first))
-        if other is None:
-            found[(first, second) if first < second else (second, first)] = odds - taste if first < second else taste - odds
+    for pair, odds in asked.items():
+        first, second = pair
+        turned = (second, first)
+        if turned not in asked:
+            if first < second:
+                found[pair] = odds - taste
+            else:
+                found[turned] = taste - odds
         elif first < second:
-            found[first, second] = ratio(odds - other, 2)
+            found[pair] = ratio(odds - asked[turned], 2)
     return found
 
 
@@ -56,21 +69,42 @@ def evidence_micro(log_odds_milli: int, parameters: FoldParameters) -> int:
     return (probability_milli(odds) - 500) * 1000
 
 
+@cache
+def _evidence_table(evidence: str) -> tuple[int, ...]:
+    """`evidence_micro` of every clamped value, from -LOG_ODDS_CLAMP_MILLI on: looked up once per judgement."""
+    parameters = FoldParameters(evidence="log_odds" if evidence == "log_odds" else "probability")
+    return tuple(evidence_micro(odds, parameters) for odds in range(-LOG_ODDS_CLAMP_MILLI, LOG_ODDS_CLAMP_MILLI + 1))
+
+
 class PairSums:
     """Of each judged pair a < b: the weighted evidence for a (weight * evidence), the weight, and how many judges."""
 
     def __init__(self) -> None:
-        self.sums: dict[Pair, tuple[int, int, int]] = {}
+        self.sums: dict[Pair, list[int]] = {}
 
-    def add(self, judge: tuple[int, int], judgements: Sequence[Judgement], parameters: FoldParameters) -> None:
-        """Count one judge's ballot. `judge` is its weight for pairs that hold its favourite and for the others, in millionths."""
-        said = preferences(judgements, parameters.position_bias)
+    def add(self, judge: tuple[int, int], asked: Mapping[Pair, int], parameters: FoldParameters) -> None:
+        """Count one judge's ballot (`asked_of`). `judge` is its weight for pairs that hold its favourite and for the others, in
+        millionths."""
+        said = _preferences(asked, parameters.position_bias)
         favourite, other = judge
         chosen = favourites(said) if favourite != other else frozenset()
+        table, sums, size = _evidence_table(parameters.evidence), self.sums, abs(other)
         for pair, odds in said.items():
-            weight = favourite if (pair[0] in chosen) != (pair[1] in chosen) else other
-            total, whole, judges = self.sums.get(pair, (0, 0, 0))
-            self.sums[pair] = (total + weight * evidence_micro(odds, parameters), whole + abs(weight), judges + 1)
+            weight = other
+            if chosen and (pair[0] in chosen) != (pair[1] in chosen):
+                weight = favourite
+            if -LOG_ODDS_CLAMP_MILLI <= odds <= LOG_ODDS_CLAMP_MILLI:
+                evidence = weight * table[odds + LOG_ODDS_CLAMP_MILLI]
+            else:
+                evidence = weight * evidence_micro(odds, parameters)
+            whole = size if weight is other else abs(weight)
+            row = sums.get(pair)
+            if row is None:
+                sums[pair] = [evidence, whole, 1]
+            else:
+                row[0] += evidence
+                row[1] += whole
+                row[2] += 1
 
 
 def ratio(numerator: int, denominator: int) -> int:

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from protocol.round.ballots import Pair, PairSums, ratio
+from protocol.round.ballots import Pair, PairSums, asked_of, ratio
 from protocol.round.bradley_terry import strengths_milli
 from protocol.round.classes import AnswerClass, tie_break, voices
 from protocol.round.logistic import softmax_first_milli
@@ -109,7 +109,7 @@ def fold(given: Contributions) -> Result:
     dropped = set(given.dropped)
     voters = {seat for found in given.classes for seat in found.seats} - dropped
     votes = _votes(given, voters)
-    ballots = {seat: given.ballots[seat] for seat in sorted(given.ballots) if seat not in dropped}
+    ballots = {seat: asked_of(given.ballots[seat]) for seat in sorted(given.ballots) if seat not in dropped}
     judged, judge_total = _judged(given, ballots)
     pairs = {pair: (ratio(total, weight) if weight else 0, judges) for pair, (total, weight, judges) in judged.sums.items()}
     standing = [index for index, found in enumerate(given.classes) if set(found.seats) & voters]
@@ -167,7 +167,7 @@ def _votes(given: Contributions, seats: set[int]) -> dict[int, int]:
     return voices(milli, {seat: voice.config_digest for seat, voice in chosen.items()}, given.fold.one_voice)
 
 
-def _judged(given: Contributions, ballots: Mapping[int, Sequence[Judgement]]) -> tuple[PairSums, int]:
+def _judged(given: Contributions, ballots: Mapping[int, Mapping[Pair, int]]) -> tuple[PairSums, int]:
     """What judges say of each pair, and the weight of all of them."""
     chosen = {seat: given.voices[seat] for seat in ballots}
     digests = {seat: voice.config_digest for seat, voice in chosen.items()}
@@ -179,8 +179,8 @@ def _judged(given: Contributions, ballots: Mapping[int, Sequence[Judgement]]) ->
     others = voices(plain, digests, given.fold.one_voice)
     favourites = others if plain == first else voices(first, digests, given.fold.one_voice)
     judged = PairSums()
-    for seat, judgements in ballots.items():
-        judged.add((favourites[seat], others[seat]), judgements, given.fold)
+    for seat, asked in ballots.items():
+        judged.add((favourites[seat], others[seat]), asked, given.fold)
     return judged, sum(max(abs(favourites[seat]), abs(others[seat])) for seat in ballots)
 
 
@@ -220,8 +220,7 @@ def _mean_wins(count: int, standing: set[int], pairs: Mapping[Pair, tuple[int, i
     return [ratio(total, opponents) if opponents else 0 for total, opponents in zip(sums, met, strict=True)]
 
 
-def _judge_row(seat: int, judgements: Sequence[Judgement]) -> JudgeRow:
-    asked = {(judgement.first, judgement.second): judgement.log_odds_milli for judgement in judgements}
-    both = [(odds, asked[pair[::-1]]) for pair, odds in asked.items() if pair[0] < pair[1] and pair[::-1] in asked]
+def _judge_row(seat: int, asked: Mapping[Pair, int]) -> JudgeRow:
+    both = [(odds, asked[pair[1], pair[0]]) for pair, odds in asked.items() if pair[0] < pair[1] and (pair[1], pair[0]) in asked]
     consistent = sum(odds * swapped <= 0 for odds, swapped in both)
     return JudgeRow(seat, len(asked) - len(both), len(both), consistent)

@@ -28,9 +28,15 @@ WRONG_WAYS = 3
 NEWCOMER_TRIALS = 5
 """With fewer weighed trials than these a candidate is a newcomer."""
 
-NEWCOMER_SHARE = 10
-"""All newcomers together have at most one part in this many of the weight, of votes, of judging and of the draw: then no number
-of new keys turns a pair of answers while honest judges are right in 56 of 100 cases."""
+NEWCOMER_SEATS = 10
+"""All newcomers together have at most one part in this many of the draw's tickets: enough for them to be seen at work."""
+
+NEWCOMER_SHARE = 25
+"""And one part in this many of the weight of votes and of judging. A tenth would already turn the closest pairs of 21 judges who
+are right in 75 of 100 cases (1.5 points); with this they cost less than a point, however many keys there are."""
+
+LEAST_KNOWN = 3
+"""Newcomers are held back once so many candidates are known: one known peer alone must not decide for a young mesh."""
 
 ENTRY_MILLI = 700
 """The share of gold pairs that a judge must get right, to be more than a newcomer in judging."""
@@ -184,14 +190,14 @@ def _trials(record: Evidence) -> int:
     return record.right_milli + record.wrong_milli
 
 
-def _capped(weights: Sequence[int], new: Sequence[bool]) -> tuple[int, ...]:
-    """`weights`, those of newcomers scaled down until they are one part in NEWCOMER_SHARE of all, where anybody is known."""
+def _capped(weights: Sequence[int], new: Sequence[bool], part: int = NEWCOMER_SHARE) -> tuple[int, ...]:
+    """`weights`, those of newcomers scaled down until they are one in `part` of all, where LEAST_KNOWN are known."""
     known = sum(abs(weight) for weight, is_new in zip(weights, new, strict=True) if not is_new)
     fresh = sum(abs(weight) for weight, is_new in zip(weights, new, strict=True) if is_new)
-    if all(new) or fresh * (NEWCOMER_SHARE - 1) <= known:
+    if new.count(False) < LEAST_KNOWN or fresh * (part - 1) <= known:
         return tuple(weights)
     return tuple(
-        _signed(weight * known, fresh * (NEWCOMER_SHARE - 1)) if is_new else weight
+        _signed(weight * known, fresh * (part - 1)) if is_new else weight
         for weight, is_new in zip(weights, new, strict=True)
     )
 
@@ -199,7 +205,7 @@ def _capped(weights: Sequence[int], new: Sequence[bool]) -> tuple[int, ...]:
 def _draw_weights(earned: Sequence[int], new: Sequence[bool]) -> tuple[int, ...]:
     """Tickets: what each has earned; those of newcomers shrunk to their part. At least 1, so large numbers are used."""
     tickets = [max(1, value) * 900 for value in earned]
-    return tuple(min(_MICRO, max(1, weight)) for weight in _capped(tickets, new))
+    return tuple(min(_MICRO, max(1, weight)) for weight in _capped(tickets, new, NEWCOMER_SEATS))
 
 
 @dataclass(frozen=True, slots=True)

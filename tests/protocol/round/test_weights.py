@@ -87,12 +87,17 @@ def test_a_better_record_of_as_many_trials_never_weighs_less(given_: list[Trials
         assert [weights[place] for place in ranked] == sorted(weights)
 
 
-@given(st.integers(1, 7), st.integers(1, 90))
+@given(st.integers(3, 7), st.integers(1, 90))
 def test_newcomers_together_have_a_tenth_of_every_weight_at_most(old: int, new: int) -> None:
     weighed = weigh([*[known(40)] * old, *[UNKNOWN] * new])
     for weights in ([w.judge_milli for w in weighed], [w.answer_milli for w in weighed], [w.draw_milli for w in weighed]):
         assert 10 * sum(weights[old:]) <= sum(weights) + 10 * new, "one unit each, as no weight is below it"
     assert [w.new_judge for w in weighed] == [False] * old + [True] * new
+
+
+def test_one_known_peer_does_not_decide_for_a_young_mesh() -> None:
+    weighed = weigh([known(10), *[UNKNOWN] * 4])
+    assert weighed[0].answer_milli <= sum(one.answer_milli for one in weighed[1:])
 
 
 def test_where_all_are_new_nobody_is_held_back() -> None:
