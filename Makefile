@@ -70,6 +70,14 @@ sim-rounds: $(VENV)/.installed-dev ## attack rounds in simulation, R1 to R9, ove
 sim-reputation: $(VENV)/.installed-dev ## attack reputation in simulation over many seeds (SEEDS=n, or SEED=n for one)
 	$(BIN)/python -m tests.sim.run_reputation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5)) $(ARGS)
 
+bench-claims: $(VENV)/.installed-dev $(VENV)-claims/.installed ## measure the claim store, beside pycrdt
+	$(BIN)/python -m bench.claims $(ARGS)
+
+$(VENV)-claims/.installed:
+	$(PYTHON) -m venv $(VENV)-claims
+	$(VENV)-claims/bin/python -m pip install --quiet --disable-pip-version-check pycrdt==0.14.13
+	@touch $@
+
 lock: $(VENV)/.installed-dev ## write requirements.lock from what is installed
 	$(BIN)/python deploy/lock.py > requirements.lock
 

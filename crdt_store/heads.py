@@ -46,12 +46,12 @@ FROZEN = 0xFFFF
 
 _ID_BYTES = 8
 _LENGTH_BYTES = 2
-ROW_HEAD_BYTES = 4
+ROW_HEAD_BYTES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class LogRow:
-    """One log in 14 bytes: enough to see that two replicas differ in it. `head` is the beginning of its last claim's hash.
+    """One log in 13 bytes: enough to see that two replicas differ in it. `head` is the beginning of its last claim's hash.
 
     Ids and heads are cut short, so that someone could make two of a kind; then the replicas' digests differ though their rows
     are equal, and whole hashes are compared (`sync_messages.HeadsRequest.after`).
@@ -66,7 +66,7 @@ class LogRow:
 
     @staticmethod
     def unpack(packed: bytes) -> "LogRow":
-        return LogRow(packed[:8], int.from_bytes(packed[8:10], "big"), packed[10:14])
+        return LogRow(packed[:8], int.from_bytes(packed[8:10], "big"), packed[10:13])
 
 
 def log_id(issuer: PeerId, epoch: int) -> bytes:
@@ -86,4 +86,4 @@ def log_row(log: bytes, head: LogHead, whole: bool = False) -> LogRow:
 
 def fork_row(issuer: PeerId, epoch: int) -> LogRow:
     """The row that says that `issuer` is frozen from `epoch` on."""
-    return LogRow(fork_id(issuer), FROZEN, (epoch & 0xFFFFFFFF).to_bytes(ROW_HEAD_BYTES, "big"))
+    return LogRow(fork_id(issuer), FROZEN, (epoch & 0xFFFFFF).to_bytes(ROW_HEAD_BYTES, "big"))

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from math import isqrt
 
-ITEM_BYTES = 14
-CHECK_BYTES = 4
+ITEM_BYTES = 13
+CHECK_BYTES = 3
 CELL_BYTES = ITEM_BYTES + CHECK_BYTES
 
 MAX_CELLS = 4_096
-"""About 2,700 differing items in 72 KiB; whoever differs in more lists all that he holds."""
+"""About 2,700 differing items in 64 KiB; whoever differs in more lists all that he holds."""
 
 _MULTIPLIER = 0xDA942042E4DD58B5
 _MASK = (1 << 64) - 1
@@ -57,7 +57,7 @@ class Sketch:
             self._reach[item] = reached
 
     def cells(self, count: int) -> Sequence[int]:
-        """The first `count` cells, each (item XOR) << 32 | (check XOR)."""
+        """The first `count` cells: the XOR of items, each followed by its check."""
         have = len(self._cells)
         if count > have:
             cells = self._cells

@@ -58,8 +58,8 @@ SHUN_SECONDS = 600.0
 MAX_REQUESTS = 64
 """Range requests of one exchange: 16 MiB at most, then another peer gets its turn."""
 
-CELLS = (12, 24, 36, 54, 80, 120, 240, 480, 960, 1_920, MAX_CELLS)
-"""Cells asked for in turn until the difference can be read: five logs that differ take one question, a thousand take ten."""
+CELLS = (16, 34, 52, 80, 120, 240, 480, 960, 1_920, MAX_CELLS)
+"""Cells asked for in turn until the difference can be read: five logs that differ take one question, ten take two."""
 
 FULL_COMPARE_SECONDS = 600.0
 """Whole hashes are compared with one peer this often where rows say nothing and digests differ (`heads.LogRow`)."""

@@ -32,7 +32,7 @@ MAX_HEADS_BYTES = 200 << 10
 MAX_RANGES = 64
 
 MAX_ROWS = 14_000
-"""Logs in one page of rows: 191 KiB."""
+"""Logs in one page of rows: 178 KiB."""
 
 MAX_LISTED_ROWS = 4 * MAX_ROWS
 """Rows that a listing has at most: a replica of 64 MiB with ten claims a log holds fewer."""

@@ -27,12 +27,12 @@ KINDS = rows("claims_kinds.jsonl")
 A, B = (row["fields"]["issuer"] for row in (CLAIMS[0], CLAIMS[-1]))
 H = bytes(range(32))
 
-ROW = LogRow(b"log name", 5, b"head").pack()
+ROW = LogRow(b"log name", 5, b"hea").pack()
 
 MESSAGES = {
     "heads request": HeadsRequest(H, A, (A, B), 36, 24, 14_000),
     "heads reply": HeadsReply(
-        H, (IssuerSummary(A, H),), True, (IssuerHeads(A, (LogHead(1, 2, H),), 3),), 7, b"c" * 18, ROW
+        H, (IssuerSummary(A, H),), True, (IssuerHeads(A, (LogHead(1, 2, H),), 3),), 7, b"c" * 16, ROW
     ),
     "range request": RangeRequest((Range(A, 1_700_000_000_000, 5, 1000),), (B,), Pick(b"log name", 5, 20).pack()),
     "range chunk": RangeChunk((b"claim",), (ForkProof(b"one", b"two"),)),

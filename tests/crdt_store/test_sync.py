@@ -189,7 +189,7 @@ class Liar(Honest):
         self.salt += 1
         lie = bytes([self.salt % 256]) * 32
         if request.cells or request.listed >= 0:
-            rows = [LogRow(log_id(name, 3), 900, lie[:4]) for name in self.issuers]
+            rows = [LogRow(log_id(name, 3), 900, lie[:3]) for name in self.issuers]
             return HeadsReply(lie, logs=len(rows), rows=b"".join(row.pack() for row in rows))
         if not request.issuers:
             names = sorted(self.issuers)
@@ -312,7 +312,7 @@ def test_pages_of_rows_are_walked(store, author, monkeypatch):
 
 def test_whole_hashes_are_compared_where_rows_say_nothing(store, author, alice, monkeypatch):
     """Rows are short, so that a forger may find two branches with one row: the proof is found all the same, page by page."""
-    monkeypatch.setattr("crdt_store.replica.log_row", lambda log, head: LogRow(log, head.length, b"same"))
+    monkeypatch.setattr("crdt_store.replica.log_row", lambda log, head: LogRow(log, head.length, b"sam"))
     monkeypatch.setattr("crdt_store.sync_messages.MAX_SUMMARIES", 4)
     monkeypatch.setattr("crdt_store.sync.MAX_ASKED", 3)
     common = [author(number).claim(0) for number in range(2, 12)]

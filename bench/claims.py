@@ -1,0 +1,316 @@
+"""What the claim store costs: merging against the bare signature check, syncing replicas, reading scores, memory, disk.
+
+`python -m bench.claims [--json] [--check]`. Everything in one run on one machine; pycrdt beside it where it is installed
+(`make bench-claims` does that). The sync is the real machine over real bytes into a real file, one process, no network.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Any
+
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from crdt_store.claims import DOMAIN, NO_HASH, Claim, Kind, SignedClaim, read_claim
+from crdt_store.memory import MemoryStorage
+from crdt_store.replica import Replica
+from crdt_store.storage import ClaimStorage
+from crdt_store.store import ClaimStore
+from crdt_store.sync import Sync
+from crdt_store.sync_events import AskHeads, AskRange, Begin, ChunkArrived, HeadsArrived, RangeEnded, Verified, Verify, check
+from crdt_store.sync_messages import HeadsReply, HeadsRequest, RangeChunk, RangeRequest, serve_heads, serve_range
+from protocol.wire.codec import decode, encode
+from protocol.wire.envelope import public_bytes, seal, statement_hash
+from protocol.wire.ids import PeerId, peer_id_of
+
+ISSUERS, LOGS, LENGTH = 200, 5, 100
+DIFFERENCES = (10, 1_000, 10_000)
+NOW = 1_700_000_000_000
+SKILLS = ("math", "code", "")
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Corpus:
+    """100,000 claims of 200 issuers in 1,000 logs, by log."""
+
+    keys: list[Ed25519PrivateKey]
+    names: list[PeerId]
+    logs: list[list[bytes]] = field(default_factory=list)
+
+
+def build(seed: int = 1) -> Corpus:
+    rng = Random(seed)
+    keys = [Ed25519PrivateKey.from_private_bytes(rng.randbytes(32)) for _ in range(ISSUERS)]
+    corpus = Corpus(keys, [peer_id_of(public_bytes(key)) for key in keys])
+    skill_of = [rng.randrange(300, 950) for _ in range(ISSUERS)]
+    for epoch in range(LOGS):
+        for number, key in enumerate(keys):
+            issuer, previous, log = corpus.names[number], NO_HASH, []
+            for seq in range(LENGTH):
+                subject = rng.randrange(ISSUERS)
+                kind = Kind.PROBE_PASSED if rng.randrange(1000) < skill_of[subject] else Kind.PROBE_FAILED
+                at = NOW - (LOGS - epoch) * 86_400_000 + seq * 600_000
+                claim = Claim(issuer, NOW + epoch, seq, previous, corpus.names[subject], kind, SKILLS[seq % 3], 1, NO_HASH, at)
+                payload = encode(claim)
+                log.append(seal(DOMAIN, payload, key))
+                previous = statement_hash(DOMAIN, issuer, payload)
+            corpus.logs.append(log)
+    return corpus
+
+
+def behind(corpus: Corpus, difference: int) -> list[bytes]:
+    """All claims but `difference`, which are the last of as many logs as there are, or the last few of every log."""
+    short = min(difference, len(corpus.logs))
+    cut = difference // short
+    return [raw for i, log in enumerate(corpus.logs) for raw in (log[:-cut] if i < short else log)]
+
+
+def bare_rate(corpus: Corpus, count: int = 3_000) -> float:
+    """Signatures a second that `cryptography` alone checks in one thread: keys, messages and signatures at hand."""
+    from protocol.wire.envelope import Envelope  # the parts of an envelope, for this alone
+
+    jobs = []
+    for log in corpus.logs[: count // LENGTH]:
+        for raw in log:
+            envelope = decode(Envelope, raw)
+            key = Ed25519PublicKey.from_public_bytes(public_bytes(corpus.keys[corpus.names.index(PeerId(envelope.signer))]))
+            jobs.append((key, envelope.signature, b"swarmd/1/claim\0" + envelope.payload))
+    begun = time.perf_counter()
+    for key, signature, message in jobs:
+        key.verify(signature, message)
+    return len(jobs) / (time.perf_counter() - begun)
+
+
+@dataclass
+class Exchange:
+    """One sync: what it moved and how long it took; `stall_ms` is the longest that the loop was late."""
+
+    claims: int = 0
+    missing_bytes: int = 0
+    wire_bytes: int = 0
+    seconds: float = 0.0
+    stall_ms: float = 0.0
+    stall_p99_ms: float = 0.0
+
+
+async def sync_once(store: ClaimStore, source: Replica) -> Exchange:
+    """Pull everything, as the daemon does: signatures and disk in another thread, messages through bytes."""
+    result, sync, peer = Exchange(), Sync(store), PeerId("peer")
+    before, held = store.replica.total_bytes, len(store.replica)
+    gaps: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            begun = time.perf_counter()
+            await trio.sleep(0.002)
+            gaps.append(time.perf_counter() - begun - 0.002)
+
+    def carry(kind: Any, message: Any) -> Any:
+        raw = encode(message)
+        result.wire_bytes += len(raw)
+        return decode(kind, raw)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        begun = time.perf_counter()
+        effects = sync.handle(Begin(peer), trio.current_time())
+        while effects:
+            effect = effects.pop(0)
+            if isinstance(effect, AskHeads):
+                reply = carry(HeadsReply, serve_heads(source, carry(HeadsRequest, effect.request)))
+                effects += sync.handle(HeadsArrived(peer, reply), trio.current_time())
+            elif isinstance(effect, AskRange):
+                for served in serve_range(source, carry(RangeRequest, effect.request)):
+                    for inner in sync.handle(ChunkArrived(peer, carry(RangeChunk, served)), trio.current_time()):
+                        assert isinstance(inner, Verify)
+                        await trio.sleep_until(inner.at)
+                        checked = await trio.to_thread.run_sync(check, inner)
+                        effects += sync.handle(checked, trio.current_time())
+                    nursery.start_soon(trio.to_thread.run_sync, store.save)
+                effects += sync.handle(RangeEnded(peer), trio.current_time())
+        store.save()
+        result.seconds = time.perf_counter() - begun
+        nursery.cancel_scope.cancel()
+    assert store.replica.digest() == source.digest(), "the replicas are not equal"
+    result.claims, result.missing_bytes = len(store.replica) - held, store.replica.total_bytes - before
+    gaps.sort()
+    result.stall_ms, result.stall_p99_ms = 1000 * gaps[-1], 1000 * gaps[len(gaps) * 99 // 100]
+    return result
+
+
+def early(corpus: Corpus, source: ClaimStore, key: Ed25519PrivateKey) -> float:
+    """The share of all claims after which a fresh node's scores are, at the 95th percentile, within 5% of its final ones.
+
+    About the order of what comes alone, so that signatures are taken as checked.
+    """
+    store = ClaimStore(MemoryStorage(), key, NOW)
+    places = [(name, skill) for name in corpus.names for skill in ("math", "code", "general")]
+    final = [source.scores.score(*place, NOW).mean_milli for place in places]
+    sync, peer, at = Sync(store), PeerId("peer"), 1.0
+    for _ in range(10):
+        effects = sync.handle(Begin(peer), 0.0)
+        while effects:
+            effect = effects.pop(0)
+            if isinstance(effect, AskHeads):
+                effects += sync.handle(HeadsArrived(peer, serve_heads(source.replica, effect.request)), 0.0)
+            elif isinstance(effect, AskRange):
+                for chunk in serve_range(source.replica, effect.request):
+                    for inner in sync.handle(ChunkArrived(peer, chunk), 0.0):
+                        assert isinstance(inner, Verify)
+                        effects += sync.handle(Verified(peer, [read_claim(raw) for raw in inner.claims], ()), 0.0)
+                effects += sync.handle(RangeEnded(peer), 0.0)
+                now = [store.scores.score(*place, NOW).mean_milli for place in places]
+                wrong = sorted(abs(a - b) / max(b, 1) for a, b in zip(now, final, strict=True))[len(places) * 95 // 100]
+                share = len(store.replica) / len(source.replica)
+                at = share if wrong > 0.05 else min(at, share)
+    return at
+
+
+LOAD = """
+import sys, time
+from pathlib import Path
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from crdt_store.storage import ClaimStorage
+from crdt_store.store import ClaimStore
+def rss():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+before, begun = rss(), time.perf_counter()
+store = ClaimStore(ClaimStorage(Path(sys.argv[1])), Ed25519PrivateKey.from_private_bytes(bytes(32)), 1)
+print(rss() - before, time.perf_counter() - begun, len(store.replica))
+"""
+
+
+def trusted(raws: list[bytes], store: ClaimStore) -> None:
+    entries: list[SignedClaim] = [read_claim(raw) for raw in raws]
+    store.insert_opened(entries)
+    store.save()
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    corpus = build()
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    path = folder / "full.db"
+    full = ClaimStore(ClaimStorage(path), key, NOW)
+    trusted([raw for log in corpus.logs for raw in log], full)
+    count, size = len(full.replica), full.replica.total_bytes
+    reads = []
+    rng = Random(2)
+    for _ in range(3_000):
+        name, skill = rng.choice(corpus.names), rng.choice(("math", "code", "general"))
+        now = NOW + rng.randrange(86_400_000)
+        begun = time.perf_counter()
+        full.scores.score(name, skill, now)
+        reads.append(time.perf_counter() - begun)
+    rates = [bare_rate(corpus)]
+    syncs: dict[int, Exchange] = {}
+    for difference in DIFFERENCES:
+        store = ClaimStore(ClaimStorage(folder / f"{difference}.db"), key, NOW)
+        trusted(behind(corpus, difference), store)
+        syncs[difference] = trio.run(sync_once, store, full.replica)
+        store.close()
+        rates.append(bare_rate(corpus))
+    ready = early(corpus, full, Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\x01"))
+    full.close()
+    loaded = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    memory, load_seconds, _ = loaded.stdout.split()
+    bare, largest = median(rates), syncs[DIFFERENCES[-1]]
+    return {
+        "claims": count,
+        "claim_bytes": size // count,
+        "verify_per_s": bare,
+        "merged_per_s": largest.claims / largest.seconds,
+        "merge_share": largest.claims / largest.seconds / bare,
+        "score_us": 1e6 * median(reads),
+        "stall_ms": largest.stall_ms,
+        "stall_p99_ms": largest.stall_p99_ms,
+        "sync": {
+            str(n): {"claims": s.claims, "missing_bytes": s.missing_bytes, "bytes": s.wire_bytes,
+                     "ratio": s.wire_bytes / s.missing_bytes, "seconds": s.seconds}
+            for n, s in syncs.items()
+        },
+        "useful_at": ready,
+        "memory_bytes": int(memory),
+        "disk_bytes": path.stat().st_size,
+        "load_seconds": float(load_seconds),
+        "pycrdt": beside(count, size // count),
+    }  # fmt: skip
+
+
+def beside(count: int, size: int) -> dict[str, Any] | None:
+    python = ROOT / ".venv-claims" / "bin" / "python"
+    if not python.exists():
+        return None
+    script = ROOT / "bench" / "peers" / "pycrdt_merge.py"
+    command = [str(python), str(script), str(count), str(size), *map(str, DIFFERENCES)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    found: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-300:]}
+    return found
+
+
+def short_of(found: dict[str, Any]) -> list[str]:
+    """Each figure that misses its target."""
+    sync = found["sync"]
+    rules = [
+        (found["merge_share"] >= 0.8, f"merged {found['merge_share']:.0%} of the bare signature rate, target 80%"),
+        (found["score_us"] < 50, f"a score takes {found['score_us']:.1f} us, target 50"),
+        (found["useful_at"] < 1, f"scores within 5% only at {found['useful_at']:.0%} of the claims"),
+        (sync["10000"]["seconds"] <= 10, f"10,000 claims took {sync['10000']['seconds']:.1f} s, target 10"),
+        (found["stall_p99_ms"] <= 20, f"the loop was {found['stall_p99_ms']:.1f} ms late at the 99th percentile, target 20"),
+        *((row["ratio"] <= 1.3, f"{n} missing claims took {row['ratio']:.2f} times their bytes, target 1.3")
+          for n, row in sync.items()),
+    ]  # fmt: skip
+    return [sentence for met, sentence in rules if not met]
+
+
+def as_table(found: dict[str, Any]) -> str:
+    rival = found["pycrdt"] or {}
+    lines = [
+        f"{found['claims']} claims of {found['claim_bytes']} bytes, {ISSUERS} issuers, {ISSUERS * LOGS} logs",
+        f"signatures checked, bare        {found['verify_per_s']:8.0f} /s",
+        f"claims merged, all told         {found['merged_per_s']:8.0f} /s   {found['merge_share']:.0%} of bare (target 80%)",
+        f"loop late while merging         {found['stall_p99_ms']:8.1f} ms at p99, {found['stall_ms']:.1f} at most",
+        f"score read at {found['claims']}          {found['score_us']:8.1f} us median (target 50)",
+        f"fresh node within 5% of final   {found['useful_at']:8.0%} of the claims arrived",
+        f"memory, disk                    {found['memory_bytes'] / 2**20:8.1f} MiB, {found['disk_bytes'] / 2**20:.1f} MiB;"
+        f" loaded in {found['load_seconds']:.1f} s",
+        "difference   bytes / missing bytes   seconds   pycrdt: bytes   seconds",
+    ]
+    for n, row in found["sync"].items():
+        other = rival.get("sync", {}).get(n)
+        beside_it = f"{other['bytes']:13d} {other['seconds']:9.3f}" if other else "not installed"
+        share = f"{row['bytes']} / {row['missing_bytes']} = {row['ratio']:.2f}"
+        lines.append(f"{n:>10}   {share:>26} {row['seconds']:9.2f}   {beside_it}")
+    if rival.get("merged_per_s"):
+        lines.append(f"pycrdt merges {rival['merged_per_s']:.0f} single updates a second.")
+    lines.append(
+        "Ours: every claim's signature checked, forks proved, nothing forged or rolled back, on disk.\n"
+        "pycrdt: convergence among trusted peers; no signatures, no authorship, no bound on what one peer adds, in memory."
+    )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--check", action="store_true", help="exit 1 and name each figure that misses its target")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder))
+    print(json.dumps(found, indent=2) if arguments.json else as_table(found))
+    missed = short_of(found) if arguments.check else []
+    for sentence in missed:
+        print(f"short of its target: {sentence}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
