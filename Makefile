@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover test check wheel models test-vllm interop bench lock clean natlab natlab-quick sim-probes sim-reputation sim-rounds
+.PHONY: help demo demo-failover test check wheel models test-vllm interop bench lock clean natlab natlab-quick sim-probes sim-reputation sim-rounds sim-claims bench-claims crash-claims
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -69,6 +69,9 @@ sim-rounds: $(VENV)/.installed-dev ## attack rounds in simulation, R1 to R9, ove
 
 sim-reputation: $(VENV)/.installed-dev ## attack reputation in simulation over many seeds (SEEDS=n, or SEED=n for one)
 	$(BIN)/python -m tests.sim.run_reputation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5)) $(ARGS)
+
+sim-claims: $(VENV)/.installed-dev ## fifty peers, loss, partitions, churn and forks over a thousand seeds (SEEDS=n, or SEED=n for one)
+	$(if $(SEED),SEED=$(SEED)) $(BIN)/python -m tests.sim.claim_network --seeds $(or $(SEEDS),1000) $(ARGS)
 
 bench-claims: $(VENV)/.installed-dev $(VENV)-claims/.installed ## measure the claim store, beside pycrdt
 	$(BIN)/python -m bench.claims $(ARGS)

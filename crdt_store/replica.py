@@ -215,8 +215,9 @@ class Replica:
                 self._rows[log] = now
             else:
                 self._rows.pop(log, None)
-                if log not in self._clashing:
-                    self._places.pop(log, None)
+                issuer, _ = self._places[log]
+                if log not in self._clashing and self.fork_of(issuer) is None:
+                    del self._places[log]
         self._changed_logs.clear()
         return self._sketch
 

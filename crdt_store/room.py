@@ -52,6 +52,8 @@ class Room:
 
     def __init__(self, bounds: Bounds, owner: PeerId | None, shrink: Callable[[PeerId], int]) -> None:
         self._bounds = bounds
+        self._guarantees = bounds.stranger_bytes, bounds.vouched_bytes
+        self._lendable = bounds.lent_bytes
         self._owner = owner
         self._shrink = shrink
         self._used: dict[PeerId, int] = {}
@@ -105,7 +107,7 @@ class Room:
         self._used[issuer] -= size
 
     def _guaranteed(self, issuer: PeerId) -> int:
-        return self._bounds.vouched_bytes if issuer in self._vouched else self._bounds.stranger_bytes
+        return self._guarantees[issuer in self._vouched]
 
     def _borrowed(self, issuer: PeerId) -> int:
         return 0 if issuer == self._owner else max(0, self._used.get(issuer, 0) - self._guaranteed(issuer))
@@ -114,8 +116,11 @@ class Room:
         return max(0, self._used.get(issuer, 0) + size - self._guaranteed(issuer)) - self._borrowed(issuer)
 
     def _lack(self, issuer: PeerId, size: int) -> int:
-        lending = self._lending(issuer, size)
-        return self._lent + lending - self._bounds.lent_bytes if lending > 0 else 0
+        used = self._used.get(issuer, 0)
+        guaranteed = self._guaranteed(issuer)
+        if used + size <= guaranteed:
+            return 0
+        return self._lent + used + size - max(used, guaranteed) - self._lendable
 
     def _lent_to_strangers(self, enough: int) -> bool:
         found = 0

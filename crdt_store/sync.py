@@ -64,6 +64,9 @@ CELLS = (16, 34, 52, 80, 120, 240, 480, 960, 1_920, MAX_CELLS)
 FULL_COMPARE_SECONDS = 600.0
 """Whole hashes are compared with one peer this often where rows say nothing and digests differ (`heads.LogRow`)."""
 
+_PROVEN = b""
+"""In place of a log's id: the answer holds a fork proof."""
+
 MAX_PEERS = 1_024
 MAX_BARREN = 4_096
 
@@ -226,6 +229,7 @@ class Sync:
         try:
             for proof in chunk.proofs:
                 if replica.knows(proof):
+                    self._came(exchange, _PROVEN, True)
                     self._came(exchange, fork_id(PeerId(read_claim(proof.first).claim.issuer)), True)
                 else:
                     proofs.append(proof)
@@ -258,6 +262,8 @@ class Sync:
         if exchange.phase is not Phase.RANGES:
             return []
         ids = [log_id(PeerId(entry.claim.issuer), entry.claim.epoch) for entry in opened] + [fork_id(f.issuer) for f in proven]
+        if proven:
+            self._came(exchange, _PROVEN, True)
         for log, outcome in zip(ids, outcomes, strict=True):
             self._came(exchange, log, isinstance(outcome, Ignored))
         exchange.inserted += sum(isinstance(outcome, Inserted | Forked) for outcome in outcomes)
@@ -276,7 +282,8 @@ class Sync:
             exchange.barren[want.row.id] = want.row.length, want.row.head
             if len(exchange.barren) > MAX_BARREN:
                 del exchange.barren[next(iter(exchange.barren))]
-        if all(exchange.useless.get(want.row.id) for want in empty):
+        excused = _PROVEN in exchange.useless  # a log that the peer had to drop is answered by the proof
+        if all(exchange.useless.get(want.row.id) or (excused and self._state(want) is None) for want in empty):
             return self._next(peer, exchange, now)
         effects = self._fault(peer, exchange, malformed("heads whose claims it does not give"), now)
         return effects if exchange.phase is Phase.IDLE else [*effects, *self._next(peer, exchange, now)]

@@ -222,6 +222,8 @@ def _items(replica: Replica, request: RangeRequest) -> Iterator[bytes | ForkProo
                 yield fork.proof
             continue
         raws = replica.raws(issuer, epoch, start, min(count, left))
+        if not raws and (fork := replica.fork_of(issuer)) is not None and fork.epoch <= epoch:
+            yield fork.proof  # proved since we said that we hold the log
         left -= len(raws)
         yield from raws
         if left <= 0:

@@ -388,3 +388,19 @@ def test_one_exchange_is_bounded_so_that_others_get_their_turn(store, alice, bob
     sync = Sync(empty)
     told = [effect for _ in range(3) for effect in exchange(sync, alice.id, Honest(full.replica))]
     assert told == [Finished(alice.id, 20), Finished(alice.id, 20), Finished(alice.id, 10)]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_log_that_was_dropped_for_a_fork_while_it_was_asked_for_is_answered_by_the_proof(store, alice, bob, known):
+    """Found by the simulation of fifty peers: honest peers blamed each other in the second in which a fork was proved."""
+    theirs = store(*alice.log(5), *bob.log(1))
+    ours = store(*(alice.log(2) if known else bob.log(1)))
+
+    class Overtaken(Honest):
+        def range(self, request):
+            self.replica.insert(alice.claim(0, value=9).raw)
+            return super().range(request)
+
+    told = exchange(Sync(ours), bob.id, Overtaken(theirs.replica))
+    assert not [effect for effect in told if isinstance(effect, Fault)]
+    assert [fork.issuer for fork in ours.replica.forks()] == [alice.id]
