@@ -73,6 +73,9 @@ sim-reputation: $(VENV)/.installed-dev ## attack reputation in simulation over m
 sim-claims: $(VENV)/.installed-dev ## fifty peers, loss, partitions, churn and forks over a thousand seeds (SEEDS=n, or SEED=n for one)
 	$(if $(SEED),SEED=$(SEED)) $(BIN)/python -m tests.sim.claim_network --seeds $(or $(SEEDS),1000) $(ARGS)
 
+crash-claims: $(VENV)/.installed-dev ## kill a writer of claims 500 times, and fill its disk (ARGS="--kills n --seed n")
+	PYTHONPATH=. $(BIN)/python tests/live/crash_claims.py $(ARGS)
+
 bench-claims: $(VENV)/.installed-dev $(VENV)-claims/.installed ## measure the claim store, beside pycrdt
 	$(BIN)/python -m bench.claims $(ARGS)
 

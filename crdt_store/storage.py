@@ -8,7 +8,7 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from crdt_store.claims import SignedClaim
@@ -139,10 +139,17 @@ class ClaimStorage:
             try:
                 yield
                 self._db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+                    self._fold_log()
                 raise
+
+    def _fold_log(self) -> None:
+        """A full disk: the write-ahead log holds each page many times; folded into the file it leaves room for the next try."""
+        with suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

@@ -292,11 +292,12 @@ def main() -> int:
 
 def summary(outcomes: list[Outcome], seconds: float) -> str:
     equal = sum(outcome.equal_at is not None for outcome in outcomes)
+    blamed = sum(outcome.faults for outcome in outcomes)
     forks = sorted(outcome.fork_seconds if outcome.fork_seconds is not None else END for outcome in outcomes)
     return (
         f"{len(outcomes)} seeds in {seconds:.0f} s: equal state on all {PEERS - FORKERS} honest peers in {equal} "
         f"({100 * equal / len(outcomes):.1f}%); fork proof everywhere after {forks[len(forks) // 2]:.1f} s median, "
-        f"{forks[-1]:.1f} s at most (target {FORK_SECONDS:.0f}); honest peers blamed: {sum(outcome.faults for outcome in outcomes)}"
+        f"{forks[-1]:.1f} s at most (target {FORK_SECONDS:.0f}); honest peers blamed: {blamed}"
     )
 
 
