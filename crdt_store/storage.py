@@ -22,6 +22,9 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x73776D64
 """"swmd": tells our file from any other SQLite file."""
 
+_LOG_PAGES = 128
+"""The write-ahead log is folded into the file at 512 KiB, so that a small disk is not filled by it."""
+
 _SCHEMA = (
     "CREATE TABLE epochs (issuer TEXT PRIMARY KEY, epoch INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE claims (issuer TEXT, epoch INTEGER, seq INTEGER, own INTEGER NOT NULL, raw BLOB NOT NULL,"
@@ -61,6 +64,7 @@ class ClaimStorage:
             raise StorageError(f"{self._path} was written by a newer swarmd (schema {version}, known: {SCHEMA_VERSION}); upgrade")
         with self._faults():
             self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
             self._db.execute("BEGIN IMMEDIATE").execute("COMMIT")  # takes the lock, which lasts until close
             verdict = " ".join(self._db.execute("PRAGMA quick_check(1)").fetchone()[0].split())
         if verdict != "ok":
