@@ -126,7 +126,7 @@ class Probing:
 
     def _answered(self, request: AskRequest, result: ResultEvent) -> None:
         self._traffic.note(request.job, self._rng)
-        is_route = request.strategy == "route"
+        is_route = result.round is None
         if is_route and result.path != "local":
             peer = PeerId(result.peer_id)
             self._used.append(peer)
