@@ -1,6 +1,6 @@
 """The node as the local API sees it: status, lists, and asks. Shapes what other parts know; decides no policy of its own."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -19,7 +19,7 @@ from daemon.reputation import Reputation
 from daemon.round_archive import RoundArchive
 from daemon.round_view import round_view
 from daemon.serving import Serving
-from daemon.transport.interface import Path, Transport
+from daemon.transport.interface import Path, Transport, TransportError
 from daemon.version import version
 from dht.standing import IDLE, PeerView
 from protocol.round.transcript import replay
@@ -94,6 +94,7 @@ class NodeBackend:
                 "peers": len(parts.membership.peers()),
                 "connected": len(parts.transport.paths()),
                 "bootstrap": parts.membership.bootstrap(),
+                "paths": _kinds(parts.transport.paths().values()),
             },
             "relay": {"reservations": [address for address in parts.transport.addresses() if "/p2p-circuit" in address]},
             "api": {"socket": self._life.socket, "url": self._life.api_url},
@@ -175,6 +176,23 @@ class NodeBackend:
     async def config(self) -> dict[str, Any]:
         return dict(self._life.settings)
 
+    async def netcheck(self) -> dict[str, Any]:
+        return self._parts.transport.netcheck()
+
+    async def ping(self, peer_id: str) -> dict[str, Any]:
+        """One round trip, connecting first where needed; raises RemoteError(gone) where it cannot be reached."""
+        if not is_peer_id(peer_id):
+            raise RemoteError(Code.MALFORMED, f"{peer_id[:64]!r} is not a peer id (12D3KooW...)")
+        peer = PeerId(peer_id)
+        if peer not in self._parts.transport.paths():
+            await self._parts.membership.reach(peer)
+        try:
+            took = await self._parts.transport.ping(peer)
+        except TransportError as error:
+            raise RemoteError(Code.GONE, str(error)) from None
+        path = self._parts.transport.paths().get(peer)
+        return {"peer_id": peer_id, "rtt_ms": round(took * 1000, 2), "path": _path_row(path)}
+
     async def reputation(self, peer_id: str | None) -> dict[str, Any]:
         if peer_id is not None and not is_peer_id(peer_id):
             raise RemoteError(Code.MALFORMED, f"{peer_id[:64]!r} is not a peer id (12D3KooW...)")
@@ -250,6 +268,15 @@ class NodeBackend:
             "slots": model.slots if model else 0,
             "busy": self._parts.serving.busy,
         }
+
+
+def _kinds(paths: Iterable[Path]) -> dict[str, tuple[int, float]]:
+    """Of each kind of path how many there are, and the age of the oldest in seconds."""
+    now, found = trio.current_time(), dict[str, tuple[int, float]]()
+    for path in paths:
+        count, oldest = found.get(str(path.kind), (0, 0.0))
+        found[str(path.kind)] = count + 1, round(max(oldest, now - path.since), 1)
+    return found
 
 
 def _path_row(path: Path | None) -> dict[str, Any] | None:

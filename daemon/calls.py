@@ -27,8 +27,12 @@ from protocol.wire.limits import MAX_CHUNK_BYTES
 OPEN_SECONDS = 10.0
 """Bound of opening a link, as `Transport.connect` bounds a dial."""
 
-MAX_INBOUND_LINKS = 2
-"""Links one peer may open to us; a further one replaces the oldest, so that a restarted peer is served at once."""
+MAX_INBOUND_LINKS = 4
+"""Links one peer may open to us: calls and bulk, on two paths while one takes over from the other. A further one replaces the
+oldest, so that a restarted peer is served at once."""
+
+RETIRE_SECONDS = 1.0
+"""Between looks at whether the calls on a link that was taken over are done."""
 
 PACKED_FROM_SECONDS = 0.003
 """Round trip from which big bodies are compressed: what is nearer is on a line of a gigabit, where it would take longer."""
@@ -183,6 +187,7 @@ class Calls:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._transport.handle(PROTOCOL, self._accept)
+                self._transport.listen_to_paths(self._move)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
@@ -287,6 +292,19 @@ class Calls:
         finally:
             if self._links.get(key) is opening.link:
                 del self._links[key]
+
+    def _move(self, peer: PeerId) -> None:
+        """Open new calls to `peer` over its better path; those that run stay on the link that they have."""
+        for bulk in (False, True):
+            link = self._links.pop((peer, bulk), None)
+            if link is not None and self._nursery is not None:
+                self._nursery.start_soon(self._retire, link)
+
+    async def _retire(self, link: Link) -> None:
+        await trio.sleep(RETIRE_SECONDS)  # for a caller that was given the link and has not called yet
+        while link.busy and not link.closed:  # noqa: ASYNC110 - seldom, and not urgent
+            await trio.sleep(RETIRE_SECONDS)
+        link.close("a better path has taken over")
 
     async def _accept(self, stream: Stream) -> None:
         if self._nursery is None:

@@ -153,6 +153,11 @@ class Link:
             self._room.unpark_all()
             self._scope.cancel()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call of ours runs on it."""
+        return bool(self._inboxes)
+
     # Calls of ours.
 
     def has_room(self, body_bytes: int) -> bool:

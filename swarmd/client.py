@@ -116,6 +116,14 @@ class Client:
         body = {"peer": peer, "skill": skill, "count": count, "rounds": rounds}
         return self._call("POST", "/probe", {name: value for name, value in body.items() if value is not None}, timeout)
 
+    def netcheck(self) -> dict[str, Any]:
+        """What the daemon knows of its place in the network; None where it does not know."""
+        return self._call("GET", "/netcheck")
+
+    def ping(self, peer: str) -> dict[str, Any]:
+        """One round trip to a peer, with the path that it took."""
+        return self._call("POST", f"/ping/{_part(peer)}")
+
     def config(self) -> dict[str, Any]:
         """The configuration the daemon runs with; secrets are masked."""
         return self._call("GET", "/config")

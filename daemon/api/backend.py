@@ -219,6 +219,12 @@ class Backend(Protocol):
 
     async def config(self) -> Json: ...
 
+    async def netcheck(self) -> Json:
+        """What is known of our place in the network."""
+
+    async def ping(self, peer_id: str) -> Json:
+        """One round trip to a peer and the path it took; raises RemoteError."""
+
     async def reputation(self, peer_id: str | None) -> Json: ...
 
     async def stop(self) -> None:

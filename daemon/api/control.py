@@ -71,6 +71,8 @@ class Control:
             Route("/swarmd/v1/asks/{ask_id}", self.asked),
             Route("/swarmd/v1/why/{named}", self.why),
             Route("/swarmd/v1/config", self.config),
+            Route("/swarmd/v1/netcheck", self.netcheck),
+            Route("/swarmd/v1/ping/{peer_id}", self.ping, methods=["POST"]),
             Route("/swarmd/v1/reputation", self.reputation),
             Route("/swarmd/v1/reputation/{peer_id}", self.reputation),
             Route("/swarmd/v1/ask", self.ask, methods=["POST"]),
@@ -110,6 +112,12 @@ class Control:
 
     async def config(self, request: Request) -> Response:
         return json_response(await self._backend.config())
+
+    async def netcheck(self, request: Request) -> Response:
+        return json_response(await self._backend.netcheck())
+
+    async def ping(self, request: Request) -> Response:
+        return json_response(await self._backend.ping(request.path_params["peer_id"]))
 
     async def reputation(self, request: Request) -> Response:
         return json_response(await self._backend.reputation(request.path_params.get("peer_id")))

@@ -23,6 +23,8 @@ COMMANDS = {
     "status": ("daemon.cli.status:status", "Show whether the daemon is ready, and if not, why."),
     "ask": ("daemon.cli.ask:ask", "Ask one peer, or a committee that ranks its answers."),
     "peers": ("daemon.cli.mesh:peers", "List the peers and how each is reached."),
+    "ping": ("daemon.cli.net:ping", "Measure round trips to a peer, until a direct path stands if you like."),
+    "netcheck": ("daemon.cli.net:netcheck", "Show how this box can be reached, and what stands in the way."),
     "models": ("daemon.cli.models:models", "List the models that can be asked for; share and fetch model files."),
     "reputation": ("daemon.cli.reputation:reputation", "Show how good peers are at what, and who says so."),
     "probe": ("daemon.cli.probe:probe", "Ask peers questions of known answer and show how many they got right."),

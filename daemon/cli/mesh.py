@@ -23,5 +23,6 @@ def peers(as_json: bool, **given: Path | None) -> None:
         load = f"{peer['busy']}/{peer['slots']}" if peer.get("slots") is not None and peer.get("busy") is not None else "-"
         reached = f"{path['kind']} {path.get('transport')}" if path.get("kind") else "-"
         rtt, heard = number(path.get("rtt_ms"), " ms", 1), ago(peer.get("last_heard_s"))
-        table.append((peer.get("peer_id"), peer.get("state"), peer.get("model"), load, reached, rtt, heard))
-    print_table(("PEER", "STATE", "MODEL", "BUSY", "REACHED", "RTT", "HEARD"), table)
+        since = ago(path.get("age_s"))
+        table.append((peer.get("peer_id"), peer.get("state"), peer.get("model"), load, reached, since, rtt, heard))
+    print_table(("PEER", "STATE", "MODEL", "BUSY", "REACHED", "SINCE", "RTT", "HEARD"), table)

@@ -38,6 +38,9 @@ def _facts(reply: dict[str, Any]) -> list[tuple[str, object]]:
         load = f"{engine.get('busy')} of {engine.get('slots')} slots busy"
         facts.append(("engine", f"{engine.get('engine')} {engine.get('state')}, {load}"))
     facts.append(("peers", f"{mesh.get('connected', 0)} connected, {mesh.get('peers', 0)} known"))
+    kinds = mesh.get("paths") or {}
+    if kinds:
+        facts.append(("paths", ", ".join(f"{count} {kind} for {ago(oldest)}" for kind, (count, oldest) in kinds.items())))
     facts += [("address", address) for address in reply.get("addresses") or []]
     for peer in mesh.get("bootstrap") or []:
         state = "connected" if peer.get("connected") else peer.get("error") or "not connected"

@@ -67,11 +67,12 @@ def expand(listening: Iterable[Multiaddr]) -> list[Multiaddr]:
             expanded.append(address)
             continue
         kind = "ip4" if ip.version == 4 else "ip6"
-        expanded += [Multiaddr(f"/{kind}/{found}/tcp/{port}") for found in _interface_addresses(ip.version)]
+        expanded += [Multiaddr(f"/{kind}/{found}/tcp/{port}") for found in interface_addresses(ip.version)]
     return list(dict.fromkeys(expanded))
 
 
-def _interface_addresses(version: int) -> list[str]:
+def interface_addresses(version: int) -> list[str]:
+    """IPs of the interfaces, without link-local ones; loopback only where there is nothing else."""
     try:
         found = [ipaddress.ip_address(str(text).split("%")[0]) for text in get_network_addrs(version)]
     except OSError:

@@ -1,5 +1,6 @@
 """The libp2p implementation of `Transport`: one hardened host, its services, their life and bookkeeping. Decides no policy."""
 
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random, SystemRandom
@@ -21,6 +22,7 @@ from daemon.transport.interface import (
     GossipHandler,
     Path,
     PathKind,
+    PathListener,
     PeerListener,
     RecordChooser,
     RecordValidator,
@@ -31,11 +33,15 @@ from daemon.transport.interface import (
 from daemon.transport.kademlia import Kademlia
 from daemon.transport.muxed_stream import MuxedStream
 from daemon.transport.muxer import MuxedConnection
+from daemon.transport.net_report import net_report
 from daemon.transport.options import TransportCounters, TransportOptions, parse_address
 from daemon.transport.relay import RelayOptions, RelayService
 from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import PeerId, is_peer_id, peer_id_of, short
+
+_PING = "/ipfs/ping/1.0.0"
+_PING_BYTES = 32
 
 ADDRESS_TTL = 24 * 3600
 """Seconds that an address given to `connect` stays known."""
@@ -61,6 +67,7 @@ class Libp2pTransport:
         self._swarm = self._host.swarm
         self._swarm.watchers.append(self._watch)
         self._listeners: list[PeerListener] = []
+        self._path_listeners: list[PathListener] = []
         self._gossip = Gossip(self._host)
         rng = rng or SystemRandom()
         self._kademlia = Kademlia(self._host, validator or _refuse_record, chooser or _first_record, self.addresses, rng)
@@ -124,7 +131,8 @@ class Libp2pTransport:
         relay: RelayService | None = getattr(self, "_relay", None)
         if relay is None:
             return announced
-        return list(dict.fromkeys([*announced, *expand(bound_addresses(self._swarm)), *map(Multiaddr, relay.addresses())]))
+        own = [*expand(bound_addresses(self._swarm)), *map(Multiaddr, (*relay.reached_at(), *relay.addresses()))]
+        return list(dict.fromkeys([*announced, *own]))
 
     def service_counters(self) -> Mapping[str, Mapping[str, int]]:
         """Totals since start of gossip, the DHT and relaying, by service; those of connections and streams are in `counters`."""
@@ -156,6 +164,10 @@ class Libp2pTransport:
         """Call `listener` when a peer's first path opens and when its last one is gone."""
         self._listeners.append(listener)
 
+    def listen_to_paths(self, listener: PathListener) -> None:
+        """Call `listener` when a better path to a connected peer stands than the one it had."""
+        self._path_listeners.append(listener)
+
     def _watch(self, conn: INetConn, opened: bool) -> None:
         peer = conn.muxed_conn.peer_id
         remaining = len(self._swarm.connections.get(peer, ()))
@@ -164,6 +176,8 @@ class Libp2pTransport:
                 self._relayed_since[peer] = trio.current_time()
         elif opened and peer in self._relayed_since:
             self._relayed_for[peer] = trio.current_time() - self._relayed_since.pop(peer)
+            for better in self._path_listeners:
+                better(PeerId(str(peer)))
         elif not remaining:
             self._relayed_since.pop(peer, None)
             self._relayed_for.pop(peer, None)
@@ -191,6 +205,20 @@ class Libp2pTransport:
             raise TransportError(f"{short(peer)} could not be reached in {self._options.connect_timeout:g} s") from None
         except SwarmException as error:
             raise TransportError(f"{short(peer)} could not be reached: {error}") from None
+
+    async def ping(self, peer: PeerId) -> float:
+        """Seconds of one round trip over the best path to `peer`, connecting first where needed; raises TransportError."""
+        if peer not in self.paths():
+            await self.connect(peer)
+        payload = os.urandom(_PING_BYTES)
+        for conn in sorted(self._live(_library_id(peer)), key=self._swarm.preference, reverse=True):
+            if isinstance(conn.muxed_conn, MuxedConnection):
+                return await _round_trip(peer, conn.muxed_conn, payload, self._options.stream_open_timeout)
+        raise TransportError(f"{short(peer)} is not connected")
+
+    def netcheck(self) -> dict[str, Any]:
+        """What is known of our place in the network, for people; None where it is not known."""
+        return net_report(self._relay)
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every path to `peer`; no error where there is none."""
@@ -270,6 +298,24 @@ def _library_id(peer: PeerId) -> ID:
     if not is_peer_id(peer):
         raise TransportError(f"{peer[:80]!r} is not a peer id")
     return ID.from_base58(peer)
+
+
+async def _round_trip(peer: PeerId, muxed: MuxedConnection, payload: bytes, timeout: float) -> float:
+    """The negotiation and the payload travel together, so that this is one round trip."""
+    began = trio.current_time()
+    try:
+        with trio.fail_after(timeout):
+            stream = await open_stream(peer, muxed, _PING, early=payload)
+            echoed = b""
+            while len(echoed) < len(payload) and (received := await stream.receive_some()):
+                echoed += received
+            took = trio.current_time() - began
+            await stream.aclose()
+    except trio.TooSlowError:
+        raise TransportError(f"{short(peer)} gave no answer to a ping in {timeout:g} s") from None
+    if echoed != payload:
+        raise TransportError(f"{short(peer)} answered a ping with something else")
+    return took
 
 
 def _path(conn: INetConn, relayed_for: float | None) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from protocol.wire.ids import PeerId
 
@@ -69,6 +69,9 @@ False costs the peer that handed it over, who should have checked; blaming the a
 PeerListener = Callable[[PeerId, bool], None]
 """(peer, connected): called when the first path to a peer opens and when the last one is gone."""
 
+PathListener = Callable[[PeerId], None]
+"""(peer): new streams take a better path from now on; those that are open stay where they are."""
+
 RecordValidator = Callable[[str, bytes], bool]
 """(key, value) -> whether a DHT value may stand under that key."""
 
@@ -93,6 +96,12 @@ class Transport(Protocol):
 
     async def disconnect(self, peer: PeerId) -> None: ...
 
+    async def ping(self, peer: PeerId) -> float:
+        """Seconds of one round trip over the best path, connecting first where needed; raises TransportError."""
+
+    def netcheck(self) -> dict[str, Any]:
+        """What is known of our place in the network, for people; None where it is not known."""
+
     async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
         """A new stream to `peer`, connecting first where needed; raises TransportError."""
 
@@ -100,6 +109,9 @@ class Transport(Protocol):
         """Serve inbound streams of `protocol`."""
 
     def listen_to_peers(self, listener: PeerListener) -> None: ...
+
+    def listen_to_paths(self, listener: PathListener) -> None:
+        """Call `listener` when a better path to a connected peer stands than the one it had."""
 
     async def subscribe(self, topic: str, handler: GossipHandler) -> None: ...
 

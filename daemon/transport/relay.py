@@ -22,7 +22,10 @@ from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 from multiaddr import Multiaddr
 
 from daemon.transport.interface import TransportError
+from daemon.transport.network_watch import NetworkWatch
 from daemon.transport.observations import Observations
+from daemon.transport.reachability import ASK as DIAL_BACK
+from daemon.transport.reachability import Reachability
 from daemon.transport.relay_hop import HOP, STOP, Hop, RelayOptions, quietly_reset, receive, send
 from daemon.transport.relay_keep import Reservations, relay_of
 from daemon.transport.relay_punch import DCUTR, Puncher
@@ -60,6 +63,10 @@ class RelayService:
         self.udp.interfaces = self.observations.interfaces
         self._witnessing = Witnessing(host, self.hop)
         self.puncher = Puncher(host, self.options, self.observations, self.udp, self._sees)
+        self.reachability = Reachability(host, self._ports_to_try, os.urandom)
+        self._swarm.is_proof = self.reachability.take_proof
+        self.network = NetworkWatch(self._swarm, self._network_changed)
+        self.hop.willing = lambda: self.reachability.verdict.reachable is not False
         self._nursery: trio.Nursery | None = None
         self._swarm.relay_dialer = self.dial
         self._swarm.relayed_guesses = self._guesses
@@ -84,9 +91,11 @@ class RelayService:
         if self.options.punch:
             self._host.set_stream_handler(DCUTR, self.puncher.handle)
             self._host.set_stream_handler(TProtocol(PUNCH), self.puncher.handle_session)
+        self._host.set_stream_handler(DIAL_BACK, self.reachability.handle_ask)
         async with trio.open_nursery() as nursery:
             self._nursery = self.puncher.nursery = nursery
-            nursery.start_soon(self.keeping.run)
+            for part in (self.keeping.run, self.reachability.run, self.network.run):
+                nursery.start_soon(part)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -110,6 +119,14 @@ class RelayService:
                 await self.keeping.connect_from_listening_port(peer, known)
         except (SwarmException, trio.TooSlowError) as error:
             raise TransportError(f"{address} could not be reached: {error or 'no answer in time'}") from None
+
+    def reached_at(self) -> tuple[str, ...]:
+        """The outside address at which a peer came in, where we know of one and do not listen on it anyway."""
+        verdict = self.reachability.verdict
+        hosts = [endpoint.host for one in self.observations.tcp.observations if (endpoint := parse(one.address)) is not None]
+        if not verdict.reachable or not hosts:
+            return ()
+        return (f"/ip{6 if ':' in hosts[-1] else 4}/{hosts[-1]}/tcp/{verdict.port}",)
 
     # -- what the parts ask of each other ----------------------------------------------------------------------------
 
@@ -141,9 +158,20 @@ class RelayService:
         relay, _ = relay_of(str(addresses[0]).split("/p2p-circuit")[0])
         return await self._witnessing.sees(relay, peer, host)
 
+    def _ports_to_try(self) -> list[int]:
+        """Outside ports at which we may be dialled: as seen, then as we listen."""
+        seen = [endpoint.port for one in self.observations.tcp.observations if (endpoint := parse(one.address)) is not None]
+        return list(dict.fromkeys([*reversed(seen), *sorted(self.observations.listening_ports())]))
+
+    def _network_changed(self) -> None:
+        self.observations.forget()
+        self.udp.forget()
+        self.reachability.forget()
+
     def _watch(self, conn: INetConn, opened: bool) -> None:
         if opened and conn.muxed_conn.peer_id in self.keeping.configured:
             self.udp.look_again()
+            self.reachability.look_again()
 
     # -- relayed connections -----------------------------------------------------------------------------------------
 

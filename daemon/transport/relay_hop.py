@@ -7,6 +7,7 @@ retries a closed stream for a second.
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,8 @@ class Hop:
         self._reserved: dict[ID, float] = {}
         self._circuits: Counter[ID] = Counter()
         self._joined: Counter[tuple[ID, ID]] = Counter()
+        self.willing: Callable[[], bool] = lambda: True
+        """Whether we take new reservations: a relay that nobody can reach helps nobody."""
         self._budgets: list[_Budget] = []
         self.counters: Counter[str] = Counter()
 
@@ -120,6 +123,9 @@ class Hop:
 
     async def _reserve(self, stream: Any, peer: ID) -> None:
         self._forget_expired()
+        if not self.willing():
+            await self._answer(stream, pb.PERMISSION_DENIED)
+            return
         if peer not in self._reserved and len(self._reserved) >= self._options.max_reservations:
             await self._answer(stream, pb.RESERVATION_REFUSED)
             return

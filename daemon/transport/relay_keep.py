@@ -50,7 +50,7 @@ class Reservations:
     def __init__(self, host: Any, relays: Sequence[str], rng: Random, options: RelayOptions) -> None:
         """Raises TransportError for a relay address that names no peer."""
         self._host = host
-        self._swarm = host.swarm
+        self.swarm = host.swarm
         self._rng = rng
         self._options = options
         self._known = {peer: _Known(address, True) for peer, address in map(relay_of, relays)}
@@ -59,7 +59,7 @@ class Reservations:
         self._dialing: dict[ID, trio.Lock] = {}
         self.needed: Callable[[], bool] = lambda: False
         """Whether peers that volunteer are wanted: only where we cannot be reached otherwise."""
-        self._swarm.watchers.append(self._watch)
+        self.swarm.watchers.append(self._watch)
 
     @property
     def held(self) -> Mapping[ID, tuple[float, tuple[str, ...]]]:
@@ -75,6 +75,23 @@ class Reservations:
         """Where a relay is dialled; None for a peer that is none."""
         return self._known[peer].address if peer in self._known else None
 
+    def view(self) -> list[dict[str, Any]]:
+        """The relays that we know of, those that hold us first; for people."""
+        now = time.time()
+        rows = [
+            {
+                "peer_id": peer.to_base58(),
+                "address": str(known.address),
+                "held": peer in self._held,
+                "expires_s": round(self._held[peer][0] - now) if peer in self._held else None,
+                "rtt_ms": None if (rtt := self._rtt(peer)) is None else round(rtt * 1000, 1),
+                "configured": known.configured,
+                "failures": known.failures,
+            }
+            for peer, known in self._known.items()
+        ]
+        return sorted(rows, key=lambda row: (not row["held"], row["peer_id"]))
+
     def add(self, address: str) -> None:
         """One more relay to choose from; raises TransportError where `address` names no peer."""
         relay, where = relay_of(address)
@@ -89,7 +106,7 @@ class Reservations:
     async def run(self) -> None:
         """Hold what `choose` says, until cancelled."""
         with trio.move_on_after(_LISTEN_SECONDS):
-            while not bound_addresses(self._swarm):  # noqa: ASYNC110 - the library signals nothing when it listens
+            while not bound_addresses(self.swarm):  # noqa: ASYNC110 - the library signals nothing when it listens
                 await trio.sleep(0.01)
         async with trio.open_nursery() as nursery:
             while True:
@@ -123,7 +140,7 @@ class Reservations:
         """Peers that we reached by a plain dial, so that others can, and that say they relay."""
         if not self.needed():
             return
-        for peer, connections in self._swarm.connections.items():
+        for peer, connections in self.swarm.connections.items():
             if peer in self._known or len(self._known) >= self._options.max_known_relays:
                 continue
             for conn in connections:
@@ -141,7 +158,7 @@ class Reservations:
             return False
 
     def _rtt(self, peer: ID) -> float | None:
-        measured = [getattr(conn.muxed_conn, "rtt", None) for conn in self._swarm.get_connections(peer) if not conn.is_closed]
+        measured = [getattr(conn.muxed_conn, "rtt", None) for conn in self.swarm.get_connections(peer) if not conn.is_closed]
         known = [rtt for rtt in measured if rtt is not None]
         return min(known) if known else None
 
@@ -177,15 +194,15 @@ class Reservations:
             if self._direct(peer):
                 return
             self._host.get_peerstore().add_addrs(peer, [address], _ADDRESS_LIFETIME)
-            source = source_for(self._swarm, address)
+            source = source_for(self.swarm, address)
             if source is not None:
                 try:
-                    await self._swarm._dial_addr_single_attempt(address, peer, source)
+                    await self.swarm._dial_addr_single_attempt(address, peer, source)
                     return
                 except SwarmException as error:
                     # The port may still be bound to the same peer from before (TIME_WAIT), which an ephemeral port is not.
                     log.debug("a dial from %s failed: %s", source, error)
-            await self._swarm.dial_peer(peer)
+            await self.swarm.dial_peer(peer)
 
     async def reserve(self, relay: ID) -> float:
         """Ask `relay` for a place; returns the unix time at which it ends; raises TransportError or SwarmException."""
@@ -223,7 +240,7 @@ class Reservations:
         return tuple(dict.fromkeys(with_peer(without_peer(address), name) for address in found))[:_MAX_ADDRESSES_PER_RELAY]
 
     def _direct(self, peer: ID) -> bool:
-        connections = self._swarm.get_connections(peer)
+        connections = self.swarm.get_connections(peer)
         return any(not conn.is_closed and conn.get_connection_type() != ConnectionType.RELAYED for conn in connections)
 
     def _watch(self, conn: INetConn, opened: bool) -> None:

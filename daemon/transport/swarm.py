@@ -89,6 +89,8 @@ class HardenedSwarm(Swarm):
         self.relay_dialer: RelayDialer | None = None
         self.relayed_guesses: Callable[[ID], list[Multiaddr]] = lambda _peer: []
         """Relayed addresses that are worth trying although nobody named them."""
+        self.is_proof: Callable[[ReadWriteCloser], Awaitable[bool]] = _never
+        """Whether an inbound connection only proves that we can be dialled."""
         self.watchers: list[ConnectionWatcher] = []
         self.auto_connector = _NoAutoConnector(self)
         self._inbound = 0
@@ -117,6 +119,9 @@ class HardenedSwarm(Swarm):
         if reason:
             self.counters.refused[reason] += 1
             log.debug("refused a connection from %s: %s", ip, reason)
+            await _close_quietly(read_write_closer)
+            return
+        if await self.is_proof(read_write_closer):
             await _close_quietly(read_write_closer)
             return
         self._inbound += 1
@@ -336,6 +341,10 @@ class HardenedSwarm(Swarm):
         direct = [address for address in usable if not _is_relayed(address)]
         relayed = [address for address in usable if _is_relayed(address)]
         return [*direct[:2], *relayed[:3], *direct[2:]][: self.options.max_dial_addresses]
+
+
+async def _never(_stream: ReadWriteCloser) -> bool:
+    return False
 
 
 def _connection_config(options: TransportOptions) -> ConnectionConfig:

@@ -85,6 +85,12 @@ class UdpPaths:
         """Ask the observers now: there is a new one, or the network has changed."""
         self._asked_for.set()
 
+    def forget(self) -> None:
+        """The network has changed: what was seen of us says nothing any more."""
+        self.observed = ObservedAddresses(self.observed.options)
+        self.works = None
+        self.look_again()
+
     async def refresh(self) -> None:
         """Ask up to three observers at which address they see our UDP port."""
         port = self._port()

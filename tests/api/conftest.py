@@ -63,6 +63,12 @@ class FakeBackend:
     async def config(self) -> dict[str, Any]:
         return {}
 
+    async def netcheck(self) -> dict[str, Any]:
+        return {"advice": "nothing to do"}
+
+    async def ping(self, peer_id: str) -> dict[str, Any]:
+        return {"peer_id": peer_id, "rtt_ms": 1.0, "path": None}
+
     async def reputation(self, peer_id: str | None) -> dict[str, Any]:
         return {"claims": 0, "peer": peer_id}
 

@@ -135,9 +135,9 @@ def test_peers_for_people(ask_daemon: Call, server: Any) -> None:
     ]
     server.answers["GET", "/swarmd/v1/peers"] = {"peers": peers}
     lines = ask_daemon("peers").out.splitlines()
-    assert lines[0].split() == ["PEER", "STATE", "MODEL", "BUSY", "REACHED", "RTT", "HEARD"]
-    assert lines[1].split() == [PEER, "alive", "tiny", "2/4", "relayed", "tcp", "12.3", "ms", "3s"]
-    assert lines[2].split() == ["other", "gone", "-", "-", "-", "-", "2h"]
+    assert lines[0].split() == ["PEER", "STATE", "MODEL", "BUSY", "REACHED", "SINCE", "RTT", "HEARD"]
+    assert lines[1].split() == [PEER, "alive", "tiny", "2/4", "relayed", "tcp", "3s", "12.3", "ms", "3s"]
+    assert lines[2].split() == ["other", "gone", "-", "-", "-", "-", "-", "2h"]
 
 
 def test_what_a_stranger_wrote_cannot_steer_the_terminal(ask_daemon: Call, server: Any) -> None:
@@ -429,3 +429,47 @@ def test_the_socket_follows_from_the_data_folder(swarmd: Call, home: Any, monkey
     assert f"answers on {home}/swarmd/" in mine
     assert mine != usual
     assert swarmd("--data-dir", home / "mine", "status").err == mine
+
+
+NET = {
+    "udp": True, "ipv4": True, "ipv6": None, "seen_as": ["/ip4/203.0.113.9/tcp/4711"], "mapping_tcp": "port_preserving",
+    "mapping_udp": None, "reachable": False, "reachable_port": None, "reachable_age_s": 61.0, "reachable_asked": 2,
+    "relays": [{"peer_id": PEER, "address": "/ip4/192.0.2.7/tcp/4711", "held": True, "rtt_ms": 40.0, "expires_s": 3600}],
+    "relaying": {"serving": False}, "failing_leg": None, "advice": "nothing to do",
+}  # fmt: skip
+
+
+def test_netcheck_for_people_prints_unknown_as_unknown(ask_daemon: Call, server: Any) -> None:
+    server.answers["GET", "/swarmd/v1/netcheck"] = NET
+    ran = ask_daemon("netcheck")
+    assert ran.code == 0
+    facts = ("UDP             works", "IPv6            unknown", "UDP mapping     unknown", "TCP mapping     port preserving")
+    assert [fact for fact in facts if fact not in ran.out] == []
+    assert "no: none of 2 that tried came in; 1m ago" in ran.out
+    assert "/ip4/192.0.2.7/tcp/4711 40.0 ms, for 1h more" in ran.out
+    server.answers["GET", "/swarmd/v1/netcheck"] = {}
+    assert "unknown: nobody was asked yet" in ask_daemon("netcheck").out
+
+
+def test_netcheck_exits_with_4_where_something_is_in_the_way(ask_daemon: Call, server: Any) -> None:
+    server.answers["GET", "/swarmd/v1/netcheck"] = NET | {"failing_leg": "no peer is connected"}
+    assert ask_daemon("netcheck").code == 4
+    assert json.loads(ask_daemon("netcheck", "--json").out)["failing_leg"] == "no peer is connected"
+
+
+def ping_reply(kind: str) -> dict[str, Any]:
+    path = {"kind": kind, "transport": "tcp", "address": "/x", "rtt_ms": 40.0, "age_s": 1, "relayed_ms": 231.0}
+    return {"peer_id": PEER, "rtt_ms": 41.5, "path": path}
+
+
+def test_ping_until_direct(ask_daemon: Call, server: Any) -> None:
+    server.answers["GET", "/swarmd/v1/peers"] = {"peers": [{"peer_id": PEER}, {"peer_id": "12D3KooWother"}]}
+    server.answers["POST", f"/swarmd/v1/ping/{PEER}"] = ping_reply("relayed")
+    ran = ask_daemon("ping", PEER[-8:], "-c", "2", "-i", "0.01", "--until-direct")
+    assert (ran.code, ran.out.count("41.5 ms")) == (4, 2)
+    server.answers["POST", f"/swarmd/v1/ping/{PEER}"] = ping_reply("punched")
+    ran = ask_daemon("ping", PEER, "-c", "9", "--until-direct")
+    assert (ran.code, ran.out.count("41.5 ms")) == (0, 1)
+    assert "direct after 231 ms" in ran.out
+    unknown = ask_daemon("ping", "12D3KooW")
+    assert (unknown.code, "give more of the id" in unknown.err) == (1, True)

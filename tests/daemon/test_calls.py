@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from daemon.calls import HELLO, CallOptions, Calls, Handler, InboundCall
+from daemon.calls import HELLO, MAX_INBOUND_LINKS, CallOptions, Calls, Handler, InboundCall
 from daemon.transport.interface import Stream, TransportError
 from protocol.rpc_frames import MAX_BODY_BYTES, PROTOCOL, End, Hello, Item, Request
 from protocol.wire.codec import FrameReader, encode, frame
@@ -393,12 +393,14 @@ async def test_an_answer_that_breaks_the_contract_fails_the_call_with_gone(
     assert dict(caller.breaches) == {"stray": 1}
 
 
-async def test_a_third_inbound_link_replaces_the_oldest(memory_mesh: MemoryMesh, joined: Joined, autojump_clock: Clock) -> None:
+async def test_one_inbound_link_too_many_replaces_the_oldest(
+    memory_mesh: MemoryMesh, joined: Joined, autojump_clock: Clock
+) -> None:
     await joined(1)
     (server,) = peers_of(memory_mesh)
     (client,) = memory_mesh(1)
     streams = []
-    for _ in range(3):
+    for _ in range(MAX_INBOUND_LINKS + 1):
         streams.append(await client.open_stream(server.peer_id, PROTOCOL))
         await trio.testing.wait_all_tasks_blocked()
     for stream in streams[1:]:

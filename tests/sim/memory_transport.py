@@ -8,6 +8,7 @@ import hashlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,6 +17,7 @@ from daemon.transport.interface import (
     GossipHandler,
     Path,
     PathKind,
+    PathListener,
     PeerListener,
     RecordChooser,
     RecordValidator,
@@ -237,6 +239,7 @@ class MemoryTransport:
         self._peer_id = peer_id_of(public_bytes(self.key))
         self._handlers: dict[str, StreamHandler] = {}
         self._listeners: list[PeerListener] = []
+        self._path_listeners: list[PathListener] = []
         self._subscriptions: dict[str, GossipHandler] = {}
 
     @property
@@ -311,6 +314,23 @@ class MemoryTransport:
 
     def listen_to_peers(self, listener: PeerListener) -> None:
         self._listeners.append(listener)
+
+    async def ping(self, peer: PeerId) -> float:
+        if peer not in self.links:
+            await self.connect(peer)
+        await trio.sleep(2 * self.mesh.latency)
+        return 2 * self.mesh.latency
+
+    def netcheck(self) -> dict[str, Any]:
+        return {"udp": None, "reachable": None, "advice": "nothing to do: a simulation", "failing_leg": None, "relays": []}
+
+    def listen_to_paths(self, listener: PathListener) -> None:
+        self._path_listeners.append(listener)
+
+    def improved(self, other: "MemoryTransport") -> None:
+        """A better path to `other` stands; nothing else changes here, where all paths are alike."""
+        for listener in self._path_listeners:
+            listener(other.peer_id)
 
     def gained(self, other: "MemoryTransport", *, inbound: bool) -> None:
         """A connection to `other` opened."""

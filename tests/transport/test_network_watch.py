@@ -1,0 +1,51 @@
+"""Another network: what hung on the old address is closed and the parts are told, within ten seconds."""
+
+import pytest
+import trio
+import trio.testing
+
+from daemon.transport.network_watch import CHECK_SECONDS, NetworkWatch
+
+
+class Swarm:
+    def __init__(self):
+        self.connections = []
+
+    def get_connections(self):
+        return self.connections
+
+
+async def test_a_change_is_noticed_and_no_change_is_not(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery):
+    now, told = {"192.168.1.2"}, []
+    watch = NetworkWatch(Swarm(), lambda: told.append(trio.current_time()), lambda: frozenset(now))
+    nursery.start_soon(watch.run)
+    await trio.sleep(30)
+    assert told == []
+    now.clear()
+    now.add("10.0.0.7")
+    began = trio.current_time()
+    await trio.sleep(10)
+    assert len(told) == watch.changes == 1
+    assert told[0] - began <= CHECK_SECONDS < 10
+
+
+@pytest.mark.live
+@pytest.mark.slow
+async def test_connections_from_an_address_that_is_gone_are_closed(running, until):
+    async with running(2) as (a, b):
+        await a.connect(b.peer_id, b.addresses())
+        addresses = {"127.0.0.1"}
+        watch = a.relay.network
+        assert watch._addresses() is not None
+        await watch_once(a, frozenset(addresses))
+        assert b.peer_id in a.paths(), "loopback stays"
+
+
+async def watch_once(transport, addresses):
+    told = trio.Event()
+    seen = iter([frozenset({"192.0.2.1"}), addresses])
+    watch = NetworkWatch(transport._swarm, told.set, lambda: next(seen, addresses))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        await told.wait()
+        nursery.cancel_scope.cancel()
