@@ -1,4 +1,4 @@
-"""Which addresses a peer gives to others and in which order it dials theirs. Decides on text alone; never opens a socket."""
+"""What an address is, in which order a peer's are dialled, and at which may be knocked. Decides on text; opens no socket."""
 
 import ipaddress
 from collections.abc import Iterable, Sequence
@@ -72,36 +72,6 @@ def reach_of(address: str) -> Reach:
     if ip.is_private or (isinstance(ip, ipaddress.IPv4Address) and ip in _CARRIER_GRADE):
         return Reach.PRIVATE
     return Reach.PUBLIC
-
-
-def expand(listening: Sequence[str], interfaces: Sequence[str]) -> tuple[str, ...]:
-    """Listen addresses with 0.0.0.0 and :: replaced by each interface IP of that family.
-
-    Loopback comes out of an unspecified address only where the box has nothing else; an explicit loopback address stays.
-    """
-    found: list[str] = []
-    for address in listening:
-        endpoint = parse(address)
-        ip = _ip(endpoint.host) if endpoint else None
-        if ip is None or not ip.is_unspecified:
-            found.append(address)
-            continue
-        own = [other for other in map(_ip, interfaces) if other is not None and other.version == ip.version]
-        routed = [other for other in own if not other.is_loopback and not other.is_link_local]
-        useful = routed or [other for other in own if other.is_loopback]
-        rest = address.split("/")[3:]
-        found += ["/".join(("", f"ip{ip.version}", str(other), *rest)) for other in useful]
-    return _distinct(address for address in found if reach_of(address) is not Reach.NOWHERE)
-
-
-def advertised(direct: Iterable[str], relayed: Iterable[str], peer: str) -> tuple[str, ...]:
-    """What to give to others: dialable addresses ending in /p2p/`peer`, public before private before loopback, relays last."""
-    useful = [address for address in (*direct, *relayed) if reach_of(address) is not Reach.NOWHERE]
-    useful.sort(key=lambda address: _GIVEN_ORDER[reach_of(address)])
-    return _distinct(with_peer(address, peer) for address in useful)[:MAX_ADDRESSES]
-
-
-_GIVEN_ORDER = {Reach.PUBLIC: 0, Reach.PRIVATE: 1, Reach.LOOPBACK: 2, Reach.RELAYED: 3}
 
 
 def with_peer(address: str, peer: str) -> str:

@@ -1,4 +1,4 @@
-"""Addresses as tables: what an address is, what we give to others, and what we dial in which order."""
+"""Addresses as tables: what an address is, at which may be knocked, and what we dial in which order."""
 
 import pytest
 
@@ -6,10 +6,9 @@ from nat.addresses import (
     MAX_ADDRESSES,
     Endpoint,
     Reach,
-    advertised,
     dial_order,
-    expand,
     parse,
+    punch_targets,
     reach_of,
     with_peer,
     without_peer,
@@ -73,31 +72,24 @@ def test_reach(address, expected):
 
 
 @pytest.mark.parametrize(
-    ("listening", "interfaces", "expected"),
+    ("theirs", "seen", "expected"),
     [
-        (["/ip4/0.0.0.0/tcp/7"], ["127.0.0.1", "192.168.1.5", "8.8.8.8"], ("/ip4/192.168.1.5/tcp/7", "/ip4/8.8.8.8/tcp/7")),
-        (["/ip4/0.0.0.0/tcp/7"], ["127.0.0.1"], ("/ip4/127.0.0.1/tcp/7",)),
-        (["/ip4/0.0.0.0/tcp/7"], ["169.254.3.3", "fe80::1"], ()),
-        (["/ip6/::/tcp/7"], ["192.168.1.5", "fd00::1", "::1"], ("/ip6/fd00::1/tcp/7",)),
-        (["/ip4/0.0.0.0/udp/7/quic-v1"], ["192.168.1.5"], ("/ip4/192.168.1.5/udp/7/quic-v1",)),
-        (["/ip4/127.0.0.1/tcp/7", "/ip4/0.0.0.0/tcp/8"], ["10.0.0.1"], ("/ip4/127.0.0.1/tcp/7", "/ip4/10.0.0.1/tcp/8")),
-        (["/ip4/10.0.0.1/tcp/7", "/ip4/0.0.0.0/tcp/7"], ["10.0.0.1"], ("/ip4/10.0.0.1/tcp/7",)),
-        (["/ip4/10.0.0.1/tcp/0", "rubbish"], ["10.0.0.1", "rubbish"], ()),
+        ([("8.8.8.8", 7), ("8.8.8.8", 7)], ["9.9.9.9"], (("8.8.8.8", 7),)),
+        ([("192.168.1.5", 7), ("8.8.8.8", 7)], ["9.9.9.9"], (("8.8.8.8", 7),)),
+        ([("192.168.1.5", 7), ("9.9.9.9", 7)], ["9.9.9.9"], (("9.9.9.9", 7), ("192.168.1.5", 7))),
+        ([("192.168.1.5", 7)], [], (("192.168.1.5", 7),)),
+        ([("127.0.0.1", 7), ("::1", 7), ("0.0.0.0", 7), ("224.0.0.1", 7), ("169.254.1.1", 7)], [], ()),
+        ([("2600::1", 7)], [], (("2600::1", 7),)),
+        ([("rubbish", 7), ("node.example", 7)], [], ()),
     ],
+    ids=["public", "not our household", "behind our own NAT", "nothing known of us", "never", "IPv6", "no addresses"],
 )
-def test_expand_never_yields_what_cannot_be_dialed(listening, interfaces, expected):
-    assert expand(listening, interfaces) == expected
+def test_a_peer_cannot_aim_us_at_our_own_boxes(theirs, seen, expected):
+    assert punch_targets(theirs, seen) == expected
 
 
-def test_advertised_orders_by_use_to_strangers_and_puts_relays_last():
-    direct = [f"/ip4/{host}/tcp/7" for host in ("127.0.0.1", "192.168.1.5", "0.0.0.0", "8.8.8.8")]
-    assert advertised([*direct, f"/ip4/8.8.8.8/tcp/7/p2p/{A}"], [RELAYED], A) == (
-        f"/ip4/8.8.8.8/tcp/7/p2p/{A}",
-        f"/ip4/192.168.1.5/tcp/7/p2p/{A}",
-        f"/ip4/127.0.0.1/tcp/7/p2p/{A}",
-        f"{RELAYED}/p2p/{A}",
-    )
-    assert len(advertised([f"/ip4/8.8.8.8/tcp/{port}" for port in range(1, 99)], [], A)) == MAX_ADDRESSES
+def test_targets_are_bounded():
+    assert len(punch_targets([("8.8.8.8", port) for port in range(1, 99)], [])) == MAX_ADDRESSES
 
 
 @pytest.mark.parametrize(
