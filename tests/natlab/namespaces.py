@@ -3,11 +3,13 @@
 Every name carries the process id of its laboratory, so that one that was killed is swept by the next and never a living one.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import threading
@@ -49,11 +51,14 @@ def run(*command: str, text: str | None = None) -> str:
 
 
 def sweep() -> None:
-    """Remove namespaces of laboratories whose process is gone."""
+    """Remove namespaces of laboratories whose process is gone, with the daemons that were left in them."""
     for line in run("ip", "netns", "list").splitlines():
         name = line.split(" ")[0]
         found = re.fullmatch(rf"{PREFIX}(\d+)-\w+", name)
         if found and not Path(f"/proc/{found[1]}").exists():
+            for pid in run("ip", "netns", "pids", name).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             run("ip", "netns", "del", name)
 
 
