@@ -39,7 +39,7 @@ SHIPPED = 1
 @click.command(help=__doc__)
 @click.option("--json", "json_", is_flag=True, help="Print every figure.")
 @click.option("--check", is_flag=True, help="Exit 1 if a target is missed.")
-@click.option("--runs", "wanted", default="", help="Only these runs, such as 1,3; all targets still count.")
+@click.option("--runs", "wanted", default="", help="Only these runs, such as 1,3; else all that are recorded.")
 @click.option("--record", "run", type=int, help="Ask the models of this training run, and write what they say.")
 @click.option("--models", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Where their files are.")
 @click.option("--live", type=click.IntRange(1), help="Ask a mesh of real daemons this many of the test questions.")
@@ -53,7 +53,12 @@ def main(  # noqa: PLR0913 - one argument for each option
         return
     if live is not None:
         sys.exit(_live(live, recordings, json_))
-    runs = [int(text) for text in wanted.split(",")] if wanted else plan.runs
+    # A run that is not recorded is not hidden: the plan's number of runs is a target.
+    there = [run for run in plan.runs if _path(recordings, run).exists()] or [SHIPPED]
+    try:
+        runs = [int(text) for text in wanted.split(",")] if wanted else there
+    except ValueError:
+        raise click.BadParameter(f"{wanted!r} is not a list of runs such as 1,3", param_hint="--runs") from None
     found = _analyse(plan, digest, runs, recordings)
     click.echo(json.dumps(as_json(found), indent=1) if json_ else as_text(found))
     short = shortfalls(found)

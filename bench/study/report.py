@@ -196,6 +196,13 @@ def as_text(found: Report) -> str:
     for arm in ARMS:
         figures = found.accuracy[arm]
         lines.append(_row(arm, [f"{100 * x:.1f}" for x in (*figures, fmean(figures), *found.by_skill[arm].values())]))
+    fewer = [arm for arm in found.accuracy if arm.startswith("rank, ") and arm.endswith("gold per skill")]
+    lines += [_row(arm, [f"{100 * x:.1f}" for x in (*found.accuracy[arm], fmean(found.accuracy[arm]))]) for arm in fewer]
+    for row in found.runs:
+        arms = ", ".join(sorted(set(row["arms"].values())))
+        lines.append(
+            f"run {row['run']}: gold-best {row['gold_best']}; folds {arms}; early exit from a lead of {row['early_exit_margin']}"
+        )
     lines += ["", _row("differences in points", ["all", "95% interval", "each run"])]
     lines += [_line(test) for test in found.others]
     lines += ["", _row("liars of 7, gold covert", ["majority", "rank", "best", "gold known"])]
