@@ -172,7 +172,7 @@ def test_a_stream_survives_its_peer_killed_frozen_and_cut_off(starter: Starter, 
         (freeze, "deadline"),
     ]
     try:
-        for words, (end, outcome) in zip((5, 20, 37), ends, strict=True):
+        for words, (end, outcome) in zip((5, 15, 25), ends, strict=True):
             until(lambda: set(alive(asker)) >= {daemon.peer_id for daemon in left})
             failed: list[Daemon] = []
 
