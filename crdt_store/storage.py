@@ -4,13 +4,14 @@ Our own claims are written with synchronous=FULL: in WAL mode SQLite then syncs 
 us sign an old seq again. Copies of others' claims use NORMAL, which may lose the latest commits and costs a hundredth.
 """
 
-import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
+from crdt_store.audit import Row, checksum
 from crdt_store.claims import SignedClaim
 from crdt_store.forks import ForkProof
 from crdt_store.outcomes import Forked
@@ -53,15 +54,43 @@ class ClaimStorage:
             self._db.close()
             raise
 
-    def _prepare(self) -> None:
+    @classmethod
+    def reading(cls, path: Path) -> Self:
+        """Open `path` to look at it alone, also on a read-only disk; raises StorageError. Nothing in it changes."""
+        self = cls.__new__(cls)
+        self._path = path
+        if not path.is_file():
+            raise StorageError(f"there is no database of claims at {path}")
+        log = path.with_name(path.name + "-wal")
+        # On a read-only disk SQLite cannot make the index of its write-ahead log, which an empty log has no need of.
+        whole = not log.exists() or log.stat().st_size == 0
+        mode = "mode=ro&immutable=1" if whole and not os.access(path.parent, os.W_OK) else "mode=ro"
+        try:
+            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=0.25)
+        except sqlite3.Error as error:
+            raise StorageError(f"{path} cannot be opened: {_reason(error)}") from None
+        try:
+            self._examine()
+        except BaseException:
+            self._db.close()
+            raise
+        return self
+
+    def _examine(self) -> bool:
+        """Whether the file is new; raises StorageError for a foreign or a newer one, before anything is written into it."""
         with self._faults():
-            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             version, application = self._pragma("user_version"), self._pragma("application_id")
             new = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == version == application == 0
-        if not new and application != APPLICATION_ID:  # before anything is written into it
+        if not new and application != APPLICATION_ID:
             raise StorageError(f"{self._path} is an SQLite file, and not one of claims; name another path")
         if version > SCHEMA_VERSION:
             raise StorageError(f"{self._path} was written by a newer swarmd (schema {version}, known: {SCHEMA_VERSION}); upgrade")
+        return bool(new)
+
+    def _prepare(self) -> None:
+        with self._faults():
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        new = self._examine()
         with self._faults():
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
@@ -90,16 +119,16 @@ class ClaimStorage:
         cut: dict[tuple[str, int], int] = {}
         damaged = 0
         with self._faults(), closing(self._db.execute("SELECT issuer, epoch, seq, raw, checksum FROM claims")) as rows:
-            for issuer, epoch, seq, raw, checksum in rows:
-                if (issuer, epoch) in cut or _checksum(raw) != checksum:
+            for issuer, epoch, seq, raw, kept in rows:
+                if (issuer, epoch) in cut or checksum(raw) != kept:
                     cut.setdefault((issuer, epoch), seq)
                     damaged += 1
                 else:
                     claims.append(raw)
         proofs: list[ForkProof] = []
         with self._faults():
-            for first, second, checksum in self._db.execute("SELECT first, second, checksum FROM forks").fetchall():
-                if _checksum(first, second) == checksum:
+            for first, second, kept in self._db.execute("SELECT first, second, checksum FROM forks").fetchall():
+                if checksum(first, second) == kept:
                     proofs.append(ForkProof(first, second))
                 else:
                     damaged += 1
@@ -123,7 +152,7 @@ class ClaimStorage:
                     self._db.execute("DELETE FROM claims WHERE issuer = ? AND epoch >= ? AND own = 0", (fork.issuer, fork.epoch))
                     self._db.execute(
                         "INSERT OR REPLACE INTO forks VALUES (?, ?, ?, ?, ?)",
-                        (fork.issuer, fork.epoch, proof.first, proof.second, _checksum(proof.first, proof.second)),
+                        (fork.issuer, fork.epoch, proof.first, proof.second, checksum(proof.first, proof.second)),
                     )
                 else:
                     self._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, 0, ?, ?)", _row(change.entry))
@@ -131,6 +160,27 @@ class ClaimStorage:
                         self._db.execute(
                             "DELETE FROM claims WHERE issuer = ? AND epoch = ? AND own = 0", (gone.issuer, gone.epoch)
                         )
+
+    def integrity(self) -> str:
+        """What SQLite's own check of every page says: "ok", or the first fault."""
+        with self._faults():
+            return " ".join(str(self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]).split())
+
+    def rows(self, after: tuple[str, int, int], limit: int) -> list[Row]:
+        """At most `limit` claims behind the key `after` (issuer, epoch, seq), by key; own ones of a forked log are among them."""
+        with self._faults():
+            found = self._db.execute(
+                "SELECT issuer, epoch, seq, raw, checksum FROM claims WHERE (issuer, epoch, seq) > (?, ?, ?)"
+                " ORDER BY issuer, epoch, seq LIMIT ?",
+                (*after, limit),
+            ).fetchall()
+        return [Row(issuer, epoch, seq, (raw,), kept) for issuer, epoch, seq, raw, kept in found]
+
+    def proofs(self) -> list[Row]:
+        """Every fork proof, by issuer."""
+        with self._faults():
+            found = self._db.execute("SELECT issuer, epoch, first, second, checksum FROM forks ORDER BY issuer").fetchall()
+        return [Row(issuer, epoch, -1, (first, second), kept) for issuer, epoch, first, second, kept in found]
 
     def close(self) -> None:
         self._db.close()
@@ -177,12 +227,7 @@ class ClaimStorage:
 
 
 def _row(entry: SignedClaim) -> tuple[str, int, int, bytes, bytes]:
-    return entry.claim.issuer, entry.claim.epoch, entry.claim.seq, entry.raw, _checksum(entry.raw)
-
-
-def _checksum(*parts: bytes) -> bytes:
-    """SQLite has no checksum of its own rows, and a flipped bit in a signature would make a forger of us."""
-    return hashlib.sha256(b"".join(parts)).digest()[:16]
+    return entry.claim.issuer, entry.claim.epoch, entry.claim.seq, entry.raw, checksum(entry.raw)
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ import trio
 from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
 from daemon.api.app import build_app
+from daemon.api.claims import ClaimControl
 from daemon.api.content import ContentControl
 from daemon.api.listeners import UnixListener, may_connect, open_tcp
 from daemon.api.server import HttpLimits, HttpServer, Listener
@@ -24,6 +25,7 @@ from daemon.backend import Life, NodeBackend, Parts
 from daemon.bootstrap import Bootstrap
 from daemon.call_notes import CallNotebook
 from daemon.calls import Calls
+from daemon.claim_archive import ClaimArchive
 from daemon.committee import Committee
 from daemon.config import Loaded, masked
 from daemon.content.exchange import ContentExchange
@@ -85,7 +87,8 @@ class Node:
         self._stop = trio.Event()
         self._metrics = Metrics()
         self._engine: Engine | None = build_engine(engine_spec(config), config.runtime_dir, rng)
-        self._store = ClaimStore(ClaimStorage(config.data_dir / "claims.sqlite"), identity.key, _unix_ms())
+        storage = ClaimStorage(config.data_dir / "claims.sqlite")
+        self._store = ClaimStore(storage, identity.key, _unix_ms())
         self._transport = Libp2pTransport(
             identity.key,
             transport_options(config),
@@ -99,6 +102,7 @@ class Node:
         self._calls.serve(embedding.METHOD, self._serving.handle_embed)
         self._calls.serve(likelihood.METHOD, self._serving.handle_likelihood)
         self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
+        self._claims = ClaimArchive(self._store, storage, self._reputation.sync)
         self._call_notes = CallNotebook(self._reputation.record)
         self._bootstrap = Bootstrap(self._transport, config.join, config.data_dir / "peers.json", rng, _unix_ms)
         self._membership = Membership(
@@ -178,8 +182,8 @@ class Node:
     async def _open_api(self, nursery: trio.Nursery) -> HttpServer:
         config = self._config
         key = api_key(config)
-        content = ContentControl(self._content).routes()
-        app = build_app(self._backend, self._metrics.registry, key, time.time, lambda: uuid.uuid4().hex, content)
+        more = [*ContentControl(self._content).routes(), *ClaimControl(self._claims).routes()]
+        app = build_app(self._backend, self._metrics.registry, key, time.time, lambda: uuid.uuid4().hex, more)
         http = HttpServer(app, HttpLimits(clients=config.limits.local_clients), self._count)
         unix = await self._socket.open()
 

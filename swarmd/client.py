@@ -109,6 +109,18 @@ class Client:
         """The claims the daemon holds, or those about one peer."""
         return self._call("GET", "/reputation" if peer is None else f"/reputation/{_part(peer)}")
 
+    def export_claims(self, after: Sequence[str | int] | None = None) -> dict[str, Any]:
+        """Some of the signed claims and fork proofs held ("records", in base64); ask again with its "last" until that is None."""
+        return self._call("POST", "/reputation/export", {"after": after})
+
+    def import_claims(self, claims: Sequence[str], proofs: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
+        """Add signed claims and fork proofs (base64; at most 1 MiB together); how many were new, held already and refused."""
+        return self._call("POST", "/reputation/import", {"claims": list(claims), "proofs": list(proofs)})
+
+    def check_claims(self) -> dict[str, Any]:
+        """Verify the daemon's database of claims; "fault" is "" where it is whole. About 20 s for 100,000 claims."""
+        return self._call("POST", "/reputation/check", {})
+
     def probe(
         self, peer: str | None = None, *, skill: str | None = None, count: int = 10, rounds: int = 0, timeout: float = 600.0
     ) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,21 @@ PEER_ID = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")
 """An Ed25519 peer id in base58."""
 
 
+_ARCHIVE = {"export": "export_claims", "import": "import_claims", "check": "check"}
+"""Commands of another module, which imports cryptography: nobody waits for that who does not need it."""
+
+
 class _PeerGroup(click.Group):
     """`swarmd reputation PEER` is `swarmd reputation show PEER`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_ARCHIVE]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ARCHIVE:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module("daemon.cli.reputation_archive"), _ARCHIVE[cmd_name])
+        return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         return super().resolve_command(ctx, ["show", *args] if PEER_ID.fullmatch(args[0]) else args)
