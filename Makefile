@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover test check wheel models test-vllm interop bench lock clean natlab natlab-quick sim-probes sim-reputation sim-rounds sim-claims bench-claims crash-claims
+.PHONY: help demo demo-failover demo-partition test check wheel models test-vllm interop bench lock clean natlab natlab-quick sim-probes sim-reputation sim-rounds sim-claims bench-claims crash-claims
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -16,6 +16,9 @@ demo: $(VENV)/.installed ## start a mesh of seven daemons here and ask it a ques
 
 demo-failover: $(VENV)/.installed-dev ## kill, freeze and cut off the daemon that streams an answer, and compare the whole text
 	$(BIN)/python -m bench.failover --end kill --end freeze --end cut --check $(ARGS)
+
+demo-partition: $(VENV)/.installed-dev ## part a mesh of four daemons, let both halves write, heal it, compare their hashes (root)
+	$(BIN)/python -m bench.partition --check $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the default suite
 	$(BIN)/pytest $(ARGS)

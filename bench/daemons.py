@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -56,13 +57,15 @@ class Processes:
                     pipe.close()
         self._folder.cleanup()
 
-    def daemon(self, name: str, *arguments: str) -> Daemon:
-        """Start one daemon and wait until it is ready; raises StartError."""
+    def daemon(
+        self, name: str, *arguments: str, prefix: Sequence[str] = (), listen: str = "/ip4/127.0.0.1/tcp/0"
+    ) -> Daemon:
+        """Start one daemon, by the command `prefix` where there is one, and wait until it is ready; raises StartError."""
         folder = Path(self._folder.name) / name
         (folder / "run").mkdir(parents=True, mode=0o700)
         reading, writing = os.pipe()
-        command = [sys.executable, "-m", "swarmd", "start", "--data-dir", str(folder / "data"), "--api", ""]
-        command += ["--set", f"runtime_dir={folder / 'run'}", "--listen", "/ip4/127.0.0.1/tcp/0", "--ready-fd", str(writing)]
+        command = [*prefix, sys.executable, "-m", "swarmd", "start", "--data-dir", str(folder / "data"), "--api", ""]
+        command += ["--set", f"runtime_dir={folder / 'run'}", "--listen", listen, "--ready-fd", str(writing)]
         child = self._start(name, [*command, *arguments], pass_fds=(writing,))
         os.close(writing)
         try:
