@@ -8,7 +8,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.wire.codec import Message, decode, encode
-from protocol.wire.envelope import Envelope, open_envelope, seal, statement_hash
+from protocol.wire.envelope import Envelope, open_envelope, require_signature, seal, statement_hash
 from protocol.wire.errors import LocalError, RemoteError, malformed
 from protocol.wire.ids import Hash, HashField, PeerId, PeerIdField, is_peer_id
 from protocol.wire.limits import MAX_CLAIM_BYTES
@@ -104,21 +104,22 @@ def sign_claim(claim: Claim, key: Ed25519PrivateKey) -> SignedClaim:
 def open_claim(raw: bytes) -> SignedClaim:
     """Verify an encoded claim; raises RemoteError(malformed | oversized | bad_signature)."""
     opened = open_envelope(DOMAIN, raw, MAX_CLAIM_BYTES)
-    claim = _checked(opened.signer, opened.payload)
-    if not is_peer_id(claim.subject):
-        raise malformed("a claim's subject is no peer id")
-    return SignedClaim(claim, opened.hash, raw)
+    return _about_a_peer(SignedClaim(_checked(opened.signer, opened.payload), opened.hash, raw))
 
 
-def open_claims(raws: Sequence[bytes]) -> list[SignedClaim | RemoteError]:
-    """Verify many, one result each. Touches no shared state, so that it may run in another thread."""
-    opened: list[SignedClaim | RemoteError] = []
-    for raw in raws:
+def verify_claims(entries: Sequence[SignedClaim]) -> list[SignedClaim | RemoteError]:
+    """The signatures of claims that `read_claim` gave, one result each: with it, `open_claim`, but nothing is decoded twice.
+
+    Touches no shared state, so that it may run in another thread.
+    """
+    verified: list[SignedClaim | RemoteError] = []
+    for entry in entries:
         try:
-            opened.append(open_claim(raw))
+            require_signature(DOMAIN, decode(Envelope, entry.raw, MAX_CLAIM_BYTES))
+            verified.append(_about_a_peer(entry))
         except RemoteError as error:
-            opened.append(error)
-    return opened
+            verified.append(error)
+    return verified
 
 
 def read_claim(raw: bytes) -> SignedClaim:
@@ -126,6 +127,12 @@ def read_claim(raw: bytes) -> SignedClaim:
     envelope = decode(Envelope, raw, MAX_CLAIM_BYTES)
     signer = PeerId(envelope.signer)
     return SignedClaim(_checked(signer, envelope.payload), statement_hash(DOMAIN, signer, envelope.payload), raw)
+
+
+def _about_a_peer(entry: SignedClaim) -> SignedClaim:
+    if not is_peer_id(entry.claim.subject):
+        raise malformed("a claim's subject is no peer id")
+    return entry
 
 
 def _checked(signer: PeerId, payload: bytes) -> Claim:

@@ -224,7 +224,7 @@ class Sync:
         if exchange.received_claims > MAX_RANGE_CLAIMS or exchange.received_bytes > MAX_RANGE_BYTES:
             return self._fault(peer, exchange, malformed("more claims than one answer may hold"), now, end=True)
         replica = self._target.replica
-        claims: list[bytes] = []
+        claims: list[SignedClaim] = []
         proofs: list[ForkProof] = []
         try:
             for proof in chunk.proofs:
@@ -237,7 +237,7 @@ class Sync:
                 entry = read_claim(raw)
                 known = replica.foresee(entry)
                 if known is None:
-                    claims.append(raw)
+                    claims.append(entry)
                 else:
                     self._came(exchange, log_id(PeerId(entry.claim.issuer), entry.claim.epoch), isinstance(known, Ignored))
         except RemoteError as error:

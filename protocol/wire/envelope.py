@@ -61,10 +61,14 @@ def seal(domain: str, payload: bytes, key: Ed25519PrivateKey) -> bytes:
 def open_envelope(domain: str, raw: bytes, limit: int = MAX_FRAME_BYTES) -> Opened:
     """Verify an encoded envelope; raises RemoteError(malformed | oversized | bad_signature)."""
     envelope = decode(Envelope, raw, limit)
-    public_key = public_key_of(envelope.signer)
-    if not verify(public_key, envelope.signature, _signed_bytes(domain, envelope.payload)):
-        raise RemoteError(Code.BAD_SIGNATURE, "a signature does not fit its signer and domain")
+    require_signature(domain, envelope)
     return Opened(PeerId(envelope.signer), envelope.payload, statement_hash(domain, PeerId(envelope.signer), envelope.payload))
+
+
+def require_signature(domain: str, envelope: Envelope) -> None:
+    """Raises RemoteError(malformed | bad_signature) unless the signer signed this payload for `domain`."""
+    if not verify(public_key_of(envelope.signer), envelope.signature, _signed_bytes(domain, envelope.payload)):
+        raise RemoteError(Code.BAD_SIGNATURE, "a signature does not fit its signer and domain")
 
 
 def statement_hash(domain: str, signer: PeerId, payload: bytes) -> Hash:

@@ -68,8 +68,4 @@ def is_model_name(text: str) -> bool:
 
 def sha256(*parts: bytes) -> Hash:
     """SHA-256 over the parts, each preceded by its length (8 bytes, big endian), so that boundaries cannot move."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return Hash(digest.digest())
+    return Hash(hashlib.sha256(b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "big"), part)])).digest())

@@ -20,7 +20,7 @@ from random import Random
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, open_claims, sign_claim
+from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, sign_claim, verify_claims
 from crdt_store.forks import open_proofs
 from crdt_store.memory import MemoryStorage
 from crdt_store.own_log import OwnLogFrozen, Statement
@@ -61,11 +61,11 @@ NUMBER = {name: number for number, name in enumerate(NAMES)}
 _checked: dict[bytes, SignedClaim | RemoteError] = {}
 
 
-def checked(raw: bytes) -> SignedClaim | RemoteError:
+def checked(entry: SignedClaim) -> SignedClaim | RemoteError:
     """A real check, made once for all peers."""
-    if raw not in _checked:
-        _checked[raw] = open_claims([raw])[0]
-    return _checked[raw]
+    if entry.raw not in _checked:
+        _checked[entry.raw] = verify_claims([entry])[0]
+    return _checked[entry.raw]
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Network:
                 delay = self.rng.uniform(0.02, 0.2)
                 self.at(delay, lambda: self._answer(number, life, NUMBER[peer], effect, delay))
             case Verify(peer, claims, proofs, _):
-                self.give(number, Verified(peer, [checked(raw) for raw in claims], open_proofs(proofs)))
+                self.give(number, Verified(peer, [checked(entry) for entry in claims], open_proofs(proofs)))
         self.faults += type(effect).__name__ == "Fault"
 
     def _answer(self, number: int, life: int, server: int, effect: Effect, delay: float) -> None:
