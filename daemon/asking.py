@@ -276,7 +276,7 @@ class _Ask:
             completion.finish_reason,
             completion.usage,
             tuple(self._attempts),
-            candidate.path,
+            last.path,
             trio.current_time() - self._started,
             continued=tuple(one.at_chars for one in self._attempts if one.outcome == "continued" and one.at_chars is not None),
             why=last.choice.why,

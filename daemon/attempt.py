@@ -83,6 +83,12 @@ class PeerAttempt:
             return "ok" if self._begun is None else "continued"
         return "slower" if self.error is None else str(self.error.code)
 
+    @property
+    def path(self) -> str:
+        """How the peer is reached now: it may have been connected only for this."""
+        candidate = self.choice.candidate
+        return "local" if candidate.path == "local" else self._calls.path_kind(candidate.peer) or candidate.path
+
     def served(self) -> Served | None:
         """What it says of the peer; None where it says nothing."""
         peer = self.choice.candidate.peer
@@ -143,7 +149,7 @@ class PeerAttempt:
                 self.rival.stop()
             if self._begun is None:
                 candidate = self.choice.candidate
-                await self._answer.emit(BegunEvent(candidate.peer, candidate.path, self._answer.attempts))
+                await self._answer.emit(BegunEvent(candidate.peer, self.path, self._answer.attempts))
         self._answer.text.append(delta.text)
         self._answer.tokens += delta.tokens if delta.text else 0
         logprobs = delta.logprobs

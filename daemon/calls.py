@@ -195,6 +195,11 @@ class Calls:
             for link in [link for links in self._inbound.values() for link in links]:
                 link.close(STOPPING)
 
+    def path_kind(self, peer: PeerId) -> str | None:
+        """How `peer` is reached now; None where it is not connected."""
+        path = self._transport.paths().get(peer)
+        return None if path is None else str(path.kind)
+
     async def unary(
         self, peer: PeerId, method: str, body: bytes, *, timeout: float, options: CallOptions = DEFAULT_OPTIONS
     ) -> bytes:
