@@ -123,6 +123,9 @@ def _table(figures: list[Figure], rounds: int, seconds: float) -> str:
 
 
 LIMITS = (f"engine.slots={SLOTS}", f"limits.peer_calls={2 * SLOTS}", "limits.local_clients=256", f"limits.queue={2 * SLOTS}")
+NO_GOLD = ("--set", "probe.share=0", "--set", "verify.share=0")
+"""Probes and checked answers are traffic of their own, a twentieth each; here it is the cost of the user's that is measured."""
+
 ROOM = [word for limit in (*LIMITS, "engine.threads=1") for word in ("--set", limit)]
 
 
@@ -182,8 +185,8 @@ def _asked(model: str, tokens: int) -> dict[str, object]:
 
 async def _one_node_away(processes: Processes, rounds: int, seconds: float) -> list[Figure]:
     engine_pid, engine = processes.engine(MODEL, SLOTS, CONTEXT_TOKENS)
-    server = processes.daemon("server", "--model", str(MODEL), *ROOM)
-    caller = processes.daemon("caller", "--no-model", "--join", server.address, *ROOM)
+    server = processes.daemon("server", "--model", str(MODEL), *ROOM, *NO_GOLD)
+    caller = processes.daemon("caller", "--no-model", "--join", server.address, *ROOM, *NO_GOLD)
     model = await _served_model(caller)
     pids = {"engine": engine_pid, "its engine": only_child(server.pid), "serving daemon": server.pid, "asking daemon": caller.pid}
     sides = _Sides(engine, ENGINE_KEY, caller, _asked(model, ANSWER_TOKENS), pids)
@@ -209,8 +212,8 @@ async def _one_node_away_paced(processes: Processes, rounds: int, seconds: float
     """The overhead without the contest for the CPUs: the engine takes next to none, as one on a GPU does."""
     url = processes.program("bench.peers.instant_engine", str(PACED_RATE))
     host, _, port = url.removeprefix("http://").removesuffix("/v1").rpartition(":")
-    server = processes.daemon("server", "--engine-url", url, *ROOM)
-    caller = processes.daemon("caller", "--no-model", "--join", server.address, *ROOM)
+    server = processes.daemon("server", "--engine-url", url, *ROOM, *NO_GOLD)
+    caller = processes.daemon("caller", "--no-model", "--join", server.address, *ROOM, *NO_GOLD)
     asked = _asked(await _served_model(caller), ANSWER_TOKENS)
     pids = {"serving daemon": server.pid, "asking daemon": caller.pid}
     sides = _Sides((host, int(port)), "", caller, asked, pids)
@@ -262,7 +265,7 @@ async def _together(tasks: list[Callable[[], Awaitable[None]]]) -> None:
 
 async def _one_daemon(processes: Processes, rounds: int, seconds: float) -> list[Figure]:
     url = processes.program("bench.peers.instant_engine")
-    daemon = processes.daemon("gateway", "--engine-url", url, "--set", f"engine.slots={SLOTS}")
+    daemon = processes.daemon("gateway", "--engine-url", url, "--set", f"engine.slots={SLOTS}", *NO_GOLD)
     model = await _served_model(daemon)
     turns = [{"role": "user", "content": "hello"}]
     short = json.dumps({"model": model, "messages": turns, "max_tokens": SHORT_TOKENS}).encode()
