@@ -224,6 +224,29 @@ def test_a_full_disk_refuses_to_issue_and_recovers_without_a_restart(path, alice
     again.close()
 
 
+def test_a_disk_that_turned_read_only_costs_writes_alone_and_says_so_in_one_sentence(path, alice, bob):
+    storage = ClaimStorage(path)
+    store = ClaimStore(storage, alice.key, NOW)
+    said = say(store, bob, 2)
+    storage._db.execute("PRAGMA query_only = ON")  # SQLite's own way: the error is that of a read-only file
+    with pytest.raises(StorageError, match="readonly") as refused:
+        say(store, bob)
+    assert "\n" not in str(refused.value)
+    log = bob.log(3)
+    assert all(isinstance(outcome, Inserted) for outcome in store.insert_many([entry.raw for entry in log]))
+    assert "readonly" in store.storage_error
+    assert list(store.replica.claims()) == sorted(said + log, key=lambda e: (e.claim.issuer, e.claim.epoch, e.claim.seq))
+    assert [row.parts[0] for row in storage.rows(("", 0, 0), 10)] == [entry.raw for entry in said]
+    assert storage.integrity() == "ok"
+    storage._db.execute("PRAGMA query_only = OFF")
+    assert say(store, bob)[0].claim.epoch > said[0].claim.epoch
+    store.close()
+    again = ClaimStore(ClaimStorage(path), alice.key, NOW + 9)
+    assert len(again.replica) == 6
+    assert again.replica.forks() == ()
+    again.close()
+
+
 def test_an_epoch_out_of_range_is_our_fault():
     with pytest.raises(LocalError, match="clock"):
         next_epoch(0, 2**53)

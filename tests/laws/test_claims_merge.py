@@ -5,6 +5,7 @@ Authors are honest and not: the pool holds several epochs, forked logs, bad sign
 
 from collections.abc import Iterable
 from itertools import pairwise, permutations
+from random import Random
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -41,7 +42,8 @@ pytestmark = pytest.mark.slow
 
 LAW = settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
-KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in range(1, 6)]
+REPLICAS = 5
+KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in range(1, REPLICAS + 1)]
 NAMES = [peer_id_of(public_bytes(key)) for key in KEYS]
 
 
@@ -168,19 +170,19 @@ def pull(sync: Sync, into: int, source: Replica, lose: int = -1) -> None:
 
 
 class Mesh(RuleBasedStateMachine):
-    """Four replicas that write, fork, sync over lossy links and are partitioned; at the end all meet and must be equal."""
+    """Five replicas that write, fork, sync over lossy links and are partitioned; at the end all meet and must be equal."""
 
     bounds = Bounds()
     loss_free = True
 
     @initialize()
     def start(self) -> None:
-        self.stores = [ClaimStore(MemoryStorage(), KEYS[i], 10, self.bounds) for i in range(4)]
+        self.stores = [ClaimStore(MemoryStorage(), KEYS[i], 10, self.bounds) for i in range(REPLICAS)]
         self.syncs = [Sync(store) for store in self.stores]
         self.cut: set[frozenset[int]] = set()
         self.now = 100
 
-    @rule(who=st.integers(0, 3), count=st.integers(1, 4))
+    @rule(who=st.integers(0, REPLICAS - 1), count=st.integers(1, 4))
     def write(self, who: int, count: int) -> None:
         store = self.stores[who]
         try:
@@ -189,17 +191,30 @@ class Mesh(RuleBasedStateMachine):
             return
         assert all(a.hash == b.claim.previous for a, b in pairwise(entries))
 
-    @rule(who=st.integers(0, 3), raws=st.lists(st.sampled_from([e.raw for e in POOL] + GARBAGE), max_size=6))
+    @rule(who=st.integers(0, REPLICAS - 1), raws=st.lists(st.sampled_from([e.raw for e in POOL] + GARBAGE), max_size=6))
     def hostile_delivery(self, who: int, raws: list[bytes]) -> None:
         self.stores[who].insert_many(raws)
 
-    @rule(who=st.integers(0, 3), other=st.integers(0, 3))
+    @rule(who=st.integers(0, REPLICAS - 1), source=st.integers(0, REPLICAS - 1), order=st.randoms(use_true_random=False))
+    def deliver_twice_in_any_order(self, who: int, source: int, order: Random) -> None:
+        """What `source` holds arrives as from a stranger: every claim twice, shuffled, whatever is cut."""
+        raws = [entry.raw for entry in self.stores[source].replica.claims()] * 2
+        order.shuffle(raws)
+        self.stores[who].insert_many(raws[:12])
+
+    @rule(parts=st.sets(st.integers(0, REPLICAS - 1), min_size=1, max_size=REPLICAS - 1))
+    def part_or_heal_all(self, parts: set[int]) -> None:
+        """The mesh falls into two halves, or, where it is cut anywhere, is whole again."""
+        halves = {frozenset((a, b)) for a in parts for b in range(REPLICAS) if b not in parts}
+        self.cut = set() if self.cut else halves
+
+    @rule(who=st.integers(0, REPLICAS - 1), other=st.integers(0, REPLICAS - 1))
     def equivocate(self, who: int, other: int) -> None:
         """`who` signs a second history of its own epoch and shows it to `other` alone."""
         twin = log_of(who, self.stores[who].epoch, 1, 77)
         self.stores[other].insert_many([twin[0].raw])
 
-    @rule(who=st.integers(0, 3))
+    @rule(who=st.integers(0, REPLICAS - 1))
     def restart(self, who: int) -> None:
         self.now += 1
         old = self.stores[who].replica
@@ -211,12 +226,12 @@ class Mesh(RuleBasedStateMachine):
         if self.loss_free:
             assert new.digest() == old.digest()
 
-    @rule(a=st.integers(0, 3), b=st.integers(0, 3), lose=st.integers(-1, 4))
+    @rule(a=st.integers(0, REPLICAS - 1), b=st.integers(0, REPLICAS - 1), lose=st.integers(-1, 4))
     def sync(self, a: int, b: int, lose: int) -> None:
         if frozenset((a, b)) not in self.cut:
             pull(self.syncs[a], b, self.stores[b].replica, lose)
 
-    @rule(a=st.integers(0, 3), b=st.integers(0, 3))
+    @rule(a=st.integers(0, REPLICAS - 1), b=st.integers(0, REPLICAS - 1))
     def cut_or_heal(self, a: int, b: int) -> None:
         self.cut ^= {frozenset((a, b))}
 
@@ -235,9 +250,9 @@ class Mesh(RuleBasedStateMachine):
         for fork in (fork for replica in replicas for fork in replica.forks()):
             frozen[fork.issuer] = min(frozen.get(fork.issuer, fork.epoch), fork.epoch)
         model = expected((entry for replica in replicas for entry in replica.claims()), frozen)
-        for _ in range(4):
-            for a in range(4):
-                for b in range(4):
+        for _ in range(REPLICAS):
+            for a in range(REPLICAS):
+                for b in range(REPLICAS):
                     pull(self.syncs[a], b, replicas[b])
         assert len({replica.digest() for replica in replicas}) == 1
         if self.loss_free:
