@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.live.conftest import Daemon, run_cli, until
+from tests.live.conftest import Daemon, Starter, run_cli, until
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -183,3 +184,22 @@ def test_every_read_verb_prints_json(mesh: list[Daemon]) -> None:
     assert {row["name"] for row in mesh[0].cli("models", "--json").json["models"]} >= {"tiny-all", "tiny-add-mod"}
     assert mesh[0].cli("config", "show", "--json").code == 0
     assert run_cli("version", "--json").code == 0
+
+
+def test_claims_leave_one_daemon_as_a_file_and_enter_another(mesh: list[Daemon], starter: Starter, tmp_path: Path) -> None:
+    mesh[0].client.probe(mesh[1].peer_id, count=1)
+    until(lambda: mesh[0].client.reputation()["claims"])
+    archive = str(tmp_path / "all.claims")
+    assert mesh[0].cli("reputation", "export", archive).code == 0
+    alone = starter("alone", "--no-model")
+    first, again = (alone.cli("reputation", "import", archive, "--json").json for _ in range(2))
+    assert first["inserted"] == again["duplicate"] > 0
+    assert again["inserted"] == first["refused"] == again["refused"] == 0
+    for checked in ([], [archive]):
+        assert alone.cli("reputation", "check", *checked, "--json").json == {
+            "checked": archive if checked else "the daemon's database", "ok": True, "claims": first["inserted"],
+            "proofs": 0, "fault": "", "row": "", "offset": None,
+        }  # fmt: skip
+    second = str(tmp_path / "again.claims")
+    assert alone.cli("reputation", "export", second).code == 0
+    assert Path(second).read_bytes() == Path(archive).read_bytes()
