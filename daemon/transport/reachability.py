@@ -19,9 +19,9 @@ from libp2p.peer.id import ID
 from daemon.transport.gossip_guard import Budgets
 from daemon.transport.interface import TransportError
 from daemon.transport.muxer import MuxedConnection
-from daemon.transport.streams import Libp2pStream, open_stream
+from daemon.transport.streams import Libp2pStream, open_stream, receive_message
 from nat.addresses import Reach, reach_of
-from protocol.wire.codec import FrameReader, Message, decode, encode, frame
+from protocol.wire.codec import Message, encode, frame
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId
 
@@ -139,7 +139,7 @@ class Reachability:
             asked = frame(encode(DialBack(nonce, tuple(self._ports()[:_MAX_PORTS]))))
             stream = await open_stream(PeerId(peer.to_base58()), muxed, ASK, early=asked)
             try:
-                done: DialBackDone = await _receive(stream, DialBackDone)
+                done: DialBackDone = await receive_message(stream, DialBackDone, _MAX_BYTES)
             finally:
                 await stream.aclose()
             # Its word alone says nothing: the nonce must have come in by another connection.
@@ -178,7 +178,7 @@ class Reachability:
             raise TransportError("no dial-back now")
         own = Libp2pStream(PeerId(asker.to_base58()), stream.muxed_stream)
         with trio.fail_after(_ASK_SECONDS):
-            request: DialBack = await _receive(own, DialBack)
+            request: DialBack = await receive_message(own, DialBack, _MAX_BYTES)
             self.served += 1
             reached: list[int] = []
 
@@ -204,11 +204,3 @@ class Reachability:
         except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("a dial back to %s failed: %s", address, error)
             return False
-
-
-async def _receive(stream: Libp2pStream, kind: Any) -> Any:
-    frames = FrameReader(_MAX_BYTES)
-    while received := await stream.receive_some():
-        for raw in frames.feed(received):
-            return decode(kind, raw, _MAX_BYTES)
-    raise TransportError("the stream ended before the message did")

@@ -1,12 +1,17 @@
 """Our streams over Yamux: agreeing on a protocol in one round trip, then bytes. Knows nothing of what the bytes mean."""
 
+from typing import TypeVar
+
 import trio
 from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamEOF, MuxedStreamError
 
 from daemon.transport.interface import TransportError
 from daemon.transport.muxed_stream import MuxedStream
 from daemon.transport.muxer import MuxedConnection
+from protocol.wire.codec import FrameReader, decode
 from protocol.wire.ids import PeerId, short
+
+M = TypeVar("M")
 
 MULTISTREAM = "/multistream/1.0.0"
 NOT_AVAILABLE = "na"
@@ -116,3 +121,12 @@ def _cut_line(received: bytes) -> tuple[str, bytes] | None:
     if not line.endswith(b"\n"):
         raise TransportError("a negotiation line without its end")
     return line[:-1].decode("utf-8", "replace"), received[head + size :]
+
+
+async def receive_message(stream: Libp2pStream, kind: type[M], limit: int) -> M:
+    """The one message that comes next, of at most `limit` bytes; raises TransportError, RemoteError(oversized | malformed)."""
+    frames = FrameReader(limit)
+    while received := await stream.receive_some():
+        for raw in frames.feed(received):
+            return decode(kind, raw, limit)
+    raise TransportError("the stream ended before the message did")

@@ -12,9 +12,9 @@ from libp2p.peer.peerstore import PeerStoreError
 from daemon.transport.interface import TransportError
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.relay_hop import Hop
-from daemon.transport.streams import Libp2pStream, open_stream
+from daemon.transport.streams import Libp2pStream, open_stream, receive_message
 from nat.punch_messages import WITNESS_PROTOCOL, WitnessReply, WitnessRequest
-from protocol.wire.codec import FrameReader, decode, encode, frame
+from protocol.wire.codec import encode, frame
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId
 
@@ -38,7 +38,7 @@ class Witnessing:
         asker: ID = stream.muxed_conn.peer_id
         own = Libp2pStream(PeerId(asker.to_base58()), stream.muxed_stream)
         with trio.fail_after(_SECONDS):
-            request = await _receive(own, WitnessRequest)
+            request = await receive_message(own, WitnessRequest, _MAX_BYTES)
             peer = ID.from_base58(request.peer)
             yes = self._hop.joins(asker, peer) and request.host in self._hosts_of(peer)
             await own.send_all(frame(encode(WitnessReply(yes))))
@@ -63,17 +63,9 @@ class Witnessing:
                     asked = frame(encode(WitnessRequest(peer.to_base58(), host)))
                     stream = await open_stream(PeerId(relay.to_base58()), muxed, WITNESS, early=asked)
                     try:
-                        return bool((await _receive(stream, WitnessReply)).yes)
+                        return bool((await receive_message(stream, WitnessReply, _MAX_BYTES)).yes)
                     finally:
                         await stream.aclose()
             except (TransportError, RemoteError, PeerStoreError, trio.TooSlowError) as error:
                 log.debug("the relay %s is no witness: %s", relay, error)
         return False
-
-
-async def _receive(stream: Libp2pStream, kind: Any) -> Any:
-    frames = FrameReader(_MAX_BYTES)
-    while received := await stream.receive_some():
-        for raw in frames.feed(received):
-            return decode(kind, raw, _MAX_BYTES)
-    raise TransportError("the stream ended before the message did")
