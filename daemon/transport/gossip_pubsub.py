@@ -22,9 +22,9 @@ from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from daemon.transport.gossip_guard import Budgets, Graylist, SeenMessages
 from daemon.transport.gossip_mesh import GossipOptions, Router
-from protocol.wire.envelope import verify
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId, public_key_of
+from protocol.wire.signature import verify
 
 log = logging.getLogger(__name__)
 

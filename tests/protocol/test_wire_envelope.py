@@ -4,9 +4,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.wire.codec import decode, encode
-from protocol.wire.envelope import Envelope, open_envelope, public_bytes, seal, statement_hash, verify
+from protocol.wire.envelope import Envelope, open_envelope, public_bytes, seal, statement_hash
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import peer_id_of
+from protocol.wire.signature import verify
 
 ORDER = (1 << 252) + 27742317777372353535851937790883648493
 PRIME = (1 << 255) - 19
