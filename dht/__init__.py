@@ -1,4 +1,4 @@
-"""Who offers what: offers, records, presence and the peer cache. Pure; owns no socket and no file.
+"""Who offers what: offers, records, the Kademlia node that finds them, presence, the peer cache. Pure; no socket, no file.
 
 The public surface (wall times are unix milliseconds, `now` is the monotonic clock in seconds):
 
@@ -9,9 +9,16 @@ The public surface (wall times are unix milliseconds, `now` is the monotonic clo
     offers.better(a, b) -> SignedOffer                   offers.renewal_delay(rng) -> float (seconds)
     offers.renewed(offer, wall_ms) -> Offer              offers.withdraw(offer, wall_ms) -> Offer, the signed leave
 
-    records.offer_key(peer), records.model_key(model), records.ANY_KEY
+    records.offer_key(peer); for providers: model_key(model), skill_key(word), config_key(digest), content_key(hash), ANY_KEY
     records.validate(key, value, wall_ms) -> bool        records.choose(key, values) -> int
-    records.open_record(key, value, wall_ms) -> SignedOffer, raises RemoteError
+    records.open_record(key, value, wall_ms) -> SignedOffer, raises RemoteError;  open_for_store: the same for a RecordStore
+
+    node.Node(me, open_record, rng): one Kademlia node without its network
+        .responder.answer(question, asker, now, wall) -> Answer, raises RemoteError      what it answers (kad_messages)
+        .lookup(name, config) -> (Lookup, Begin); lookup.handle(event, now) -> effects until Done; then .concluded(lookup, done)
+        .answered(contact, now), .silent(peer)            what an answer or a silence does to the table
+        .upkeep.handle(event, now) -> effects             when to refresh, republish, check, expire
+    queries.Values, Providers, holders(done); GET, FIND, STORE, REFRESH: what a lookup is for
 
     presence.Presence(peer, epoch, beat, offer_hash, busy, wall, offer, waiting, first_token_ms, first_token_p95_ms, slot_ms)
         wire struct on gossip topic presence.TOPIC

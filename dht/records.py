@@ -1,13 +1,17 @@
 """What may stand in the DHT under which key. Pure: the caller binds the time; the transport asks before it stores or returns."""
 
+import re
 from collections.abc import Sequence
 
 from dht.offers import SignedOffer, open_any_offer, open_offer, rank
+from dht.record_store import Opened
 from protocol.wire.errors import LocalError, RemoteError, malformed
 from protocol.wire.ids import PeerId, is_model_name, is_peer_id
 
 OFFER_PREFIX = "/swarmd/offer/"
 MODEL_PREFIX = "/swarmd/model/"
+SKILL_PREFIX = "/swarmd/skill/"
+CONFIG_PREFIX = "/swarmd/config/"
 CONTENT_PREFIX = "/swarmd/content/"
 ANY_KEY = "/swarmd/any"
 """Provided by every peer that serves anything."""
@@ -25,6 +29,20 @@ def model_key(model: str) -> str:
     return MODEL_PREFIX + model
 
 
+def skill_key(skill: str) -> str:
+    """The provider key of a word for what a peer serves beyond text, as in its offer's features."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", skill):
+        raise LocalError(f"{skill!r} is no name of a skill")
+    return SKILL_PREFIX + skill
+
+
+def config_key(digest: str) -> str:
+    """The provider key of a config digest (64 hex digits): who serves the very same weights, engine and quantization."""
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise LocalError(f"{digest!r} is no config digest")
+    return CONFIG_PREFIX + digest
+
+
 def content_key(address: bytes) -> str:
     """The provider key of a file's content address."""
     return CONTENT_PREFIX + address.hex()
@@ -39,6 +57,12 @@ def open_record(key: str, value: bytes, wall_ms: int) -> SignedOffer:
     if signed.offer.peer != peer:
         raise malformed("a record holds another peer's offer")
     return signed
+
+
+def open_for_store(key: str, value: bytes, wall_ms: int) -> Opened:
+    """As `open_record`, as a record store wants it (`record_store.OpenRecord`)."""
+    signed = open_record(key, value, wall_ms)
+    return Opened(rank(signed), signed.offer.expires, PeerId(signed.offer.peer))
 
 
 def validate(key: str, value: bytes, wall_ms: int) -> bool:

@@ -5,6 +5,7 @@ from random import Random
 import msgspec
 import pytest
 
+from dht import records
 from dht.offers import CLOCK_SLACK_MS, LIFETIME_MS, better, open_offer, renewal_delay, renewed, sign_offer, withdraw
 from dht.records import ANY_KEY, choose, model_key, offer_key, open_record, validate
 from protocol.wire.codec import encode
@@ -155,3 +156,22 @@ def test_model_keys_are_for_names_alone():
     assert model_key("acme/small") == "/swarmd/model/acme/small"
     with pytest.raises(LocalError):
         model_key("../x")
+
+
+def test_what_can_be_provided_has_a_key_of_its_own_and_other_words_have_none() -> None:
+    keys = [records.ANY_KEY, records.model_key("acme/small"), records.skill_key("embeddings"), records.config_key("ab" * 32)]
+    assert keys[2:] == ["/swarmd/skill/embeddings", "/swarmd/config/" + "ab" * 32]
+    assert len(set(keys)) == 4
+    bad = [(records.skill_key, "Not a word"), (records.skill_key, ""), (records.config_key, "ab"), (records.config_key, "AB" * 32)]
+    for make, word in bad:
+        with pytest.raises(LocalError):
+            make(word)
+
+
+def test_a_store_gets_order_expiry_and_issuer_of_an_offer(alice) -> None:
+    old, new = alice.offer(1, 5), alice.offer(2, 0)
+    opened = [records.open_for_store(records.offer_key(alice.id), signed.raw, WALL) for signed in (old, new)]
+    assert opened[0].order < opened[1].order
+    assert {(o.expires, o.issuer) for o in opened} == {(WALL + LIFETIME_MS, alice.id)}
+    with pytest.raises(RemoteError):
+        records.open_for_store(records.offer_key(alice.id), new.raw, WALL + LIFETIME_MS)

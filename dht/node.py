@@ -1,0 +1,66 @@
+"""One DHT node without its network: table, stores, estimate and clock, and what an answer or a silence does to them."""
+
+from random import Random
+
+from dht.contacts import Contact
+from dht.density import Density
+from dht.keyspace import name_of_peer, place_of
+from dht.lookup import Lookup
+from dht.lookup_events import Begin, Done, LookupConfig
+from dht.provider_store import ProviderLimits, ProviderStore
+from dht.record_store import OpenRecord, RecordLimits, RecordStore
+from dht.responder import Responder
+from dht.table import Admission, Table, TableConfig
+from dht.upkeep import Upkeep, UpkeepConfig
+from protocol.wire.ids import PeerId
+
+K = 20
+HELD = 40
+"""A record this close to us that so many peers, or fewer, stand closer: ours to hold."""
+
+
+class Node:
+    """The node `me`. The driver asks, listens and keeps the time; here is everything that it decides by."""
+
+    def __init__(  # noqa: PLR0913 - the limits of one node, each with its default
+        self,
+        me: Contact,
+        open_record: OpenRecord,
+        rng: Random,
+        table: TableConfig | None = None,
+        records: RecordLimits | None = None,
+        providers: ProviderLimits | None = None,
+        upkeep: UpkeepConfig | None = None,
+    ) -> None:
+        self.me = me
+        self.table = Table(me.place, table)
+        self.records = RecordStore(me.place, open_record, records)
+        self.providers = ProviderStore(me.place, rng, providers)
+        self.responder = Responder(self.table, self.records, self.providers)
+        self.density = Density(self.table)
+        self.upkeep = Upkeep(name_of_peer(me.peer), self.table, rng, upkeep or UpkeepConfig())
+        self._rng = rng
+
+    def lookup(self, name: bytes, config: LookupConfig, others: tuple[Contact, ...] = ()) -> tuple[Lookup, Begin]:
+        """A lookup of `name` and its first event. `others` can be asked though they have no place in the table."""
+        place = place_of(name)
+        starts = {contact.peer: contact for contact in self.table.closest(place, K)}
+        if len(starts) < K:
+            for contact in sorted(others, key=lambda c: c.place ^ place):
+                starts.setdefault(contact.peer, contact)
+        bits = self.density.region_bits(config.region)
+        return Lookup(self.me.peer, place, bits, self._rng, config), Begin(tuple(starts.values())[:K])
+
+    def concluded(self, lookup: Lookup, done: Done) -> None:
+        """A lookup ended: what it says of how many peers there are."""
+        if done.closest:
+            self.density.note(lookup.place, [contact.place for contact in done.closest])
+            self.records.close_bits = self.density.region_bits(HELD)
+
+    def answered(self, contact: Contact, now: float) -> Admission:
+        """`contact` answered, where it was met."""
+        return self.table.answered(contact, now)
+
+    def silent(self, peer: PeerId) -> Contact | None:
+        """`peer` did not answer. Returns who waits for its place and should be asked."""
+        return self.table.failed(peer)
