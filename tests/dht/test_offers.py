@@ -162,8 +162,8 @@ def test_what_can_be_provided_has_a_key_of_its_own_and_other_words_have_none() -
     keys = [records.ANY_KEY, records.model_key("acme/small"), records.skill_key("embeddings"), records.config_key("ab" * 32)]
     assert keys[2:] == ["/swarmd/skill/embeddings", "/swarmd/config/" + "ab" * 32]
     assert len(set(keys)) == 4
-    bad = [(records.skill_key, "Not a word"), (records.skill_key, ""), (records.config_key, "ab"), (records.config_key, "AB" * 32)]
-    for make, word in bad:
+    skill, config = records.skill_key, records.config_key
+    for make, word in ((skill, "Not a word"), (skill, ""), (config, "ab"), (config, "AB" * 32)):
         with pytest.raises(LocalError):
             make(word)
 
