@@ -14,8 +14,7 @@ import msgspec
 import structlog
 import trio
 
-from daemon.answer_stream import Emit
-from daemon.api.backend import AskRequest, Attempt, PeerWish, ResultEvent
+from daemon.api.backend import AskRequest, Attempt, Emit, PeerWish, ResultEvent
 from daemon.ask_notes import AskNote, AskNotes, AttemptNote
 from daemon.attempt import AnswerSoFar, PeerAttempt, Served
 from daemon.calls import Calls
@@ -263,9 +262,7 @@ class _Ask:
         self._successors += 1
         return self._asking.successors(failed, self._tried, self._request)[:1]
 
-    def _result(
-        self, last: PeerAttempt, completion: Completion, verification: dict[str, Any] | None = None
-    ) -> ResultEvent:
+    def _result(self, last: PeerAttempt, completion: Completion, verification: dict[str, Any] | None = None) -> ResultEvent:
         candidate = last.choice.candidate
         self._note.peer_id = candidate.peer
         return ResultEvent(

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from daemon.answer_stream import Emit
-from daemon.api.backend import BegunEvent, TokenEvent
+from daemon.api.backend import BegunEvent, Emit, TokenEvent
 from daemon.calls import Calls
 from daemon.patience import Patience
 from daemon.selector import Choice

@@ -1,14 +1,13 @@
 """The node as the local API sees it: status, lists, and asks. Shapes what other parts know; decides no policy of its own."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import trio
 
-from daemon.answer_stream import Emit, answer_stream
-from daemon.api.backend import AskEvent, AskRequest, EmbedRequest, EmbedResult, PeerWish, ProbeRequest
+from daemon.api.backend import AskRequest, EmbedRequest, EmbedResult, Emit, PeerWish, ProbeRequest
 from daemon.asking import Asking
 from daemon.committee import Committee, estimate_of
 from daemon.embedding import Embedding
@@ -201,16 +200,17 @@ class NodeBackend:
     async def stop(self) -> None:
         self._life.begin_drain()
 
-    @asynccontextmanager
-    async def ask(self, request: AskRequest) -> AsyncIterator[AsyncIterator[AskEvent]]:
-        """Answer a question by its strategy; counted while it runs, so that a drain waits for it."""
+    async def ask(self, request: AskRequest, emit: Emit) -> None:
+        """Answer a question by its strategy, within its time; counted while it runs, so that a drain waits for it."""
         ways: dict[str, Work] = {"route": self._parts.asking.route, "auto": self._either}
         work = ways.get(request.strategy, self._parts.committee.ask)
         if self._parts.probing is not None:
             work = self._parts.probing.beside(work)
         with self._counted(request.strategy):
-            async with answer_stream(lambda emit: work(request, emit), request.timeout_s) as events:
-                yield events
+            with trio.move_on_after(request.timeout_s):
+                await work(request, emit)
+                return
+            raise RemoteError(Code.DEADLINE, f"no answer within {request.timeout_s:g} s")
 
     async def _either(self, request: AskRequest, emit: Emit) -> None:
         """Strategy "auto": a round where a right answer is expected to cost less by it, else one of the best peers."""

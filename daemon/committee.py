@@ -11,8 +11,7 @@ import trio
 
 from crdt_store.claims import Kind
 from crdt_store.own_log import Statement
-from daemon.answer_stream import Emit
-from daemon.api.backend import AskRequest, Attempt, EstimateEvent, MemberProgress, ProgressEvent, ResultEvent
+from daemon.api.backend import AskRequest, Attempt, Emit, EstimateEvent, MemberProgress, ProgressEvent, ResultEvent
 from daemon.config import RoundConfig
 from daemon.metrics import Metrics
 from daemon.round_archive import Note, RoundArchive

@@ -185,6 +185,7 @@ class Node:
         more = [*ContentControl(self._content).routes(), *ClaimControl(self._claims).routes()]
         app = build_app(self._backend, self._metrics.registry, key, time.time, lambda: uuid.uuid4().hex, more)
         http = HttpServer(app, HttpLimits(clients=config.limits.local_clients), self._count)
+        nursery.start_soon(_forever, http.run)
         unix = await self._socket.open()
 
         async def on_unix(stream: trio.SocketStream) -> None:

@@ -15,8 +15,7 @@ import trio
 
 from crdt_store.claims import Kind
 from crdt_store.own_log import Statement
-from daemon.answer_stream import Emit
-from daemon.api.backend import AskEvent, AskRequest, ProbeRequest, ResultEvent
+from daemon.api.backend import AskEvent, AskRequest, Emit, ProbeRequest, ResultEvent
 from daemon.asking import Asking
 from daemon.committee import MIN_COMMITTEE, Committee
 from daemon.config import ProbeConfig

@@ -229,8 +229,9 @@ class Serving:
         queue.resize(engine.model.slots if engine.model is not None else 1, now())  # another model's may be another number
         ticket = queue.enter(caller, now())
         try:
-            with trio.move_on_after(self._patience.queue):
-                await ticket.decided.wait()
+            if not ticket.decided.is_set():
+                with trio.move_on_after(self._patience.queue):
+                    await ticket.decided.wait()
             if ticket.refusal is not None:
                 raise ticket.refusal
             if ticket.since is None:

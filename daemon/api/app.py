@@ -1,7 +1,7 @@
 """The one ASGI app of the local API: routes, who may use which, and errors in OpenAI's shape. Owns no socket."""
 
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
@@ -54,7 +54,34 @@ def build_app(
         *more,
     ]
     handlers = {ApiError: _on_api_error, RemoteError: _on_remote_error, HTTPException: _on_http_error}
-    return Doorkeeper(Starlette(routes=routes, exception_handlers=handlers), key)
+    shortcuts = {"/v1/chat/completions": openai.chat, "/v1/completions": openai.completions, "/health": health}
+    return Doorkeeper(Shortcuts(Starlette(routes=routes, exception_handlers=handlers), shortcuts), key)
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Shortcuts:
+    """Answers what is asked most by its path alone; Starlette's way to a route costs a tenth of what an answer may."""
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
+        self._app = app
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get(scope["path"])
+        if endpoint is None or scope["method"] != ("GET" if scope["path"] == "/health" else "POST"):
+            await self._app(scope, receive, send)
+            return
+        scope["endpoint"] = endpoint
+        answer: Callable[[Scope, Receive, Send], Awaitable[None]]
+        try:
+            answer = await endpoint(Request(scope, receive, send))
+        except ApiError as error:
+            answer = error_response(error)
+        except RemoteError as error:
+            answer = error_response(of_remote(error))
+        await answer(scope, receive, send)
 
 
 class Doorkeeper:

@@ -1,8 +1,7 @@
 """What the local API asks of the node, and the events an `ask` yields. Holds types alone; the node implements them."""
 
 from array import array
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -193,6 +192,10 @@ class EmbedResult:
 AskEvent = BegunEvent | TokenEvent | EstimateEvent | ProgressEvent | ResultEvent
 
 
+Emit = Callable[[AskEvent], Awaitable[None]]
+"""Takes one event of an ask, and waits where nobody reads it."""
+
+
 class Backend(Protocol):
     """The node behind the API. Every method raises RemoteError with a stable code where it cannot answer."""
 
@@ -236,5 +239,8 @@ class Backend(Protocol):
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Turn texts into vectors."""
 
-    def ask(self, request: AskRequest) -> AbstractAsyncContextManager[AsyncIterator[AskEvent]]:
-        """Answer a question; the last event is a ResultEvent. Leaving the context cancels the work, also at the peers."""
+    async def ask(self, request: AskRequest, emit: Emit) -> None:
+        """Answer a question by what `emit` is told; the last event is a ResultEvent. Cancelling it cancels the work, also at the peers.
+
+        Whoever is slow to take an event slows the answer down.
+        """

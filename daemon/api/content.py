@@ -1,7 +1,6 @@
 """The control routes for files: what is shared, seed, pull, push, remove. Shapes JSON; the exchange behind them decides."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -12,7 +11,6 @@ from starlette.routing import Route
 
 from daemon.api.control import error_event
 from daemon.api.errors import ApiError, json_response
-from daemon.api.event_stream import event_stream
 from daemon.api.requests import read_body
 from daemon.api.stream import AskStream, sse
 from daemon.content.events import Emit, PullEvent, PullProgress, PullResult, SharedFile
@@ -96,8 +94,7 @@ class ContentControl:
         async def work(emit: Callable[[PullEvent], Awaitable[None]]) -> None:
             await self._exchange.pull(address, peers, wish.name or "", emit)
 
-        opened: AbstractAsyncContextManager[Any] = event_stream(work)
-        return AskStream(opened, pull_events, error_event)
+        return AskStream(work, pull_events, error_event)
 
 
 def pull_events(event: PullEvent) -> Iterable[bytes]:
@@ -117,4 +114,3 @@ def pull_events(event: PullEvent) -> Iterable[bytes]:
 
 def _shown(file: SharedFile) -> dict[str, Any]:
     return {"address": file.address.hex(), "name": file.name, "size": file.size, "path": str(file.path)}
-

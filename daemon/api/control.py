@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -123,7 +124,7 @@ class Control:
         return json_response(await self._backend.reputation(request.path_params.get("peer_id")))
 
     async def ask(self, request: Request) -> Response:
-        return AskStream(self._backend.ask(read_control(await request.body())), ask_events, error_event)
+        return AskStream(partial(self._backend.ask, read_control(await request.body())), ask_events, error_event)
 
     async def probe(self, request: Request) -> Response:
         return json_response(await self._backend.probe(read_probe(await request.body())))

@@ -61,8 +61,7 @@ class HttpWire:
 
     def __init__(self, header_bytes: int) -> None:
         self._limit = header_bytes
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=header_bytes)
-        self._is_h11 = False
+        self._taken_over: h11.Connection | None = None
         self._held = b""
         self._is_closed = False
         self._request: PlainRequest | None = None
@@ -73,6 +72,15 @@ class HttpWire:
         self._chunked = False
         self._to_send = 0
         self._keep = False
+
+    @property
+    def _is_h11(self) -> bool:
+        return self._taken_over is not None
+
+    @property
+    def _h11(self) -> h11.Connection:
+        assert self._taken_over is not None  # noqa: S101 - for the type checker: asked once h11 has taken over
+        return self._taken_over
 
     # ---- what the client says
 
@@ -113,7 +121,7 @@ class HttpWire:
         return request
 
     def _hand_over(self) -> object:
-        self._is_h11 = True
+        self._taken_over = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limit)
         if self._held:
             self._h11.receive_data(self._held)
         if self._is_closed:

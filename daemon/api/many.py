@@ -1,56 +1,38 @@
 """One or several asks as one stream of numbered events: `n` choices of one request. Decides nothing about peers."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from daemon.api.backend import AskEvent, AskRequest, Backend
-from daemon.api.event_stream import Emit, event_stream, ready_of
 from protocol.wire.errors import RemoteError
 
 Numbered = tuple[int, AskEvent]
+Emit = Callable[[Numbered], Awaitable[None]]
 
 
-class _First:
-    """The events of a lone ask; a wait that is cancelled loses nothing that the ask itself does not lose."""
+async def ask_all(backend: Backend, requests: Sequence[AskRequest], emit: Emit) -> None:
+    """Emit the numbered events of all `requests`, run at once; raises the first's failure, which cancels all of them."""
+    failures: list[RemoteError] = []
 
-    def __init__(self, events: AsyncIterator[AskEvent]) -> None:
-        self._events = events
+    async def one(number: int, request: AskRequest) -> None:
+        async def numbered(event: AskEvent) -> None:
+            await emit((number, event))
 
-    def __aiter__(self) -> AsyncIterator[Numbered]:
-        return self
+        await backend.ask(request, numbered)
 
-    def ready(self) -> list[Numbered]:
-        """Takes the events that are here already, where the ask can say so."""
-        return [(0, event) for event in ready_of(self._events)]
+    async def guarded(number: int, request: AskRequest) -> None:
+        try:
+            await one(number, request)
+        except RemoteError as error:  # must leave as itself, not inside the nursery's exception group
+            failures.append(error)
+            nursery.cancel_scope.cancel()
 
-    async def __anext__(self) -> Numbered:
-        return 0, await anext(self._events)
-
-
-@asynccontextmanager
-async def ask_all(backend: Backend, requests: Sequence[AskRequest]) -> AsyncIterator[AsyncIterator[Numbered]]:
-    """The numbered events of all `requests`, run at once; leaving, or the failure of one, cancels all of them."""
     if len(requests) == 1:
-        async with backend.ask(requests[0]) as events:
-            yield _First(events)
+        await one(0, requests[0])
         return
-
-    async def all_of(emit: Emit[Numbered]) -> None:
-        async with trio.open_nursery() as nursery:
-            for number, request in enumerate(requests):
-                nursery.start_soon(_one_of, backend, (number, request), emit)
-
-    async with event_stream(all_of) as numbered:
-        yield numbered
-
-
-async def _one_of(backend: Backend, numbered: tuple[int, AskRequest], emit: Emit[Numbered]) -> None:
-    number, request = numbered
-    try:
-        async with backend.ask(request) as events:
-            async for event in events:
-                await emit((number, event))
-    except RemoteError as error:
-        await emit(error)
+    async with trio.open_nursery() as nursery:
+        for number, request in enumerate(requests):
+            nursery.start_soon(guarded, number, request)
+    if failures:
+        raise failures[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -9,7 +10,7 @@ from starlette.responses import Response
 
 from daemon.api.backend import AskEvent, AskRequest, Backend, BegunEvent, EstimateEvent, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.choice import Choice, shown_logprobs
-from daemon.api.errors import error_object, json_response
+from daemon.api.errors import ApiError, error_object, json_response
 from daemon.api.extras import extras_of
 from daemon.api.many import Numbered, ask_all
 from daemon.api.requests import ROUND_MODELS, ChatMessage, ChatRequest, Common, CompletionRequest, asks_of, read_openai
@@ -49,12 +50,10 @@ class OpenAi:
         return await self._answer(shape, completion, asks_of(completion, [ChatMessage("user", completion.prompt)]))
 
     async def _answer(self, shape: "_Shape", request: Common, asks: list[AskRequest]) -> Response:
-        events = ask_all(self._backend, named(asks, shape.id))
+        work = partial(ask_all, self._backend, named(asks, shape.id))
         if request.stream:
-            return AskStream(events, shape.events, lambda error: sse(error_object(error)), b"data: [DONE]\n\n", shape.head)
-        async with events as numbered:
-            async for number, event in numbered:
-                shape.take(number, event)
+            return AskStream(work, shape.events, _render_error, b"data: [DONE]\n\n", shape.head, is_result)
+        await work(shape.take)
         return json_response(shape.whole(), headers=shape.headers())
 
 
@@ -69,7 +68,8 @@ class _Shape:
         self._is_chat = is_chat
         self._choices = [Choice(index) for index in range(request.n or 1)]
 
-    def take(self, number: int, event: AskEvent) -> None:
+    async def take(self, numbered: Numbered) -> None:
+        number, event = numbered
         if isinstance(event, TokenEvent):
             self._choices[number].take(event)
         elif isinstance(event, ResultEvent):
@@ -147,6 +147,15 @@ class _Shape:
 
     def _frame(self, kind: str, choices: list[dict[str, Any]], model: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self._created, "model": model, "choices": choices}
+
+
+def _render_error(error: ApiError) -> bytes:
+    return sse(error_object(error))
+
+
+def is_result(numbered: Numbered) -> bool:
+    """Whether the event is an ask's last one."""
+    return isinstance(numbered[1], ResultEvent)
 
 
 def reply_headers(request_id: str, results: Sequence[ResultEvent]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """OpenAI's Responses endpoint for text: input and instructions in, one message out, whole or as events. Keeps no state."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,7 +11,7 @@ from starlette.responses import Response
 from daemon.api.backend import AskRequest, Backend, EstimateEvent, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.errors import ApiError, json_response
 from daemon.api.many import Numbered, ask_all
-from daemon.api.openai import Clock, IdSource, begun_headers, estimate_comment, named, reply_headers, side_of
+from daemon.api.openai import Clock, IdSource, begun_headers, estimate_comment, is_result, named, reply_headers, side_of
 from daemon.api.requests import ChatMessage, ChatRequest, PeerBlock, TextPart, asks_of, read_openai
 from daemon.api.stream import AskStream, sse
 from protocol.wire.errors import Code, RemoteError
@@ -75,17 +76,19 @@ class Responses:
         """POST /v1/responses."""
         asked = read_openai(ResponsesRequest, await request.body(), NEUTRAL)
         shape = _Shape(self._new_id(), self._now(), asked)
-        events = ask_all(self._backend, named(_asks(asked), shape.id))
+        work = partial(ask_all, self._backend, named(_asks(asked), shape.id))
         if asked.stream:
-            return AskStream(events, shape.events, shape.error, b"", shape.head)
-        result: ResultEvent | None = None
-        async with events as numbered:
-            async for _, event in numbered:
-                if isinstance(event, ResultEvent):
-                    result = event
-        if result is None:
+            return AskStream(work, shape.events, shape.error, b"", shape.head, is_result)
+        results: list[ResultEvent] = []
+
+        async def take(numbered: Numbered) -> None:
+            if isinstance(numbered[1], ResultEvent):
+                results.append(numbered[1])
+
+        await work(take)
+        if not results:
             raise RemoteError(Code.INTERNAL, "the answer ended without a result")
-        return json_response(shape.ended(result), headers=reply_headers(shape.id, [result]))
+        return json_response(shape.ended(results[0]), headers=reply_headers(shape.id, results))
 
 
 def _asks(asked: ResponsesRequest) -> list[AskRequest]:

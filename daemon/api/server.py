@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from daemon.api.http_wire import HttpWire, PlainRequest
+from daemon.hang_ups import HangUps
 
 log = structlog.get_logger("swarmd.api")
 
@@ -68,6 +69,11 @@ class HttpServer:
         self._clients = 0
         self._idle: set[trio.CancelScope] = set()
         self._draining = False
+        self.hang_ups = HangUps()
+
+    async def run(self) -> None:
+        """Hear clients leave, all in one task; where it does not run, each exchange has a task for it."""
+        await self.hang_ups.run()
 
     def drain(self) -> None:
         """Stop keeping connections alive: idle ones close now, busy ones after their response."""
@@ -78,7 +84,7 @@ class HttpServer:
     async def serve(self, stream: trio.abc.Stream, listener: Listener) -> None:
         """Serve one client until it leaves, breaks a limit or the server drains. Never raises for the client's faults."""
         if self._clients >= self._limits.clients or self._draining:
-            await _close(stream)
+            await trio.aclose_forcefully(stream)
             return
         self._clients += 1
         try:
@@ -89,8 +95,11 @@ class HttpServer:
             log.error("connection failed", error=repr(error))
         finally:
             self._clients -= 1
-            with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await _close(stream)
+            if isinstance(stream, trio.SocketStream):
+                stream.socket.close()
+            else:
+                with trio.CancelScope(shield=True), trio.move_on_after(1):
+                    await stream.aclose()
 
     async def wait_request(self, connection: "_Connection", first: bool) -> Request | None:
         """The next request of a connection; None when it idles out, ends, or the server drains."""
@@ -105,11 +114,6 @@ class HttpServer:
             finally:
                 self._idle.discard(scope)
         return request
-
-
-async def _close(stream: trio.abc.Stream) -> None:
-    with trio.move_on_after(1):
-        await stream.aclose()
 
 
 class _Connection:
@@ -172,10 +176,12 @@ class _Connection:
         started = trio.current_time()
         while True:
             deadline = started + self._limits.header_seconds + len(body) / self._limits.body_floor
-            with trio.move_on_at(deadline) as scope:
-                event = await self._next_event()
-            if scope.cancelled_caught:
-                raise _Refused(408, "the request body came too slowly")
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                with trio.move_on_at(deadline) as scope:
+                    event = await self._next_event()
+                if scope.cancelled_caught:
+                    raise _Refused(408, "the request body came too slowly")
             if isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > self._limits.body_bytes:
@@ -188,23 +194,31 @@ class _Connection:
     async def _exchange(self, request: Request, body: bytes) -> None:
         scope = self._scope(request)
         exchange = _Exchange(self._http, self._stream, body, request.method == b"HEAD")
-        async with trio.open_nursery() as nursery:
-            exchange.scope = nursery.cancel_scope
-            nursery.start_soon(self._watch, exchange, nursery.cancel_scope)
-            try:
-                await self._app(scope, exchange.receive, exchange.send)
-            except Exception as error:  # noqa: BLE001 - one request's bug must not end the daemon's API
-                log.error("request failed", path=scope["path"], error=repr(error))
-                exchange.left = exchange.status != 0  # what began cannot be answered otherwise: the connection ends
-                if not exchange.left:
-                    await self._refuse(500, "internal error")
-                    exchange.status, exchange.finished = 500, True
-            nursery.cancel_scope.cancel()
+        hang_ups = self._server.hang_ups
+        if isinstance(self._stream, trio.SocketStream) and hang_ups.are_heard:
+            with exchange.scope, hang_ups.heard(self._stream.socket.fileno(), exchange.leave):
+                await self._answer(scope, exchange)
+        else:
+            async with trio.open_nursery() as nursery:
+                exchange.scope = nursery.cancel_scope
+                nursery.start_soon(self._watch, exchange)
+                await self._answer(scope, exchange)
+                nursery.cancel_scope.cancel()
         self._observe(scope, exchange.status if exchange.finished else 499)
         if exchange.left:
             raise trio.BrokenResourceError
 
-    async def _watch(self, exchange: "_Exchange", request_scope: trio.CancelScope) -> None:
+    async def _answer(self, scope: Scope, exchange: "_Exchange") -> None:
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception as error:  # noqa: BLE001 - one request's bug must not end the daemon's API
+            log.error("request failed", path=scope["path"], error=repr(error))
+            exchange.left = exchange.status != 0  # what began cannot be answered otherwise: the connection ends
+            if not exchange.left:
+                await self._refuse(500, "internal error")
+                exchange.status, exchange.finished = 500, True
+
+    async def _watch(self, exchange: "_Exchange") -> None:
         """While the app runs, the only thing a client may do is leave (or send its next request early)."""
         held = 0
         while held <= self._limits.header_bytes:
@@ -213,8 +227,7 @@ class _Connection:
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 received = b""
             if not received:
-                exchange.left = True
-                request_scope.cancel()
+                exchange.leave()
                 return
             self._http.receive_data(received)
             held += len(received)
@@ -262,6 +275,12 @@ class _Exchange:
         self.left = False
         self.finished = False
         self.scope = trio.CancelScope()
+        self._is_cut_off = False
+
+    def leave(self) -> None:
+        """The client has left: cancellation, not an exception, ends the app, whatever nurseries it is inside of."""
+        self.left = True
+        self.scope.cancel()
 
     async def receive(self) -> AsgiMessage:
         if self._body is not None:
@@ -290,13 +309,16 @@ class _Exchange:
         self.finished = not message.get("more_body", False)
 
     async def _write(self, payload: bytes) -> None:
+        was_cut_off, self._is_cut_off = self._is_cut_off, True
         try:
-            await self._stream.send_all(payload)
+            if not was_cut_off:  # by a time limit, in the middle of a write: nothing can follow that
+                await self._stream.send_all(payload)
+                self._is_cut_off = False
+                return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # The client is gone: cancellation, not an exception, ends the app, whatever nurseries it is inside of.
-            self.left = True
-            self.scope.cancel()
-            await trio.sleep_forever()
+            pass
+        self.leave()
+        await trio.sleep_forever()
 
 
 def _json_string(text: str) -> bytes:

@@ -1,8 +1,6 @@
-"""Server-sent events for an answer in progress: opens the ask, turns each event into text, and ends it if the client leaves."""
+"""Server-sent events for an answer in progress: runs the ask, writes each event as text, and ends it if the client leaves."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
-from itertools import chain
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 import msgspec
@@ -11,7 +9,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from daemon.api.errors import ApiError, error_response, of_remote
-from daemon.api.event_stream import ready_of
 from protocol.wire.errors import RemoteError
 
 E = TypeVar("E")
@@ -30,66 +27,96 @@ def _no_headers(_: object) -> Mapping[str, str]:
     return {}
 
 
+def _is_never_last(_: object) -> bool:
+    return False
+
+
 class AskStream(Response, Generic[E]):
-    """Streams `render(event)` for every event of an ask; an error before the first event is a plain HTTP error.
+    """Streams `render(event)` for every event that `work(emit)` emits; an error before the first is a plain HTTP error.
 
     Headers leave with the first event that is rendered. `head(None)` gives those of every stream; an event that comes before and
-    for which `head` has headers adds them and is not rendered.
+    for which `head` has headers adds them and is not rendered. An event that `is_last` leaves with `closing`, in one write.
     """
 
     def __init__(
         self,
-        events: AbstractAsyncContextManager[AsyncIterator[E]],
+        work: Callable[[Callable[[E], Awaitable[None]]], Awaitable[None]],
         render: Callable[[E], Iterable[bytes]],
         render_error: Callable[[ApiError], bytes],
         closing: bytes = b"",
         head: Callable[[E | None], Mapping[str, str]] = _no_headers,
+        is_last: Callable[[E], bool] = _is_never_last,
     ) -> None:
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store", **head(None)})
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        self._events = events
+        self._work = work
         self._render = render
         self._render_error = render_error
         self._closing = closing
         self._head = head
+        self._is_last = is_last
         self._started = False
+        self._held = b""
+        self._is_writing = False
+        self._turn = trio.lowlevel.ParkingLot()
+        self._written_at = trio.current_time()
+        self._is_kept_alive = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with self._events as events:
-                while (event := await self._next(events, send)) is not None:
-                    if not self._started and (more := self._head(event)):
-                        self.headers.update(more)  # with its first piece: what says who answers is followed by the answer
-                        continue
-                    # What came meanwhile leaves with it: one write, however many events.
-                    at_once = (event, *ready_of(events))
-                    await self._write(send, b"".join(chain.from_iterable(map(self._render, at_once))))
-        except RemoteError as error:
-            await self._fail(scope, receive, send, of_remote(error))
-            return
-        await self._write(send, self._closing, last=True)
+        failure: ApiError | None = None
+        async with trio.open_nursery() as nursery:
 
-    async def _next(self, events: AsyncIterator[E], send: Send) -> E | None:
-        """The next event, with comment lines while there is none; the iterator must lose nothing when a wait is cancelled."""
-        event: E | None = None
-        waiting = True
-        while waiting:
-            with trio.move_on_after(KEEP_ALIVE_SECONDS) as wait:
-                event = await anext(events, None)
-            waiting = wait.cancelled_caught
-            if waiting and self._started:
+            async def emit(event: E) -> None:
+                if self._started:
+                    await self._pass_on(event, send)
+                elif more := self._head(event):
+                    self.headers.update(more)  # with its first piece: what says who answers is followed by the answer
+                else:
+                    if not self._is_kept_alive:
+                        self._is_kept_alive = True
+                        nursery.start_soon(self._keep_alive, send)
+                    await self._pass_on(event, send)
+
+            try:
+                await self._work(emit)
+            except RemoteError as error:
+                failure = of_remote(error)
+            nursery.cancel_scope.cancel()
+        if failure is None:
+            await self._write(send, self._closing, last=True)
+        elif self._started:
+            await self._write(send, self._render_error(failure), last=True)
+        else:
+            await error_response(failure)(scope, receive, send)
+
+    async def _pass_on(self, event: E, send: Send) -> None:
+        text = b"".join(self._render(event))
+        if self._is_last(event):
+            self._held += text
+        elif text:
+            await self._write(send, text)
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Comment lines while there is no event."""
+        while True:
+            due = self._written_at + KEEP_ALIVE_SECONDS
+            await trio.sleep_until(due)
+            if self._started and self._written_at + KEEP_ALIVE_SECONDS <= due:
                 await self._write(send, b": waiting\n\n")
-        return event
 
     async def _write(self, send: Send, payload: bytes, last: bool = False) -> None:
-        if not self._started:
-            self._started = True
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        if payload or last:
-            await send({"type": "http.response.body", "body": payload, "more_body": not last})
-
-    async def _fail(self, scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
-        if not self._started:
-            await error_response(error)(scope, receive, send)
-            return
-        await self._write(send, self._render_error(error), last=True)
+        """One write at a time: the choices of an answer and the comments take turns."""
+        while self._is_writing:
+            await self._turn.park()
+        payload, self._held = self._held + payload, b""
+        self._is_writing = True
+        try:
+            if not self._started:
+                self._started = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if payload or last:
+                await send({"type": "http.response.body", "body": payload, "more_body": not last})
+        finally:
+            self._is_writing = False
+            self._written_at = trio.current_time()
+            self._turn.unpark()

@@ -3,7 +3,6 @@
 Must not start or stop engines.
 """
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any
@@ -90,7 +89,7 @@ class CompletionClient:
         """The events of a streamed completion, as many at once as came at once. Leaving closes the connection, which makes the
         engine stop.
         """
-        raw = json.dumps(body, separators=(",", ":")).encode()
+        raw = msgspec.json.encode(body)
         async with exchange(self._server, "POST", "/v1/chat/completions", raw) as reply:
             if reply.status != _OK:
                 raise _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
@@ -99,7 +98,7 @@ class CompletionClient:
 
     async def post(self, body: JsonObject, limit: int) -> bytes:
         """The reply, of at most `limit` bytes, to a completion that is not streamed; raises EngineError."""
-        raw = json.dumps(body, separators=(",", ":")).encode()
+        raw = msgspec.json.encode(body)
         async with exchange(self._server, "POST", "/v1/chat/completions", raw) as reply:
             if reply.status != _OK:
                 raise _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
@@ -107,7 +106,7 @@ class CompletionClient:
 
     async def embed(self, texts: Sequence[str], model: str, timeout: float) -> Vectors:
         """Vectors for at most BATCH_TEXTS texts; raises EngineError."""
-        raw = json.dumps(embedding_request(texts, model), separators=(",", ":")).encode()
+        raw = msgspec.json.encode(embedding_request(texts, model))
         try:
             with trio.fail_after(timeout):
                 async with exchange(self._server, "POST", EMBEDDINGS_PATH, raw) as reply:

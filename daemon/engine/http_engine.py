@@ -113,11 +113,13 @@ class HttpEngine:
         wire.check_features(job, self._model.features if self._model is not None else frozenset())
         body = wire.completion_request(job, served.id, self._serving.dialect)
         if begun is None:
-            opened = _opened(client, body, job.extras)
-            async with _borrowed(self._slots):
-                started = trio.current_time()
-                async with opened as events, aclosing(_chunks(events, job.extras, started)) as chunks:
-                    yield chunks
+            try:
+                async with _borrowed(self._slots):
+                    started = trio.current_time()
+                    async with client.stream(body) as events, aclosing(_chunks(events, job.extras, started)) as chunks:
+                        yield chunks
+            except EngineRefused as error:
+                raise _unsupported(error, job.extras) or error from None
             return
         if job.extras is not None and (job.extras.tools or job.extras.top_logprobs >= 0):
             raise CannotContinue("an answer with tools or log-probabilities is not continued")
@@ -296,26 +298,22 @@ class HttpEngine:
 async def _borrowed(limiter: trio.CapacityLimiter) -> AsyncGenerator[None, None]:
     """One of the engine's slots; waits for a free one. Not tied to the task, which may hold a second one."""
     holder = object()
-    await limiter.acquire_on_behalf_of(holder)
+    try:
+        limiter.acquire_on_behalf_of_nowait(holder)
+    except trio.WouldBlock:
+        await limiter.acquire_on_behalf_of(holder)
     try:
         yield
     finally:
         limiter.release_on_behalf_of(holder)
 
 
-@asynccontextmanager
-async def _opened(
-    client: CompletionClient, body: JsonObject, extras: Extras | None
-) -> AsyncGenerator[AsyncIterator[list[CompletionEvent]], None]:
-    """A stream; what a server refuses of a job with extras, it refuses for them, unless it says that the prompt is too long."""
-    try:
-        async with client.stream(body) as events:
-            yield events
-    except EngineRefused as error:
-        asked = list(wanted(extras)) if extras is not None else []
-        if not asked or "context" in str(error):
-            raise
-        raise EngineUnsupported(f"'{asked[0]}' was not accepted: {error}") from None
+def _unsupported(error: EngineRefused, extras: Extras | None) -> EngineUnsupported | None:
+    """What a server refuses of a job with extras, it refuses for them, unless it says that the prompt is too long."""
+    asked = list(wanted(extras)) if extras is not None else []
+    if not asked or "context" in str(error):
+        return None
+    return EngineUnsupported(f"'{asked[0]}' was not accepted: {error}")
 
 
 async def _chunks(

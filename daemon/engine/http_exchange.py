@@ -9,9 +9,10 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import h11
@@ -53,8 +54,9 @@ _ONCE = (b"content-length", b"transfer-encoding")
 class Reply:
     """The head of a response, and its body piece by piece."""
 
-    def __init__(self, stream: trio.abc.Stream, connection: Callable[[], h11.Connection]) -> None:
+    def __init__(self, stream: trio.abc.Stream, connection: Callable[[], h11.Connection], silence: trio.CancelScope) -> None:
         self._stream = stream
+        self._silence = silence
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._connection = connection
         self._body: Body = OpenBody()
@@ -67,20 +69,19 @@ class Reply:
         return None if self._socket is None else self._socket.fileno()
 
     async def read_head(self) -> None:
-        """Past any informational responses; raises EngineError."""
-        with _as_engine_error():
-            raw = b""
-            while (end := raw.find(b"\r\n\r\n")) < 0 and len(raw) < MAX_HEAD_BYTES:
-                received = await self._receive()
-                raw += received
-                if not received:
-                    break
-            plain = read_plain_head(raw[:end]) if end >= 0 else None
-            if plain is None:
-                await self._read_head_by_h11(raw)
-            else:
-                self.status, self._body = plain
-                self._first = self._body.feed(raw[end + 4 :])
+        """Past any informational responses; raises what `engine_error` knows."""
+        raw = b""
+        while (end := raw.find(b"\r\n\r\n")) < 0 and len(raw) < MAX_HEAD_BYTES:
+            received = await self._receive()
+            raw += received
+            if not received:
+                break
+        plain = read_plain_head(raw[:end]) if end >= 0 else None
+        if plain is None:
+            await self._read_head_by_h11(raw)
+        else:
+            self.status, self._body = plain
+            self._first = self._body.feed(raw[end + 4 :])
 
     async def _read_head_by_h11(self, raw: bytes) -> None:
         connection = self._connection()
@@ -98,7 +99,7 @@ class Reply:
     async def chunk(self) -> bytes:
         """The next bytes of the body, b"" at its end; raises EngineError where it breaks off."""
         found, self._first = self._first, b""
-        with _as_engine_error():
+        try:
             while not found and not self._body.complete:
                 received = await self._receive()
                 if received:
@@ -106,6 +107,8 @@ class Reply:
                 else:
                     self._body.end()
                     return b""
+        except FAULTS as fault:
+            raise engine_error(fault) from None
         return found
 
     async def body(self, limit: int) -> bytes:
@@ -119,17 +122,21 @@ class Reply:
 
     async def _receive(self) -> bytes:
         if self._socket is None:
-            with trio.fail_after(SILENCE_TIMEOUT):
-                return bytes(await self._stream.receive_some(_READ_BYTES))
-        # Most reads find something: no turn of the event loop and no time limit for those that do.
+            self._silence.deadline = trio.current_time() + SILENCE_TIMEOUT
+            received = bytes(await self._stream.receive_some(_READ_BYTES))
+            self._silence.deadline = inf
+            return received
+        # Most reads find something: no turn of the event loop for those that do.
         descriptor = self._socket.fileno()
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             try:
                 received = os.read(descriptor, _READ_BYTES)
             except BlockingIOError:
-                with trio.fail_after(SILENCE_TIMEOUT):
-                    await trio.lowlevel.wait_readable(descriptor)
+                # One scope for all waits: to enter one costs more than the rest of a read.
+                self._silence.deadline = trio.current_time() + SILENCE_TIMEOUT
+                await trio.lowlevel.wait_readable(descriptor)
+                self._silence.deadline = inf
             except OSError:
                 raise trio.BrokenResourceError from None
             else:
@@ -180,17 +187,38 @@ async def exchange(server: Server, method: str, path: str, body: bytes = b"") ->
         connection.send(h11.EndOfMessage())
         return connection
 
-    stream = await _connect(server)
+    silence = trio.CancelScope(deadline=trio.current_time() + CONNECT_TIMEOUT)
+    stream: trio.abc.Stream | None = None
     try:
-        reply = Reply(stream, by_h11)
-        # Our own words, checked when they were configured.
-        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
-        with _as_engine_error(), trio.fail_after(SILENCE_TIMEOUT):
-            await stream.send_all("\r\n".join(lines).encode("ascii") + body)
-        await reply.read_head()
-        yield reply
+        with silence:
+            try:
+                stream = await _connect(server)
+                reply = Reply(stream, by_h11, silence)
+                # Our own words, checked when they were configured.
+                lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
+                silence.deadline = trio.current_time() + SILENCE_TIMEOUT
+                await _send("\r\n".join(lines).encode("ascii") + body, stream)
+                await reply.read_head()
+            except FAULTS as fault:
+                raise engine_error(fault) from None
+            yield reply
+        if silence.cancelled_caught:
+            raise EngineError("the engine fell silent")
     finally:
-        await trio.aclose_forcefully(stream)
+        if isinstance(stream, trio.SocketStream):
+            stream.socket.close()
+        elif stream is not None:
+            await trio.aclose_forcefully(stream)
+
+
+async def _send(request: bytes, stream: trio.abc.Stream) -> None:
+    """Send a request: at once, as far as a socket takes it."""
+    sent = 0
+    if isinstance(stream, trio.SocketStream):
+        with contextlib.suppress(BlockingIOError):
+            sent = os.write(stream.socket.fileno(), request)
+    if sent < len(request):
+        await stream.send_all(request[sent:])
 
 
 def _headers(server: Server, body: bytes) -> list[tuple[str, str]]:
@@ -203,14 +231,13 @@ def _headers(server: Server, body: bytes) -> list[tuple[str, str]]:
 
 
 async def _connect(server: Server) -> trio.abc.Stream:
-    with _as_engine_error(), trio.fail_after(CONNECT_TIMEOUT):
-        if server.socket is not None:
-            return _unix_stream(server.socket) or await trio.open_unix_socket(str(server.socket))
-        if server.tls:
-            stream = await trio.open_ssl_over_tcp_stream(server.host, server.port, https_compatible=True)
-            await stream.do_handshake()
-            return stream
-        return await _tcp_stream(server.host, server.port)
+    if server.socket is not None:
+        return _unix_stream(server.socket) or await trio.open_unix_socket(str(server.socket))
+    if server.tls:
+        stream = await trio.open_ssl_over_tcp_stream(server.host, server.port, https_compatible=True)
+        await stream.do_handshake()
+        return stream
+    return await _tcp_stream(server.host, server.port)
 
 
 async def _tcp_stream(host: str, port: int) -> trio.SocketStream:
@@ -243,15 +270,14 @@ def _unix_stream(path: Path) -> trio.SocketStream | None:
         raise
 
 
-@contextlib.contextmanager
-def _as_engine_error() -> Iterator[None]:
-    try:
-        yield
-    except trio.TooSlowError:
-        raise EngineError("the engine fell silent") from None
-    except (h11.ProtocolError, BodyError):
-        raise EngineError("the engine does not speak HTTP") from None
-    except trio.BrokenResourceError:
-        raise EngineError("the connection to the engine broke") from None
-    except OSError:
-        raise EngineError("nothing listens where the engine should") from None
+FAULTS = (h11.ProtocolError, BodyError, trio.BrokenResourceError, OSError)
+"""What a server, or the way to it, does wrong."""
+
+
+def engine_error(fault: Exception) -> EngineError:
+    """One of FAULTS as its reader is told of it."""
+    if isinstance(fault, h11.ProtocolError | BodyError):
+        return EngineError("the engine does not speak HTTP")
+    if isinstance(fault, trio.BrokenResourceError):
+        return EngineError("the connection to the engine broke")
+    return EngineError("nothing listens where the engine should")

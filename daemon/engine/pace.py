@@ -5,12 +5,13 @@ frame on the wire and one event carry what an engine said within a beat, and one
 for one, nor a stream slower than the beats, nor the end of an answer: the engine closes its connection there, which is heard.
 """
 
-import select
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import inf
 
 import trio
+
+from daemon.hang_ups import HangUps
 
 READS_PER_SECOND = 800
 """Of all streams of one engine together: at 0.2 ms of CPU in both daemons, a sixth of a core."""
@@ -27,7 +28,7 @@ class Pace:
         self._streams: dict[int, PacedStream] = {}
         self._parked: set[PacedStream] = set()
         self._wanted = trio.Event()
-        self._hang_ups: select.epoll | None = None
+        self._hang_ups = HangUps()
 
     @property
     def interval(self) -> float:
@@ -36,40 +37,32 @@ class Pace:
 
     async def run(self) -> None:
         """Beat until cancelled."""
-        with select.epoll() as self._hang_ups:
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._hear_hang_ups, self._hang_ups)
-                    while True:
-                        await self._wanted.wait()
-                        await trio.sleep_until(self._beat + self.interval)
-                        self._wanted = trio.Event()
-                        self._beat = trio.current_time()
-                        self._wake_all()
-            finally:
-                self._hang_ups = None
-                self._wake_all()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hang_ups.run)
+                while True:
+                    await self._wanted.wait()
+                    await trio.sleep_until(self._beat + self.interval)
+                    self._wanted = trio.Event()
+                    self._beat = trio.current_time()
+                    self._wake_all()
+        finally:
+            self._wake_all()
 
     @contextmanager
     def stream(self, descriptor: int) -> "Iterator[PacedStream]":
         """Pace a stream whose first token came, read from the socket `descriptor`."""
         stream = self._streams[descriptor] = PacedStream(self, descriptor)
-        hang_ups = self._hang_ups
-        if hang_ups is not None:
-            with suppress(OSError):  # then the end is read in the next beat
-                hang_ups.register(descriptor, select.EPOLLRDHUP | select.EPOLLET)
         try:
-            yield stream
+            with self._hang_ups.heard(descriptor, stream.ended):
+                yield stream
         finally:
             del self._streams[descriptor]
-            if hang_ups is not None and not hang_ups.closed:
-                with suppress(OSError):
-                    hang_ups.unregister(descriptor)
 
     def is_due(self) -> bool:
         """Whether a read may be now; if so, it begins a beat."""
         now = trio.current_time()
-        if self._hang_ups is not None and now < self._beat + self.interval:
+        if self._hang_ups.are_heard and now < self._beat + self.interval:
             return False
         self._beat = now
         return True
@@ -87,13 +80,6 @@ class Pace:
         parked, self._parked = self._parked, set()
         for stream in parked:
             stream.wake()
-
-    async def _hear_hang_ups(self, hang_ups: select.epoll) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(hang_ups.fileno())
-            for descriptor, _ in hang_ups.poll(0):
-                if stream := self._streams.get(descriptor):
-                    stream.ended()
 
 
 class PacedStream:

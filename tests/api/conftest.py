@@ -1,8 +1,7 @@
 """A running local API in front of a small in-memory backend (a fake: the node behind the API is not what is tested here)."""
 
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import trio
 
 from daemon.api.app import build_app
-from daemon.api.backend import AskEvent, AskRequest, Attempt, BegunEvent, MemberProgress, ProgressEvent, ResultEvent, TokenEvent
+from daemon.api.backend import AskRequest, Attempt, BegunEvent, Emit, MemberProgress, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.listeners import UnixListener, open_tcp
 from daemon.api.server import HttpLimits, HttpServer, Listener
 from daemon.metrics import Metrics
@@ -78,41 +77,34 @@ class FakeBackend:
     def readiness(self) -> tuple[bool, tuple[str, ...]]:
         return not self.reasons, self.reasons
 
-    @asynccontextmanager
-    async def ask(self, request: AskRequest) -> AsyncIterator[AsyncIterator[AskEvent]]:
+    async def ask(self, request: AskRequest, emit: Emit) -> None:
         self.asked.append(request)
         if self.error is not None:
             raise self.error
-        send, receive = trio.open_memory_channel[AskEvent](0)
         self.running += 1
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._answer, request, send)
-                yield receive
-                nursery.cancel_scope.cancel()
+            await self._answer(request, emit)
         except BaseException:
             self.cancelled += 1
             raise
         finally:
             self.running -= 1
 
-    async def _answer(self, request: AskRequest, send: "trio.MemorySendChannel[AskEvent]") -> None:
-        async with send:
-            if request.strategy != "route":
-                await send.send(ProgressEvent("seal", (MemberProgress(PEER, "tiny-all", "sealed"),), 1, 0, 0, 7))
-            else:
-                await send.send(BegunEvent(PEER, "direct", 2))
-            for word in ("for", "ty ", "two"):
-                if request.strategy == "route":
-                    await send.send(TokenEvent(word))
-            while self.endless:
-                await send.send(TokenEvent("."))
-                await trio.sleep(0.02)
-            done = {"round_id": "ab", "winner": 0} if request.strategy != "route" else None
-            usage = Usage(3, 2)
-            attempts = (Attempt(PEER, "ok"),)
-            strategy = request.strategy
-            await send.send(ResultEvent("forty two", PEER, "tiny-all", strategy, "stop", usage, attempts, "direct", 0.1, done))
+    async def _answer(self, request: AskRequest, emit: Emit) -> None:
+        if request.strategy != "route":
+            await emit(ProgressEvent("seal", (MemberProgress(PEER, "tiny-all", "sealed"),), 1, 0, 0, 7))
+        else:
+            await emit(BegunEvent(PEER, "direct", 2))
+        for word in ("for", "ty ", "two"):
+            if request.strategy == "route":
+                await emit(TokenEvent(word))
+        while self.endless:
+            await emit(TokenEvent("."))
+            await trio.sleep(0.02)
+        done = {"round_id": "ab", "winner": 0} if request.strategy != "route" else None
+        usage = Usage(3, 2)
+        attempts = (Attempt(PEER, "ok"),)
+        await emit(ResultEvent("forty two", PEER, "tiny-all", request.strategy, "stop", usage, attempts, "direct", 0.1, done))
 
 
 @dataclass
@@ -163,6 +155,7 @@ def start_api(tmp_path: Path, nursery: trio.Nursery) -> Callable[..., Any]:
         async def on_tcp(stream: trio.SocketStream) -> None:
             await server.serve(stream, Listener("tcp", port))
 
+        nursery.start_soon(server.run)
         nursery.start_soon(trio.serve_listeners, on_unix, [unix])
         nursery.start_soon(trio.serve_listeners, on_tcp, [tcp])
         return Api(backend, door.path, port, server, statuses)

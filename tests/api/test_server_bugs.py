@@ -1,5 +1,6 @@
 """A bug of ours behind the local API costs one exchange, never the daemon: an app that raises, at whatever moment."""
 
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -66,3 +67,33 @@ async def test_a_bug_in_mid_answer_ends_the_connection_alone(app: Any) -> None:
     received, statuses = await exchange(app)
     assert received.count(b"HTTP/1.1") <= 1
     assert statuses in ([499], [500])
+
+
+async def test_a_write_that_was_cut_off_is_the_connections_last() -> None:
+    """A time limit that ends an answer in the middle of a write leaves half a chunk: what followed would be its rest."""
+    ended = trio.Event()
+    server_side, client_side = (trio.socket.from_stdlib_socket(one) for one in socket.socketpair())
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with trio.move_on_after(0.05):
+            await send({"type": "http.response.body", "body": b"x" * (8 << 20), "more_body": True})
+        try:
+            await send({"type": "http.response.body", "body": b"too late", "more_body": False})
+        finally:
+            ended.set()
+
+    statuses: list[int] = []
+    server = HttpServer(app, HttpLimits(), lambda scope, status: statuses.append(status))
+    client, received = trio.SocketStream(client_side), bytearray()
+    with trio.fail_after(10):
+        async with client, trio.open_nursery() as nursery:
+            nursery.start_soon(server.run)
+            nursery.start_soon(server.serve, trio.SocketStream(server_side), Listener("unix"))
+            await client.send_all(REQUEST)
+            await ended.wait()
+            async for piece in client:
+                received += piece
+            nursery.cancel_scope.cancel()
+    assert b"too late" not in received
+    assert statuses == [499]

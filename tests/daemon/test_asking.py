@@ -7,8 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from daemon.answer_stream import Emit, answer_stream
-from daemon.api.backend import AskEvent, PeerWish, TokenEvent
+from daemon.api.backend import AskEvent, PeerWish
 from daemon.engine.interface import EngineError, EngineRefused, EngineState
 from daemon.patience import Patience
 from protocol.wire.errors import Code, RemoteError
@@ -143,15 +142,16 @@ async def test_a_silent_peer_costs_a_bounded_time(swarm: Swarm, autojump_clock: 
 async def test_our_own_deadline_and_a_user_who_leaves_blame_nobody(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, (bob,) = await several(swarm, FakeEngine(says=lambda job: "so " * 100, pause=1.0))
 
-    async def ask_for(seconds: float) -> None:
-        async with answer_stream(lambda emit: asker.asking.route(ask(), emit), seconds) as events:
-            async for _ in events:
-                pass
-
-    assert (await failure(ask_for(5.0))).code is Code.DEADLINE
+    with trio.move_on_after(5.0):
+        await asker.asking.route(ask(), Heard().emit)
     await until(lambda: bob.serving.busy == 0)
-    async with answer_stream(lambda emit: asker.asking.route(ask(), emit), 50.0) as events:
-        await anext(events)
+    with trio.CancelScope() as asking:
+
+        async def leave(event: AskEvent) -> None:
+            asking.cancel()
+            await trio.lowlevel.checkpoint()
+
+        await asker.asking.route(ask(), leave)
     await until(lambda: bob.serving.busy == 0)
     assert asker.served == []
 
@@ -182,54 +182,6 @@ async def test_a_full_peer_is_passed_over_without_blame(swarm: Swarm, autojump_c
         heard = Heard()
         await asker.asking.route(ask(), heard.emit)
         assert heard.result.peer_id == servers[1].id
-
-
-# ---- the stream of events
-
-
-async def test_a_slow_reader_stops_the_work_and_gets_the_deadline_last(autojump_clock: Clock) -> None:
-    emitted = 0
-
-    async def work(emit: Emit) -> None:
-        nonlocal emitted
-        while True:
-            await emit(TokenEvent("."))
-            emitted += 1
-
-    heard: list[AskEvent] = []
-
-    async def read_late() -> None:
-        async with answer_stream(work, 10.0) as events:
-            await trio.sleep(100)
-            async for event in events:
-                heard.append(event)  # noqa: PERF401 - the last one raises
-
-    error = await failure(read_late())
-    assert (error.code, error.message) == (Code.DEADLINE, "no answer within 10 s")
-    assert len(heard) == emitted == 64
-
-
-async def test_leaving_cancels_the_work_and_a_bug_in_it_is_not_hidden(autojump_clock: Clock) -> None:
-    ended = False
-
-    async def work(emit: Emit) -> None:
-        nonlocal ended
-        try:
-            await emit(TokenEvent("."))
-            await trio.sleep_forever()
-        finally:
-            ended = True
-
-    async with answer_stream(work, 10.0) as events:
-        await anext(events)
-    assert ended
-
-    async def broken(emit: Emit) -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ExceptionGroup):
-        async with answer_stream(broken, 10.0) as events:
-            await anext(events)
 
 
 async def test_a_least_score_rules_out_who_has_less_in_the_questions_topic(swarm: Swarm, autojump_clock: Clock) -> None:

@@ -11,9 +11,8 @@ import openai
 import pytest
 import trio
 
-from daemon.answer_stream import answer_stream
 from daemon.api.app import build_app
-from daemon.api.backend import AskEvent, AskRequest, EmbedRequest, EmbedResult
+from daemon.api.backend import AskRequest, EmbedRequest, EmbedResult, Emit
 from daemon.api.listeners import open_tcp
 from daemon.api.server import HttpLimits, HttpServer, Listener
 from daemon.asking import Asking
@@ -52,10 +51,8 @@ class OneEngine:
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         return await Embedding(self._asking).embed(request)
 
-    @asynccontextmanager
-    async def ask(self, request: AskRequest) -> AsyncIterator[AsyncIterator[AskEvent]]:
-        async with answer_stream(lambda emit: self._asking.route(request, emit), request.timeout_s) as events:
-            yield events
+    async def ask(self, request: AskRequest, emit: Emit) -> None:
+        await self._asking.route(request, emit)
 
 
 @asynccontextmanager
