@@ -4,7 +4,7 @@ Before the first word the next best peer is asked. After it, one with the same c
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
@@ -93,7 +93,7 @@ class Asking:
 
     def choices(self, request: AskRequest, note: AskNote) -> list[Choice]:
         """Whom to ask, the best first; raises RemoteError(not_found) where there is nobody."""
-        candidates = self.scored(self.candidates(request.job.model), request.wish, skill_of(request.job))
+        candidates = self.scored(self.candidates(request.job.model), request.wish, lambda: skill_of(request.job))
         if request.peer is not None:
             candidates = [candidate for candidate in candidates if candidate.peer == request.peer]
         if not candidates:
@@ -116,12 +116,13 @@ class Asking:
             return []
         wish, found = request.wish, self.candidates(failed.model)
         same = [one for one in found if one.config_digest == failed.config_digest and one.peer not in tried]
-        return wished_order(self.ranked(eligible(self.scored(same, wish, skill_of(request.job)), wish)), wish)
+        return wished_order(self.ranked(eligible(self.scored(same, wish, lambda: skill_of(request.job)), wish)), wish)
 
-    def scored(self, candidates: Sequence[Candidate], wish: PeerWish | None, skill: str) -> list[Candidate]:
-        """The candidates, with their scores in `skill` where the wish is about those."""
+    def scored(self, candidates: Sequence[Candidate], wish: PeerWish | None, topic: Callable[[], str]) -> list[Candidate]:
+        """The candidates, with their scores in the `topic` where the wish is about those."""
         if wish is None or wish.min_score_milli is None:
             return list(candidates)
+        skill = topic()
         return [replace(one, score_milli=self.score(one.peer, skill)) for one in candidates]
 
     def hedge_after(self) -> float | None:
@@ -136,12 +137,12 @@ class Asking:
         if candidate.path != "local" and (served := attempt.served()) is not None:
             self.observe(served)
 
-    async def attempt(self, attempt: PeerAttempt) -> None:
-        """Run `attempt`, counted while it runs."""
+    async def attempt(self, attempt: PeerAttempt, run: Callable[[], Awaitable[None]]) -> None:
+        """Run `attempt` by `run`, counted while it runs."""
         peer = attempt.choice.candidate.peer
         self.under_way[peer] += 1
         try:
-            await attempt.run()
+            await run()
         finally:
             self.under_way[peer] -= 1
             if not self.under_way[peer]:
@@ -207,17 +208,17 @@ class _Ask:
         self._note.hedge_after_s = patience
         runners = [first]
         if patience is None:
-            await self._asking.attempt(first)
+            await self._asking.attempt(first, first.run)
         else:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._asking.attempt, first)
+                nursery.start_soon(self._asking.attempt, first, first.race)
                 with trio.move_on_after(patience):
                     await first.settled.wait()
                 if not first.settled.is_set():
                     second = self._attempt(pending.popleft(), "hedge")
                     first.rival, second.rival = second, first
                     runners.append(second)
-                    nursery.start_soon(self._asking.attempt, second)
+                    nursery.start_soon(self._asking.attempt, second, second.race)
         for runner, noted in zip(runners, self._note.attempts[-len(runners) :], strict=True):
             noted.outcome, noted.at_chars, noted.first_token_s = runner.outcome, runner.at_chars, runner.first_token_s
             noted.message = "" if runner.error is None else runner.error.message

@@ -1,7 +1,7 @@
 """One try at one peer: asks it for an answer, or for the rest of one, within our patience, and passes on what comes."""
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from math import inf
 
 import trio
 
@@ -99,14 +99,19 @@ class PeerAttempt:
 
     async def run(self) -> None:
         """Try; raises nothing of the peer's."""
+        try:
+            if self.choice.candidate.path == "local":
+                self.completion = await self._run_local()
+            else:
+                self.completion = await self._run_remote()
+        except RemoteError as error:
+            self.error = error
+        self.settled.set()
+
+    async def race(self) -> None:
+        """`run`, until a rival stops it."""
         with self._scope:
-            try:
-                if self.choice.candidate.path == "local":
-                    self.completion = await self._run_local()
-                else:
-                    self.completion = await self._run_remote()
-            except RemoteError as error:
-                self.error = error
+            await self.run()
         self.settled.set()
 
     async def _run_local(self) -> Completion:
@@ -124,17 +129,18 @@ class PeerAttempt:
             method, body = CONTINUE_METHOD, encode(Continuation(self.job, self._begun))
         async with self._calls.stream(self.choice.candidate.peer, method, body, timeout=self._patience.call) as stream:
             self._accepted = True
-            items = aiter(stream)
-            while (item := await self._next(items)) is not None:
-                for delta in joined(map(read_delta, (item, *stream.ready()))):
-                    await self._pass_on(delta)
-            return read_completion(stream.result or b"")
-
-    async def _next(self, items: AsyncIterator[bytes]) -> bytes | None:
-        limit = self._patience.first_token if self.first_token_s is None else self._patience.gap
-        with trio.move_on_after(limit):
-            return await anext(items, None)
-        raise RemoteError(Code.DEADLINE, f"the peer sent nothing for {limit:g} s")
+            limit = self._patience.first_token
+            with trio.CancelScope() as silence:  # one for all waits: to enter one costs as much as to pass on a token
+                while True:
+                    silence.deadline = trio.current_time() + limit
+                    item = await anext(stream, None)
+                    silence.deadline = inf
+                    if item is None:
+                        return read_completion(stream.result or b"")
+                    for delta in joined(map(read_delta, (item, *stream.ready()))):
+                        await self._pass_on(delta)
+                    limit = self._patience.first_token if self.first_token_s is None else self._patience.gap
+            raise RemoteError(Code.DEADLINE, f"the peer sent nothing for {limit:g} s")
 
     async def _pass_on(self, delta: Delta) -> None:
         if not (delta.text or delta.tool_calls or delta.logprobs):

@@ -85,6 +85,10 @@ class InboundCall:
         self._id = incoming.call
         self._inbox = inbox
 
+    def send_now(self, item: bytes) -> bool:
+        """Stream one item (at most 64 KiB) back if that can be done without waiting; False where it was not."""
+        return self._link.send_now(self._id, self._inbox, item)
+
     async def send(self, item: bytes) -> None:
         """Stream one item (at most 64 KiB) back; waits for the caller's credit; raises RemoteError once the call is over."""
         await self._link.send(self._id, self._inbox, item)

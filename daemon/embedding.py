@@ -43,7 +43,7 @@ class Embedding:
 
     def _choices(self, request: EmbedRequest, note: AskNote) -> list[Choice]:
         model = request.job.model
-        serving = self._asking.scored(self._asking.candidates(model), request.wish, GENERAL)
+        serving = self._asking.scored(self._asking.candidates(model), request.wish, lambda: GENERAL)
         if not serving:
             raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {model}; swarmd models lists what the mesh offers")
         able = [one for one in serving if EMBEDDINGS in one.features]

@@ -189,6 +189,13 @@ class Link:
 
     # Both sides.
 
+    def send_now(self, call: int, inbox: Inbox, item: bytes) -> bool:
+        """Queue one item if the peer's credit and the link have room for it now; False where `send` would wait or raise."""
+        if isinstance(inbox.outcome, RemoteError) or not self.has_room(0) or not self._machine.send_item(call, item):
+            return False
+        self._to_write.ring()
+        return True
+
     async def send(self, call: int, inbox: Inbox, item: bytes) -> None:
         """Queue one item, waiting for the peer's credit and for room; raises RemoteError once the call is over."""
         if not isinstance(item, bytes):

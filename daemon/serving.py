@@ -137,6 +137,8 @@ class Serving:
         return completion_of(last)
 
     async def _send(self, call: InboundCall, item: bytes) -> None:
+        if call.send_now(item):
+            return
         with trio.move_on_after(self._patience.reader) as patience:
             await call.send(item)
         if patience.cancelled_caught:

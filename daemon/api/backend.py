@@ -240,7 +240,7 @@ class Backend(Protocol):
         """Turn texts into vectors."""
 
     async def ask(self, request: AskRequest, emit: Emit) -> None:
-        """Answer a question by what `emit` is told; the last event is a ResultEvent. Cancelling it cancels the work, also at the peers.
+        """Answer a question by what `emit` is told; the last event is a ResultEvent. Cancelling this ends the work everywhere.
 
         Whoever is slow to take an event slows the answer down.
         """

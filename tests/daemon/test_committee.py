@@ -1,5 +1,6 @@
 """A question answered by a round, as the local user and the archive see it; and the backend's view of it, replayed from disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import trio
 import trio.testing
 
 from crdt_store.claims import Kind
+from daemon.api.backend import AskEvent
 from daemon.backend import Life, NodeBackend, Parts
 from daemon.config import RoundConfig
 from daemon.embedding import Embedding
@@ -182,24 +184,31 @@ async def test_a_transcript_of_another_round_does_not_verify(swarm: Swarm, autoj
 async def test_the_backend_counts_asks_and_refuses_them_while_draining(swarm: Swarm, autojump_clock: Clock) -> None:
     (alice,) = await committee(swarm, "forty two")
     backend = backend_of(alice)
-    async with backend.ask(ask()) as events:
-        heard = [event async for event in events]
+    heard: list[AskEvent] = []
+
+    async def hear(event: AskEvent) -> None:
+        heard.append(event)
         assert backend._life.running == 1
+
+    await backend.ask(ask(), hear)
     assert (len(heard), backend._life.running) == (4, 0)
-    async with backend.ask(ask()):
-        pass
+    await backend.ask(ask(), hear)
     assert alice.metrics.registry.get_sample_value("swarmd_asks_total", {"strategy": "route", "outcome": "ok"}) == 2
     assert backend.readiness() == (True, ())
     backend._life.draining = True
-    refused = await failure(_enter(backend))
+    refused = await failure(backend.ask(ask(), hear))
     assert (refused.code, refused.retry_after) == (Code.OVERLOADED, 5.0)
     assert (await backend.status())["state"] == "draining"
     assert (await failure(backend.reputation("12D3KooWnobody"))).code is Code.MALFORMED
 
 
-async def _enter(backend: NodeBackend) -> None:
-    async with backend.ask(ask()):
-        pass
+async def test_an_ask_has_its_time_and_no_more(swarm: Swarm, autojump_clock: Clock) -> None:
+    (alice,) = await committee(swarm, "so " * 100, pause=1.0)
+    backend, started = backend_of(alice), trio.current_time()
+    late = await failure(backend.ask(replace(ask(), timeout_s=10.0), Heard().emit))
+    assert (late.code, late.message) == (Code.DEADLINE, "no answer within 10 s")
+    assert trio.current_time() - started == pytest.approx(10.0)
+    assert alice.serving.busy == 0
 
 
 async def test_status_and_peers_show_who_is_there(swarm: Swarm, autojump_clock: Clock) -> None:
@@ -306,9 +315,7 @@ async def test_gold_goes_into_the_header_and_auto_asks_the_one_that_is_far_ahead
     assert (shown["arm"], shown["winner_peer"]) == ("best", best)
     assert (heard.estimates[0].arm, heard.estimates[0].known, heard.estimates[0].topic) == ("best", True, "arithmetic")
     backend, heard = backend_of(peers[0]), Heard()
-    async with backend.ask(ask(strategy="auto", text="12 + 30")) as events:
-        async for event in events:
-            await heard.emit(event)
+    await backend.ask(ask(strategy="auto", text="12 + 30"), heard.emit)
     assert (heard.result.strategy, heard.result.peer_id, heard.estimates[0].strategy) == ("route", best, "route")
 
 
