@@ -36,6 +36,17 @@ def request(method: str, path: str, body: bytes = b"", key: str = "", keep: bool
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+def reply_ended(received: bytes) -> bool:
+    """Whether a reply of a stated length is complete; raises WrongReplyError for all but status 200."""
+    head, end, body = received.partition(b"\r\n\r\n")
+    if not end:
+        return False
+    length = _LENGTH.search(head)
+    if length is None or not head.startswith(b"HTTP/1.1 200"):
+        raise WrongReplyError(f"the reply was {received[:300]!r}")
+    return len(body) >= int(length[1])
+
+
 Address = Path | tuple[str, int]
 """A Unix socket, or a host and port."""
 
@@ -90,15 +101,9 @@ class Kept:
         """Send one request made with `keep` and read the whole reply; raises WrongReplyError for all but status 200."""
         await self._stream.send_all(wanted)
         received = b""
-        while b"\r\n\r\n" not in received:
+        while not reply_ended(received):
             received += await self._more()
-        head, _, body = received.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
-        if length is None or not head.startswith(b"HTTP/1.1 200"):
-            raise WrongReplyError(f"the reply was {received[:300]!r}")
-        while len(body) < int(length[1]):
-            body += await self._more()
-        return body
+        return received.partition(b"\r\n\r\n")[2]
 
     async def _more(self) -> bytes:
         received = await self._stream.receive_some(READ_BYTES)

@@ -24,6 +24,7 @@ if __package__ in (None, ""):
 
 from bench.daemons import ENGINE_KEY, ROOT, Daemon, Processes, StartError, cpu_seconds, only_child
 from bench.http_client import Address, Kept, Streamed, WrongReplyError, request, stream_completion
+from bench.http_rate import at_times
 
 MODEL = ROOT / "models" / "tiny-sort-bool.gguf"
 PROMPT = "s" * 30
@@ -294,26 +295,8 @@ async def _one_daemon(processes: Processes, rounds: int, seconds: float) -> list
 
 async def _at_rate(socket: Path, wanted: bytes, seconds: float) -> list[float]:
     """Seconds that each request took from when it was due; a request waits for a connection where all are in use."""
-    taken: list[float] = []
-    free: list[Kept] = []
-    opened = trio.Semaphore(GATEWAY_CONNECTIONS)
-    start = time.perf_counter()
-
-    async def ask(due: float) -> None:
-        async with opened:
-            connection = free.pop() if free else await Kept.connect(socket)
-            await connection.ask(wanted)
-            free.append(connection)
-        taken.append(time.perf_counter() - due)
-
-    async with trio.open_nursery() as nursery:
-        for number in range(int(RATE * seconds)):
-            due = start + number / RATE
-            await trio.sleep(max(0.0, due - time.perf_counter()))
-            nursery.start_soon(ask, due)
-    for connection in free:
-        await connection.__aexit__(None, None, None)
-    return taken
+    due = [number / RATE for number in range(int(RATE * seconds))]
+    return await trio.to_thread.run_sync(at_times, str(socket), wanted, due, GATEWAY_CONNECTIONS)
 
 
 if __name__ == "__main__":

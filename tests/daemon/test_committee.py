@@ -324,9 +324,7 @@ async def test_auto_asks_a_committee_of_equals_that_judge_well(swarm: Swarm, aut
     good, even = Trials(45_000, 5_000), Trials(25_000, 25_000)
     peers[0].committee.weighing = Weighing(lambda peer, skill: good if "judge" in skill else even)
     heard = Heard()
-    async with backend_of(peers[0]).ask(ask(strategy="auto", text="12 + 30")) as events:
-        async for event in events:
-            await heard.emit(event)
+    await backend_of(peers[0]).ask(ask(strategy="auto", text="12 + 30"), heard.emit)
     assert heard.result.strategy == "rank"
     assert heard.estimates[0].round["per_right"] < heard.estimates[0].route["per_right"]
     shown = heard.result.round
