@@ -15,6 +15,7 @@ from daemon.engine.embeddings import MAX_REPLY_BYTES as MAX_EMBEDDINGS_BYTES
 from daemon.engine.embeddings import PATH as EMBEDDINGS_PATH
 from daemon.engine.embeddings import embedding_request, read_vectors
 from daemon.engine.http_exchange import Reply, Server, exchange
+from daemon.engine.idle_connections import IdleConnections
 from daemon.engine.interface import EngineError, EngineRefused, Vectors
 from daemon.engine.pace import Pace, PacedStream
 
@@ -56,12 +57,17 @@ class _ComplaintBody(msgspec.Struct):
 
 
 class CompletionClient:
-    """Speaks to one server. Holds no connection between two requests."""
+    """Speaks to one server."""
 
     def __init__(self, dialect: Dialect, server: Server, pace: Pace | None = None) -> None:
         self._dialect = dialect
         self._server = server
         self._pace = pace or Pace()
+        self._idle = IdleConnections()
+
+    def close(self) -> None:
+        """Close the connections that are kept for the next request."""
+        self._idle.close()
 
     async def check_health(self, timeout: float) -> None:
         """Raises EngineError unless the server says within `timeout` seconds that it is well."""
@@ -90,7 +96,9 @@ class CompletionClient:
         engine stop.
         """
         raw = msgspec.json.encode(body)
-        async with exchange(self._server, "POST", "/v1/chat/completions", raw) as reply:
+        # Where many streams run, the end of each is heard by its connection being closed (see pace).
+        idle = self._idle if self._pace.is_calm else None
+        async with exchange(self._server, "POST", "/v1/chat/completions", raw, idle) as reply:
             if reply.status != _OK:
                 raise _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
             async with aclosing(_events(reply, self._pace)) as events:

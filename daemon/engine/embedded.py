@@ -93,7 +93,7 @@ def _command(settings: EmbeddedSettings, name: str, head: GgufHead, socket: Path
         f"--slots={settings.slots}",
         f"--context={context}",
         # One thread per request, as each stays in one until its answer ends, and two for probes.
-        f"--http-threads={settings.slots + 2}",
+        f"--http-threads={settings.slots + 4}",
     )
     # The folder that holds our packages, be it the source tree or a wheel's own, is told rather than inherited.
     packages = Path(daemon.__file__).parent.parent

@@ -212,6 +212,7 @@ class HttpEngine:
                 await supervisor.run()
                 nursery.cancel_scope.cancel()
         finally:
+            self._client.close()
             self._change(EngineState.STOPPED, "the engine was stopped")
 
     async def wait_ready(self) -> None:

@@ -1,7 +1,6 @@
-"""One HTTP/1.1 request on a connection of its own: leaving it closes the connection, and that is how an engine is told to stop.
+"""One HTTP/1.1 request: leaving it before its end closes the connection, and that is how an engine is told to stop.
 
-A connection per request is on purpose. A pooled client leaves its own readers to the garbage collector when an answer is
-left half read, and on a Unix socket a connection costs a tenth of a millisecond.
+A connection goes on to the next request only where its answer was read to the end, and the caller has a place to keep it.
 """
 
 import contextlib
@@ -19,6 +18,7 @@ import h11
 import trio
 
 from daemon.engine.http_body import Body, BodyError, ChunkedBody, OpenBody, SizedBody
+from daemon.engine.idle_connections import IdleConnections
 from daemon.engine.interface import EngineError
 
 CONNECT_TIMEOUT = 10.0
@@ -61,6 +61,7 @@ class Reply:
         self._connection = connection
         self._body: Body = OpenBody()
         self._first = b""
+        self._is_last = False
         self.status = 0
 
     @property
@@ -82,8 +83,19 @@ class Reply:
         else:
             self.status, self._body = plain
             self._first = self._body.feed(raw[end + 4 :])
+            self._is_last = b"connection: close" in raw[:end].lower()
+
+    def is_over(self) -> bool:
+        """Whether all of a plain answer was read and its connection may serve again; takes a last few bytes without waiting."""
+        if self._socket is None or self._is_last or not self.status or isinstance(self._body, OpenBody):
+            return False
+        with contextlib.suppress(OSError, BodyError):
+            if not self._body.complete and (more := os.read(self._socket.fileno(), _READ_BYTES)):
+                self._body.feed(more)
+        return self._body.complete
 
     async def _read_head_by_h11(self, raw: bytes) -> None:
+        self._is_last = True
         connection = self._connection()
         connection.receive_data(raw)
         while not self.status:
@@ -174,41 +186,78 @@ def _body_of(status: int, fields: Mapping[bytes, bytes]) -> Body:
     return SizedBody(int(fields[b"content-length"])) if b"content-length" in fields else OpenBody()
 
 
-@asynccontextmanager
-async def exchange(server: Server, method: str, path: str, body: bytes = b"") -> AsyncGenerator[Reply, None]:
-    """Send a request, with `body` as JSON if there is one, and yield its reply; raises EngineError."""
-    headers = _headers(server, body)
-    target = server.prefix + path
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes
 
-    def by_h11() -> h11.Connection:
+    def __bytes__(self) -> bytes:
+        # Our own words, checked when they were configured.
+        lines = [f"{self.method} {self.target} HTTP/1.1", *(f"{name}: {value}" for name, value in self.headers), "", ""]
+        return "\r\n".join(lines).encode("ascii") + self.body
+
+    def sent_by_h11(self) -> h11.Connection:
         connection = h11.Connection(h11.CLIENT)
-        connection.send(h11.Request(method=method, target=target, headers=headers))
-        connection.send(h11.Data(body))
+        connection.send(h11.Request(method=self.method, target=self.target, headers=self.headers))
+        connection.send(h11.Data(self.body))
         connection.send(h11.EndOfMessage())
         return connection
 
-    silence = trio.CancelScope(deadline=trio.current_time() + CONNECT_TIMEOUT)
-    stream: trio.abc.Stream | None = None
+
+@asynccontextmanager
+async def exchange(
+    server: Server, method: str, path: str, body: bytes = b"", idle: IdleConnections | None = None
+) -> AsyncGenerator[Reply, None]:
+    """Send a request, with `body` as JSON if there is one, and yield its reply; raises EngineError.
+
+    `idle`: where a connection may be taken from, and left for the next one.
+    """
+    request = _Request(method, server.prefix + path, _headers(server, body, idle is not None), body)
+    silence = trio.CancelScope()
+    kept = None if idle is None else idle.take(trio.current_time())
+    stream: trio.abc.Stream | None = kept
+    reply: Reply | None = None
     try:
         with silence:
-            try:
-                stream = await _connect(server)
-                reply = Reply(stream, by_h11, silence)
-                # Our own words, checked when they were configured.
-                lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
-                silence.deadline = trio.current_time() + SILENCE_TIMEOUT
-                await _send("\r\n".join(lines).encode("ascii") + body, stream)
-                await reply.read_head()
-            except FAULTS as fault:
-                raise engine_error(fault) from None
+            if kept is not None:
+                reply = await _reply_on_kept(kept, request, silence)
+            if reply is None:
+                silence.deadline = trio.current_time() + CONNECT_TIMEOUT
+                try:
+                    stream = fresh = await _connect(server)
+                    reply = await _reply_on(fresh, request, silence)
+                except FAULTS as fault:
+                    raise engine_error(fault) from None
             yield reply
         if silence.cancelled_caught:
             raise EngineError("the engine fell silent")
     finally:
         if isinstance(stream, trio.SocketStream):
-            stream.socket.close()
+            if idle is not None and reply is not None and reply.is_over():
+                idle.give(stream, trio.current_time())
+            else:
+                stream.socket.close()
         elif stream is not None:
             await trio.aclose_forcefully(stream)
+
+
+async def _reply_on(stream: trio.abc.Stream, request: _Request, silence: trio.CancelScope) -> Reply:
+    reply = Reply(stream, request.sent_by_h11, silence)
+    silence.deadline = trio.current_time() + SILENCE_TIMEOUT
+    await _send(bytes(request), stream)
+    await reply.read_head()
+    return reply
+
+
+async def _reply_on_kept(stream: trio.SocketStream, request: _Request, silence: trio.CancelScope) -> Reply | None:
+    """None where the server closed the connection just when it was taken: then the request was not begun, and a fresh one is."""
+    try:
+        return await _reply_on(stream, request, silence)
+    except (*FAULTS, EngineError):
+        stream.socket.close()
+        return None
 
 
 async def _send(request: bytes, stream: trio.abc.Stream) -> None:
@@ -221,8 +270,8 @@ async def _send(request: bytes, stream: trio.abc.Stream) -> None:
         await stream.send_all(request[sent:])
 
 
-def _headers(server: Server, body: bytes) -> list[tuple[str, str]]:
-    headers = [("Host", server.authority), ("Accept-Encoding", "identity"), ("Connection", "close")]
+def _headers(server: Server, body: bytes, keep: bool) -> list[tuple[str, str]]:
+    headers = [("Host", server.authority), ("Accept-Encoding", "identity"), ("Connection", "keep-alive" if keep else "close")]
     if server.key:
         headers.append(("Authorization", f"Bearer {server.key}"))
     if body:

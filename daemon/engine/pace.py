@@ -2,7 +2,8 @@
 
 A read wakes us, the peer that asked and its user's client, and costs all three the same for one token as for ten. One read, one
 frame on the wire and one event carry what an engine said within a beat, and one beat serves all streams. No first token waits
-for one, nor a stream slower than the beats, nor the end of an answer: the engine closes its connection there, which is heard.
+for one, nor a stream slower than the beats, nor the end of an answer: where more than a few streams run, the engine closes its
+connection there, which is heard.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from daemon.hang_ups import HangUps
 
 READS_PER_SECOND = 800
 """Of all streams of one engine together: at 0.2 ms of CPU in both daemons, a sixth of a core."""
+
+CALM_STREAMS = 2
+"""Beats are 2.5 ms apart then."""
 
 LONGEST_SECONDS = 0.02
 """Of a beat, whatever the number of streams: 50 changes per second are more than an eye follows."""
@@ -34,6 +38,11 @@ class Pace:
     def interval(self) -> float:
         """Seconds between two reads of one stream, from 0 to `LONGEST_SECONDS`, by how many streams have begun."""
         return min(LONGEST_SECONDS, len(self._streams) / READS_PER_SECOND)
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether so few streams run that the last word of one more would wait for no beat that is noticed."""
+        return len(self._streams) < CALM_STREAMS
 
     async def run(self) -> None:
         """Beat until cancelled."""
