@@ -15,7 +15,8 @@ class WrongPeerError(SwarmException):
     """Somebody else answers at an address."""
 
 
-def _causes(error: BaseException | None) -> list[BaseException]:
+def causes(error: BaseException | None) -> list[BaseException]:
+    """`error` and what it was raised from, the outermost first."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
@@ -24,7 +25,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def other_peer(error: BaseException) -> str | None:
-    for cause in _causes(error):
+    for cause in causes(error):
         text = str(cause)
         if "remote_peer_id_from_pubkey=" in text:
             return f"another peer answers there: {text.rsplit('=', 1)[1]}"
@@ -32,7 +33,7 @@ def other_peer(error: BaseException) -> str | None:
 
 
 def why(error: Exception) -> str:
-    deepest: BaseException = _causes(error)[-1]
+    deepest: BaseException = causes(error)[-1]
     while isinstance(deepest, BaseExceptionGroup):
         deepest = deepest.exceptions[0]
     if isinstance(deepest, OSError) and deepest.strerror:

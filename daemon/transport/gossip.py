@@ -24,8 +24,10 @@ class Gossip:
     library learns of peers from connection events alone.
     """
 
-    def __init__(self, host: Any, options: GossipOptions | None = None) -> None:
+    def __init__(self, host: Any, options: GossipOptions | None = None, scope: str = "") -> None:
+        """`scope` is put behind every topic's name on the wire, so that no mesh hears another's."""
         self._options = options or GossipOptions()
+        self._scope = scope
         self._handlers: dict[str, GossipHandler] = {}
         self._router = Router(self._options)
         self._pubsub = GuardedPubsub(host, self._router, self._options, self._judge)
@@ -38,7 +40,7 @@ class Gossip:
 
     def subscribers(self, topic: str) -> frozenset[str]:
         """Connected peers that listen to `topic`."""
-        return frozenset(peer.to_base58() for peer in self._pubsub.peer_topics.get(topic, ()) if peer in self._pubsub.peers)
+        return frozenset(peer.to_base58() for peer in self._pubsub.peer_topics.get(topic + self._scope, ()) if peer in self._pubsub.peers)
 
     async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the mesh until cancelled."""
@@ -54,8 +56,8 @@ class Gossip:
         False from the handler counts against the peer that handed the message to us; an exception drops the message alone.
         """
         await self._started.wait()
-        self._handlers[topic] = handler
-        await self._pubsub.subscribe(topic)
+        self._handlers[topic + self._scope] = handler
+        await self._pubsub.subscribe(topic + self._scope)
 
     async def publish(self, topic: str, payload: bytes) -> None:
         """Send `payload` to every known subscriber of `topic`; late ones get it within `history_gossip` heartbeats of joining.
@@ -65,7 +67,7 @@ class Gossip:
         if len(payload) > self._options.max_payload:
             raise TransportError(f"a gossip payload of {len(payload)} bytes is over the limit of {self._options.max_payload}")
         await self._started.wait()
-        await self._pubsub.publish(topic, payload)
+        await self._pubsub.publish(topic + self._scope, payload)
 
     def _judge(self, author: PeerId, topic: str, payload: bytes) -> bool | None:
         handler = self._handlers.get(topic)

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from libp2p.abc import IMuxedConn, INetStream, ISecureConn
+from libp2p.abc import IMuxedConn, INetStream, IRawConnection, ISecureConn
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair
 from libp2p.custom_types import StreamHandlerFn, TMuxerClass, TProtocol
@@ -20,12 +20,14 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore, PeerStoreError
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectError
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.transport.exceptions import MuxerUpgradeFailure
+from libp2p.transport.exceptions import MuxerUpgradeFailure, SecurityUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from daemon.transport.addresses import with_peer
-from daemon.transport.interface import TransportError
+from daemon.transport.dial_errors import causes
+from daemon.transport.interface import MeshGate, TransportError
+from daemon.transport.mesh_noise import MESH_NOISE, MeshNoise, NotAdmitted
 from daemon.transport.muxed_stream import MuxedStream
 from daemon.transport.muxer import InboundSlots, MuxedConnection, MuxerSettings, ReceiveMemory
 from daemon.transport.noise_session import NOISE, NoiseSecurity
@@ -78,16 +80,27 @@ class BoundedPeerStore(PeerStore):
 class NoiseYamuxUpgrader(TransportUpgrader):
     """Offers Noise and Yamux and nothing else; the stock muxer negotiation ignores any Yamux but its own."""
 
-    def __init__(self, security: NoiseSecurity, settings: MuxerSettings) -> None:
+    def __init__(self, security: NoiseSecurity | MeshNoise, settings: MuxerSettings) -> None:
         muxers: dict[TProtocol, TMuxerClass] = {TProtocol(YAMUX): MuxedConnection}
-        super().__init__({NOISE: security}, muxers)
+        self._private = isinstance(security, MeshNoise)
+        super().__init__({MESH_NOISE if self._private else NOISE: security}, muxers)
         self._settings = settings
+
+    async def upgrade_security(self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None) -> ISecureConn:
+        try:
+            return await super().upgrade_security(raw_conn, is_initiator, peer_id)
+        except SecurityUpgradeFailure as error:
+            if not isinstance(error.__cause__, (MultiselectError, MultiselectClientError)):
+                raise
+            other = "it is not in our private mesh" if self._private else "it speaks no Noise, as the peers of a private mesh"
+            raise SecurityUpgradeFailure(other) from None
 
     async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         try:
             await self.muxer_multistream.select_transport(conn)
         except (MultiselectError, MultiselectClientError) as error:
-            raise MuxerUpgradeFailure("the peer does not speak Yamux") from error
+            refused = next((cause for cause in causes(error) if isinstance(cause, NotAdmitted)), None)
+            raise MuxerUpgradeFailure("the peer does not speak Yamux") from refused or error
         return MuxedConnection(conn, peer_id, self._settings)
 
 
@@ -183,9 +196,13 @@ class HardenedHost(BasicHost):
 
 
 def build_host(
-    key: Ed25519PrivateKey, options: TransportOptions, counters: TransportCounters, addresses: AddrsFactory
+    key: Ed25519PrivateKey,
+    options: TransportOptions,
+    counters: TransportCounters,
+    addresses: AddrsFactory,
+    gate: MeshGate | None = None,
 ) -> HardenedHost:
-    """A host that is ready to `run`; nothing listens yet."""
+    """A host that is ready to `run`; nothing listens yet. With a `gate` it speaks to members of that private mesh alone."""
     key_pair = _key_pair(key)
     peer_id = ID.from_pubkey(key_pair.public_key)
     peerstore = BoundedPeerStore(options.known_peers)
@@ -208,7 +225,8 @@ def build_host(
     def noise_failed(kind: str) -> None:
         log.debug("a Noise handshake failed: %s", kind)
 
-    upgrader = NoiseYamuxUpgrader(NoiseSecurity(key_pair, noise_failed), settings)
+    security = NoiseSecurity(key_pair, noise_failed) if gate is None else MeshNoise(key, key_pair, gate, noise_failed)
+    upgrader = NoiseYamuxUpgrader(security, settings)
     swarm = HardenedSwarm(peer_id, peerstore, upgrader, options, counters)
     peerstore.keeps = lambda peer: peer == peer_id or peer in swarm.connections
     return HardenedHost(swarm, slots, addresses)

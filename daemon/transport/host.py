@@ -20,6 +20,7 @@ from daemon.transport.gossip import Gossip
 from daemon.transport.hardening import build_host, quiet_library_logs
 from daemon.transport.interface import (
     GossipHandler,
+    MeshGate,
     Path,
     PathKind,
     PathListener,
@@ -50,25 +51,29 @@ ADDRESS_TTL = 24 * 3600
 class Libp2pTransport:
     """The mesh over TCP, Noise and Yamux. Build it, register handlers, then `run` it (or enter `running()`)."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what one host is built of
         self,
         key: Ed25519PrivateKey,
         options: TransportOptions | None = None,
         validator: RecordValidator | None = None,
         chooser: RecordChooser | None = None,
         rng: Random | None = None,
+        gate: MeshGate | None = None,
     ) -> None:
-        """Raises ValueError where an option is malformed. `validator` and `chooser` rule DHT records (default: refuse)."""
+        """Raises ValueError where an option is malformed. `validator` and `chooser` rule DHT records (default: refuse).
+
+        With a `gate` only members of that private mesh are spoken to.
+        """
         self._options = options or TransportOptions()
         self._options.validate()
         self._peer_id = peer_id_of(public_bytes(key))
         self.counters = TransportCounters()
-        self._host = build_host(key, self._options, self.counters, self._advertised)
+        self._host = build_host(key, self._options, self.counters, self._advertised, gate)
         self._swarm = self._host.swarm
         self._swarm.watchers.append(self._watch)
         self._listeners: list[PeerListener] = []
         self._path_listeners: list[PathListener] = []
-        self._gossip = Gossip(self._host)
+        self._gossip = Gossip(self._host, scope=gate.topic if gate is not None else "")
         rng = rng or SystemRandom()
         self._kademlia = Kademlia(self._host, validator or _refuse_record, chooser or _first_record, self.addresses, rng)
         relaying = RelayOptions(

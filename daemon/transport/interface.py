@@ -34,6 +34,24 @@ class Path:
     relayed_for: float | None = None
 
 
+MAX_PROOF_BYTES = 8 << 10
+"""A chain of grants with room to grow."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshGate:
+    """What a private mesh asks of a connection.
+
+    `key` (32 bytes) is mixed into every handshake; `proof()` is what we show of our membership; `judge(peer, proof)` is why `peer`
+    is not let in, or None; `topic` is put behind the name of every gossip topic.
+    """
+
+    key: bytes
+    proof: Callable[[], bytes]
+    judge: Callable[[PeerId, bytes], str | None]
+    topic: str = ""
+
+
 class TransportError(Exception):
     """The network could not do it (unreachable, closed, reset, refused). The message is one clear sentence."""
 
