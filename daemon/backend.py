@@ -62,6 +62,8 @@ class NodeBackend:
     def __init__(self, life: Life, parts: Parts) -> None:
         self._life = life
         self._parts = parts
+        self.private_mesh: Callable[[], dict[str, Any] | None] = lambda: None
+        """The private mesh that this daemon is in; None for the public one."""
 
     def readiness(self) -> tuple[bool, tuple[str, ...]]:
         """Whether a question could be answered now, and whether the mesh that the user named was joined."""
@@ -72,6 +74,9 @@ class NodeBackend:
         if engine is not None and engine.reason:
             reasons.append(f"the engine is not ready: {engine.reason}")
         reasons += self._parts.membership.problems()
+        private = self.private_mesh()
+        if private is not None and private["reason"]:
+            reasons.append(private["reason"])
         if not self._parts.membership.candidates(""):
             reasons.append("no model answers: neither this peer nor any it knows serves one")
         return not reasons, tuple(reasons)
@@ -94,6 +99,7 @@ class NodeBackend:
                 "connected": len(parts.transport.paths()),
                 "bootstrap": parts.membership.bootstrap(),
                 "paths": _kinds(parts.transport.paths().values()),
+                "private": self.private_mesh(),
             },
             "relay": {"reservations": [address for address in parts.transport.addresses() if "/p2p-circuit" in address]},
             "api": {"socket": self._life.socket, "url": self._life.api_url},

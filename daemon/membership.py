@@ -16,6 +16,7 @@ from daemon.serving import Serving
 from daemon.transport.interface import Transport, TransportError
 from dht import directory, records
 from dht.presence import TOPIC, sign_presence
+from dht.standing import Candidate as Routable
 from dht.standing import PeerView, Standing
 from protocol.round import messages as round_messages
 from protocol.wire.errors import Code, RemoteError
@@ -76,6 +77,8 @@ class Membership:
         self.met: Callable[[PeerId], None] = lambda _: None
         self.lost: Callable[[PeerId], None] = lambda _: None
         self.refused: dict[str, int] = {}
+        self.admits: Callable[[PeerId], bool] = lambda _: True
+        """Whose offers count; those of peers that a private mesh removed do not."""
 
     # ---- life
 
@@ -122,7 +125,7 @@ class Membership:
             load = self._serving.load(trio.current_time())
             found.append(Candidate(self._me, own.name, own.slots, "local", None, own.config_digest, load, features_of(own)))
         paths = self._transport.paths()
-        for candidate in self._directory.candidates(model, trio.current_time()):
+        for candidate in self._routable(model):
             offer = candidate.signed.offer
             path = paths.get(PeerId(offer.peer))
             kind = "unknown" if path is None else str(path.kind)
@@ -137,14 +140,17 @@ class Membership:
         own = self._own.model()
         if own is not None:
             seats.append(round_messages.Candidate(self._me, own.name, bytes.fromhex(own.config_digest)))
-        for candidate in self._directory.candidates("", trio.current_time()):
+        for candidate in self._routable(""):
             offer = candidate.signed.offer
             seats.append(round_messages.Candidate(offer.peer, offer.model, bytes.fromhex(offer.config_digest)))
         return seats
 
     def peers(self) -> tuple[PeerView, ...]:
         """Everybody we know of, but ourselves."""
-        return self._directory.peers(trio.current_time())
+        return tuple(view for view in self._directory.peers(trio.current_time()) if self.admits(view.peer))
+
+    def _routable(self, model: str) -> list[Routable]:
+        return [one for one in self._directory.candidates(model, trio.current_time()) if self.admits(one.peer)]
 
     def models(self) -> list[dict[str, Any]]:
         """The JSON of GET /swarmd/v1/models."""
@@ -301,7 +307,7 @@ class Membership:
 
     async def _join_with(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """Be connected to a peer that we learned of; one that is goes into the cache for the next start."""
-        if peer in self._joining:
+        if peer in self._joining or not self.admits(peer):
             return
         self._joining.add(peer)
         try:

@@ -18,6 +18,7 @@ from daemon.api.app import build_app
 from daemon.api.claims import ClaimControl
 from daemon.api.content import ContentControl
 from daemon.api.listeners import UnixListener, may_connect, open_tcp
+from daemon.api.mesh import MeshControl
 from daemon.api.server import HttpLimits, HttpServer, Listener
 from daemon.asking import Asking
 from daemon.attempt import Served
@@ -35,10 +36,12 @@ from daemon.engine.factory import build_engine
 from daemon.engine.interface import Engine
 from daemon.gauges import register_gauges
 from daemon.identity import Identity, open_identity
+from daemon.invite_desk import InviteDesk
 from daemon.logs import set_up_logs
 from daemon.membership import Membership
 from daemon.metrics import Metrics
 from daemon.paths import prepare_runtime_dir
+from daemon.private_mesh import everybody, open_private_mesh
 from daemon.probing import Probing
 from daemon.reputation import Reputation
 from daemon.round_archive import RoundArchive
@@ -51,6 +54,7 @@ from daemon.weighing import Weighing
 from dht import records
 from protocol import embedding, inference, likelihood
 from protocol.wire.errors import LocalError
+from protocol.wire.ids import PeerId
 
 log = structlog.get_logger("swarmd.node")
 
@@ -89,11 +93,16 @@ class Node:
         self._engine: Engine | None = build_engine(engine_spec(config), config.runtime_dir, rng)
         storage = ClaimStorage(config.data_dir / "claims.sqlite")
         self._store = ClaimStore(storage, identity.key, _unix_ms())
+        self._mesh = open_private_mesh(config.data_dir, identity.key, _unix_ms, rng)
+        admits = self._mesh.admits if self._mesh is not None else everybody
+        join = tuple(dict.fromkeys([*config.join, *(self._mesh.kept.addresses if self._mesh is not None else ())]))
+        self._joining = bool(join)
         self._transport = Libp2pTransport(
             identity.key,
-            transport_options(config),
-            lambda key, value: records.validate(key, value, _unix_ms()),
+            transport_options(config, join),
+            lambda key, value: records.validate(key, value, _unix_ms()) and admits(PeerId(key.rpartition("/")[2])),
             records.choose,
+            gate=self._mesh.gate() if self._mesh is not None else None,
         )
         self._calls = Calls(self._transport)
         self._serving = Serving(self._engine, config.limits, self._metrics, patience(config))
@@ -104,10 +113,14 @@ class Node:
         self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
         self._claims = ClaimArchive(self._store, storage, self._reputation.sync)
         self._call_notes = CallNotebook(self._reputation.record)
-        self._bootstrap = Bootstrap(self._transport, config.join, config.data_dir / "peers.json", rng, _unix_ms)
+        self._desk = InviteDesk(self._mesh, self._transport, self._calls, self._reputation.record)
+        self._bootstrap = Bootstrap(self._transport, join, config.data_dir / "peers.json", rng, _unix_ms)
         self._membership = Membership(
             identity.key, identity.epoch, self._transport, self._calls, self._serving, self._bootstrap, _unix_ms, rng
         )
+        self._membership.admits = admits
+        if self._mesh is not None:
+            self._mesh.attach(self._transport, self._calls)
         self._rounds = Rounds(identity.key, self._calls, self._serving, os.urandom, _unix_ms, self._membership.reach)
         archive = RoundArchive(config.data_dir / "rounds")
         self._committee = Committee(
@@ -137,6 +150,7 @@ class Node:
             Embedding(asking), self._probing,
         )
         self._backend = NodeBackend(self._life, parts)
+        self._backend.private_mesh = self._desk.view
         register_gauges(self._metrics, parts, self._calls, self._rounds)
         self._socket = UnixListener(config.socket_path)
 
@@ -149,6 +163,8 @@ class Node:
                 http = await self._open_api(nursery)
                 for part in (self._transport, self._calls, self._committee, self._rounds, self._reputation, self._verification):
                     await nursery.start(part.run)
+                if self._mesh is not None:
+                    await nursery.start(self._mesh.run)
                 await nursery.start(self._membership.run)
                 await nursery.start(self._probing.run)
                 await nursery.start(self._content.run)
@@ -169,7 +185,7 @@ class Node:
 
     async def _announce(self, answers: Callable[[], Awaitable[None]]) -> None:
         await answers()
-        if self._config.join and not self._config.listen:
+        if self._joining and not self._config.listen:
             # Without a listener the only address is a relay's, which takes a moment to be had.
             with trio.move_on_after(RELAY_SECONDS):
                 while not self._transport.addresses():  # noqa: ASYNC110 - once, at start
@@ -182,7 +198,7 @@ class Node:
     async def _open_api(self, nursery: trio.Nursery) -> HttpServer:
         config = self._config
         key = api_key(config)
-        more = [*ContentControl(self._content).routes(), *ClaimControl(self._claims).routes()]
+        more = [*ContentControl(self._content).routes(), *ClaimControl(self._claims).routes(), *MeshControl(self._desk).routes()]
         app = build_app(self._backend, self._metrics.registry, key, time.time, lambda: uuid.uuid4().hex, more)
         http = HttpServer(app, HttpLimits(clients=config.limits.local_clients), self._count)
         nursery.start_soon(_forever, http.run)

@@ -1,5 +1,6 @@
 """Turns the configuration into what each part takes: the engine's spec, the transport's options, the API key."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from daemon.config import Config, ConfigError
@@ -26,7 +27,7 @@ def engine_spec(config: Config) -> EngineSpec:
     )
 
 
-def transport_options(config: Config) -> TransportOptions:
+def transport_options(config: Config, join: Sequence[str]) -> TransportOptions:
     """How the transport listens, how much it takes, and whose relay it uses: the bootstraps', which can be reached."""
     return TransportOptions(
         listen=config.listen,
@@ -37,7 +38,7 @@ def transport_options(config: Config) -> TransportOptions:
         relay_peer_circuits=config.relay.peer_circuits,
         relay_circuit_bytes=config.relay.circuit_mib << 20,
         relay_rate=config.relay.kib_per_second << 10,
-        relays=config.join if config.relay.use else (),
+        relays=tuple(join) if config.relay.use else (),
         punch=config.nat.punch,
         udp=config.nat.udp,
         birthday=config.nat.birthday,

@@ -128,6 +128,18 @@ class Client:
         body = {"peer": peer, "skill": skill, "count": count, "rounds": rounds}
         return self._call("POST", "/probe", {name: value for name, value in body.items() if value is not None}, timeout)
 
+    def invites(self) -> list[dict[str, Any]]:
+        """The invites into its private mesh that the daemon gave, newest first."""
+        return _rows(self._call("GET", "/invites"), "invites")
+
+    def create_invite(self, peer: str | None = None, *, expires_s: float = 86400.0, may_invite: bool = False) -> dict[str, Any]:
+        """A new invite for `peer` (None: for the first who comes); its text, a secret, is "invite"."""
+        return self._call("POST", "/invites/create", {"recipient": peer, "expires_s": expires_s, "may_invite": may_invite})
+
+    def revoke_invite(self, named: str) -> dict[str, Any]:
+        """Take back an invite by its number, with whoever came by it, or remove a peer from the private mesh."""
+        return self._call("POST", "/invites/revoke", {"named": named})
+
     def netcheck(self) -> dict[str, Any]:
         """What the daemon knows of its place in the network; None where it does not know."""
         return self._call("GET", "/netcheck")

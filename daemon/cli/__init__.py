@@ -31,6 +31,11 @@ COMMANDS = {
     "rounds": ("daemon.cli.rounds:rounds", "List the rounds that this peer took part in."),
     "why": ("daemon.cli.rounds:why", "Explain a round, a routed question, or a peer's reputation."),
     "verify": ("daemon.cli.rounds:verify", "Replay a round and compare the verdict to the bit."),
+    "id": ("daemon.cli.join:show_id", "Print this peer's id, which others need to invite it."),
+    "mesh": ("daemon.cli.join:mesh", "Make a private mesh, or show which one this peer is in."),
+    "invite": ("daemon.cli.invite:invite", "Invite peers into a private mesh, and take invites back."),
+    "join": ("daemon.cli.join:join", "Join a private mesh by an invite."),
+    "leave": ("daemon.cli.join:leave", "Leave a private mesh."),
     "config": ("daemon.cli.settings:config", "Show or check the configuration."),
     "demo": ("daemon.cli.demo:demo", "Start a mesh on this box and ask it a question."),
     "completion": ("daemon.cli.completion:completion", "Print the completion script for a shell."),
@@ -59,12 +64,14 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @common_options
 @click.pass_context
-def cli(ctx: click.Context, /, socket: Path | None, data_dir: Path | None, config_file: Path | None) -> None:
+def cli(
+    ctx: click.Context, /, socket: Path | None, data_dir: Path | None, config_file: Path | None, mesh: str | None
+) -> None:
     """swarmd: a mesh of peers that serve their models to each other.
 
     Exit codes: 0 ok, 1 failed, 2 wrong usage or configuration, 3 no daemon, 4 degraded, 5 refused.
     """
-    ctx.obj = Common(socket, data_dir, config_file)
+    ctx.obj = Common(socket, data_dir, config_file, mesh)
 
 
 def main() -> NoReturn:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from daemon.config import load
+from daemon.config import Loaded, load
 from swarmd import Client
 
 FAILED = 1
@@ -28,16 +28,18 @@ class CommandFailed(Exception):
 class Common(NamedTuple):
     """The options that may stand before or after the command's name."""
 
-    socket: Path | None
-    data_dir: Path | None
-    config_file: Path | None
+    socket: Path | None = None
+    data_dir: Path | None = None
+    config_file: Path | None = None
+    mesh: str | None = None
 
 
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --socket, --data-dir and --config."""
+    """Add --socket, --data-dir, --mesh and --config."""
     options = [
         click.option("--config", "config_file", type=click.Path(path_type=Path), help="The configuration file."),
         click.option("--data-dir", type=click.Path(path_type=Path), help="The daemon's data folder; its socket follows from it."),
+        click.option("--mesh", metavar="NAME", help="The daemon that was given this name, for a box that is in several meshes."),
         click.option("--socket", type=click.Path(path_type=Path), help="The daemon's local socket."),
     ]
     for option in options:
@@ -50,22 +52,27 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
-def merged(given: Mapping[str, Path | None]) -> Common:
+def merged(given: Mapping[str, Any]) -> Common:
     """The common options of the running command, those after its name first."""
-    before = click.get_current_context().find_object(Common) or Common(None, None, None)
-    return Common(
-        given.get("socket") or before.socket,
-        given.get("data_dir") or before.data_dir,
-        given.get("config_file") or before.config_file,
-    )
+    before = click.get_current_context().find_object(Common) or Common()
+    common = Common(*(given.get(name) or getattr(before, name) for name in Common._fields))
+    if common.mesh and common.data_dir:
+        raise click.UsageError("--mesh names a data folder, so --data-dir cannot be given as well")
+    named = os.environ.get("SWARMD_MESH") if common == (None, None, None, None) else None
+    return common._replace(mesh=named) if named else common
 
 
-def client_of(given: Mapping[str, Path | None], timeout: float = 30.0) -> Client:
+def loaded_of(given: Mapping[str, Any], check: bool = False) -> Loaded:
+    """The configuration of the daemon that the common options mean."""
+    common = merged(given)
+    return load({"data_dir": common.data_dir}, common.config_file, check=check, mesh=common.mesh)
+
+
+def client_of(given: Mapping[str, Any], timeout: float = 30.0) -> Client:
     """The client of the daemon that the common options mean."""
     common = merged(given)
     if common.socket is not None:
         return Client(common.socket, timeout=timeout)
-    if common.data_dir is None and common.config_file is None and os.environ.get("SWARMD_SOCKET"):
+    if not (common.data_dir or common.config_file or common.mesh) and os.environ.get("SWARMD_SOCKET"):
         return Client(timeout=timeout)
-    loaded = load({"data_dir": common.data_dir}, common.config_file, check=False)
-    return Client(loaded.config.socket_path, timeout=timeout)
+    return Client(loaded_of(given).config.socket_path, timeout=timeout)

@@ -16,9 +16,8 @@ import click
 from crdt_store.archive import ArchiveError, Record, read, write
 from crdt_store.audit import Audit, Report
 from crdt_store.forks import ForkProof
-from daemon.cli.common import FAILED, USAGE, CommandFailed, client_of, common_options, json_option, merged
+from daemon.cli.common import FAILED, USAGE, CommandFailed, client_of, common_options, json_option, loaded_of, merged
 from daemon.cli.show import cell, print_facts, print_json
-from daemon.config import load
 from swarmd import Client, NoDaemon
 
 _PAGE_BYTES = 384 << 10
@@ -121,8 +120,7 @@ def _database(given: dict[str, Path | None]) -> tuple[str, dict[str, Any]]:
     from crdt_store.store import StorageError  # a stopped daemon's files: of use here alone
     from daemon.claim_archive import check_file
 
-    common = merged(given)
-    path = load({"data_dir": common.data_dir}, common.config_file, check=False).config.data_dir / "claims.sqlite"
+    path = loaded_of(given).config.data_dir / "claims.sqlite"
     try:
         report: Report = check_file(path)
     except StorageError as error:

@@ -41,7 +41,7 @@ def validate(**given: Path | None) -> None:
 
 def _load(given: dict[str, Path | None], check: bool) -> Loaded:
     common = merged(given)
-    return load({"data_dir": common.data_dir}, common.config_file, check=check)
+    return load({"data_dir": common.data_dir}, common.config_file, check=check, mesh=common.mesh)
 
 
 def _line(entry: dict[str, Any], origin: bool) -> str:

@@ -39,7 +39,8 @@ def start(detach: bool, ready_fd: int | None, assignments: Sequence[str], **give
 
     Ctrl-C lets it finish what it is doing; a second Ctrl-C stops it at once.
     """
-    loaded = load(_flags(given), merged(given).config_file, assignments=assignments)
+    common = merged(given)
+    loaded = load(_flags(given), common.config_file, assignments=assignments, mesh=common.mesh)
     for warning in loaded.warnings:
         click.echo(f"swarmd: {warning}", err=True)
     return _detach(loaded) if detach else _run(loaded, ready_fd)
@@ -94,7 +95,9 @@ def announce(loaded: Loaded, addresses: Sequence[str], api_url: str) -> None:
     click.echo(f"local socket  {loaded.config.socket_path}")
     if api_url:
         click.echo(f"OpenAI API    {api_url}")
-    if addresses:
+    if (loaded.config.data_dir / "mesh.json").exists():
+        click.echo("private mesh; let others in with\n  swarmd invite create --for PEER")
+    elif addresses:
         click.echo("let others join with")
         for address in addresses:
             click.echo(f"  swarmd start --join {address}")
@@ -106,10 +109,11 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from daemon.api.listeners import ListenError
     from daemon.engine.interface import EngineError
     from daemon.identity import IdentityError
+    from daemon.mesh_folder import MeshFolderError
     from daemon.paths import UnsafeFolder
     from daemon.transport.interface import TransportError
 
-    return (IdentityError, UnsafeFolder, ListenError, TransportError, EngineError, ConfigError, OSError)
+    return (IdentityError, MeshFolderError, UnsafeFolder, ListenError, TransportError, EngineError, ConfigError, OSError)
 
 
 def _faults(error: BaseException) -> Iterator[BaseException]:

@@ -37,6 +37,11 @@ def _facts(reply: dict[str, Any]) -> list[tuple[str, object]]:
     if engine:
         load = f"{engine.get('busy')} of {engine.get('slots')} slots busy"
         facts.append(("engine", f"{engine.get('engine')} {engine.get('state')}, {load}"))
+    private = mesh.get("private")
+    if private:
+        until = private.get("provisional_until")
+        waiting = ", until its inviter answers" if until else ""
+        facts.append(("mesh", f"{private.get('name')} (private{waiting})"))
     facts.append(("peers", f"{mesh.get('connected', 0)} connected, {mesh.get('peers', 0)} known"))
     kinds = mesh.get("paths") or {}
     if kinds:

@@ -12,9 +12,10 @@ from daemon.config.fields import (
     RoundConfig,
     VerifyConfig,
 )
-from daemon.config.layers import ConfigError, Loaded, Origin, load, masked
+from daemon.config.layers import BAD_NAME, ConfigError, Loaded, Origin, load, masked
 
 __all__ = [
+    "BAD_NAME",
     "ApiConfig",
     "Config",
     "ConfigError",

@@ -1,8 +1,10 @@
 """Where values come from: command line over environment over file over default, each typed alike and remembered by its origin."""
 
 import difflib
+import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +22,12 @@ from swarmd import places
 MAX_FILE_BYTES = 256 << 10
 """A real configuration is below 10 KiB; anything near this is the wrong file."""
 
-NOT_SETTINGS = frozenset({"SWARMD_CONFIG", "SWARMD_SOCKET"})
+NOT_SETTINGS = frozenset({"SWARMD_CONFIG", "SWARMD_SOCKET", "SWARMD_MESH"})
 """Variables of ours that are not settings."""
+
+BAD_NAME = "a mesh's name is 1 to 32 lower-case letters, digits and dashes, and does not begin with a dash"
+MESH_PORTS, MESH_PORTS_COUNT = 20_000, 10_000
+"""A named mesh listens on one of these ports, by its name: below the ports that Linux gives to outgoing connections."""
 
 PATH_KEYS = frozenset({"data_dir", "runtime_dir", "api.key_file", "engine.key_file", "engine.vllm_executable"})
 SECRET_WORDS = ("key", "token", "secret", "password")
@@ -73,12 +79,14 @@ def load(
     environ: Mapping[str, str] | None = None,
     check: bool = True,
     assignments: Sequence[str] = (),
+    mesh: str | None = None,
 ) -> Loaded:
     """Read, merge and check the configuration; raises ConfigError.
 
     `flags` are values from the command line by dotted name; None means not given; `assignments` are "name=value" texts from it,
     each after the flags. `check=False` skips what needs more than the
-    values themselves (files, multiaddrs): enough to find a running daemon's socket.
+    values themselves (files, multiaddrs): enough to find a running daemon's socket. `mesh` names one of several daemons of this
+    user: it has a data folder, a configuration file and ports of its own, so that nothing of one mesh gets into another.
     """
     environ = os.environ if environ is None else environ
     known = settings()
@@ -86,9 +94,11 @@ def load(
     from_environment, warnings = _environment_layers(environ, known, here)
     layers = [_Layer(Origin("command line", here), {name: value for name, value in flags.items() if value is not None})]
     layers += _assigned(assignments, known, here)
+    layers += [] if mesh is None else [_Layer(Origin("command line", here), {"data_dir": str(_mesh_folder(mesh))})]
     layers += from_environment
     named = config_file or (Path(environ["SWARMD_CONFIG"]) if environ.get("SWARMD_CONFIG") else None)
-    layers += _file_layer(named, known)
+    layers += _file_layer(named, known, mesh)
+    layers += _mesh_layer(mesh, here)
 
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
@@ -172,8 +182,24 @@ def _from_text(text: str, annotation: Any) -> object:
     return text
 
 
-def _file_layer(named: Path | None, known: Mapping[str, Any]) -> list[_Layer]:
-    path = (named or default_config_file()).absolute()
+def _mesh_folder(mesh: str) -> Path:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", mesh):
+        raise ConfigError(f"--mesh: {BAD_NAME}")
+    return default_data_dir() / "meshes" / mesh
+
+
+def _mesh_layer(mesh: str | None, here: Path) -> list[_Layer]:
+    """What a named mesh has in place of the defaults."""
+    if mesh is None:
+        return []
+    port = MESH_PORTS + int.from_bytes(hashlib.sha256(mesh.encode()).digest()[:4], "big") % MESH_PORTS_COUNT
+    values = {"listen": [f"/ip4/0.0.0.0/tcp/{port}"], "api.listen": "127.0.0.1:0"}
+    return [_Layer(Origin(f"mesh {mesh}", here), values)]
+
+
+def _file_layer(named: Path | None, known: Mapping[str, Any], mesh: str | None = None) -> list[_Layer]:
+    usual = default_config_file() if mesh is None else default_config_file().parent / "meshes" / f"{mesh}.toml"
+    path = (named or usual).absolute()
     try:
         text = _read_config_file(path)
     except FileNotFoundError:

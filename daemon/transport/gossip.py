@@ -9,7 +9,7 @@ from libp2p.tools.anyio_service import background_trio_service
 
 from daemon.transport.gossip_mesh import GossipOptions, Router
 from daemon.transport.gossip_pubsub import GuardedPubsub
-from daemon.transport.interface import GossipHandler, TransportError
+from daemon.transport.interface import GossipHandler, MeshGate, TransportError
 from protocol.wire.ids import PeerId
 
 __all__ = ["Gossip", "GossipOptions"]
@@ -24,10 +24,11 @@ class Gossip:
     library learns of peers from connection events alone.
     """
 
-    def __init__(self, host: Any, options: GossipOptions | None = None, scope: str = "") -> None:
-        """`scope` is put behind every topic's name on the wire, so that no mesh hears another's."""
+    def __init__(self, host: Any, options: GossipOptions | None = None, gate: MeshGate | None = None) -> None:
+        """The `gate` of a private mesh gives its topics names of their own, and says whose messages count."""
         self._options = options or GossipOptions()
-        self._scope = scope
+        self._scope = gate.topic if gate is not None else ""
+        self._gate = gate
         self._handlers: dict[str, GossipHandler] = {}
         self._router = Router(self._options)
         self._pubsub = GuardedPubsub(host, self._router, self._options, self._judge)
@@ -40,7 +41,8 @@ class Gossip:
 
     def subscribers(self, topic: str) -> frozenset[str]:
         """Connected peers that listen to `topic`."""
-        return frozenset(peer.to_base58() for peer in self._pubsub.peer_topics.get(topic + self._scope, ()) if peer in self._pubsub.peers)
+        listening = self._pubsub.peer_topics.get(topic + self._scope, ())
+        return frozenset(peer.to_base58() for peer in listening if peer in self._pubsub.peers)
 
     async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the mesh until cancelled."""
@@ -71,8 +73,8 @@ class Gossip:
 
     def _judge(self, author: PeerId, topic: str, payload: bytes) -> bool | None:
         handler = self._handlers.get(topic)
-        if handler is None:
-            return None
+        if handler is None or (self._gate is not None and not self._gate.admits(author)):
+            return None  # whoever handed it over may not know yet that its author was removed
         try:
             return handler(author, payload)
         except Exception:  # our own fault must not cost the peer

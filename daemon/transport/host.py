@@ -51,7 +51,7 @@ ADDRESS_TTL = 24 * 3600
 class Libp2pTransport:
     """The mesh over TCP, Noise and Yamux. Build it, register handlers, then `run` it (or enter `running()`)."""
 
-    def __init__(  # noqa: PLR0913 - what one host is built of
+    def __init__(
         self,
         key: Ed25519PrivateKey,
         options: TransportOptions | None = None,
@@ -73,7 +73,7 @@ class Libp2pTransport:
         self._swarm.watchers.append(self._watch)
         self._listeners: list[PeerListener] = []
         self._path_listeners: list[PathListener] = []
-        self._gossip = Gossip(self._host, scope=gate.topic if gate is not None else "")
+        self._gossip = Gossip(self._host, gate=gate)
         rng = rng or SystemRandom()
         self._kademlia = Kademlia(self._host, validator or _refuse_record, chooser or _first_record, self.addresses, rng)
         relaying = RelayOptions(

@@ -42,14 +42,16 @@ MAX_PROOF_BYTES = 8 << 10
 class MeshGate:
     """What a private mesh asks of a connection.
 
-    `key` (32 bytes) is mixed into every handshake; `proof()` is what we show of our membership; `judge(peer, proof)` is why `peer`
-    is not let in, or None; `topic` is put behind the name of every gossip topic.
+    `key` (32 bytes) is mixed into every handshake; `proof()` is what we show of our membership; `judge(peer, proof)` is why
+    `peer` is not let in, or None; `topic` is put behind the name of every gossip topic; `admits(peer)` is whether what it gossips
+    through others counts.
     """
 
     key: bytes
     proof: Callable[[], bytes]
     judge: Callable[[PeerId, bytes], str | None]
     topic: str = ""
+    admits: Callable[[PeerId], bool] = lambda _: True
 
 
 class TransportError(Exception):

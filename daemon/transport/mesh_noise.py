@@ -1,8 +1,8 @@
 """Noise of a private mesh: strangers fail at the first message, and each side proves its membership before the muxer starts.
 
-`Noise_XXpsk0_25519_ChaChaPoly_SHA256` under a protocol name of its own: the mesh key is mixed in before anything is answered. It runs
-inside every kind of connection (TCP, simultaneous open, punched UDP, relayed), so that one check holds on all. Who is a member,
-the `MeshGate` decides.
+`Noise_XXpsk0_25519_ChaChaPoly_SHA256` under a protocol name of its own: the mesh key is mixed in before anything is answered. It
+runs inside every kind of connection (TCP, simultaneous open, punched UDP, relayed), so that one check holds on all. Who is a
+member, the `MeshGate` decides.
 """
 
 from collections.abc import Callable
@@ -72,7 +72,7 @@ class MeshNoise(Transport):
             if refusal:
                 raise NotAdmitted(f"{peer} was refused: {refusal}")
             return session
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a stranger's bytes decide what is raised here
             raise self._failure(error, "it does not hold our mesh key") from None
 
     async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
@@ -88,7 +88,7 @@ class MeshNoise(Transport):
                 raise NotAdmitted(f"we refuse it: {refusal}")
             await shake.wire.write_msg(self._introduction())
             return self._session(conn, shake, peer, initiator=True)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above
             raise self._failure(error, "it does not hold our mesh key, or we do not hold its") from None
 
     def _begin(self, conn: IRawConnection, initiator: bool) -> "_Handshake":
@@ -108,11 +108,13 @@ class MeshNoise(Transport):
 
     def _session(self, conn: IRawConnection, shake: "_Handshake", peer: PeerId, initiator: bool) -> "_MeshSession":
         remote = ID.from_base58(peer)
+        identity = remote.extract_public_key()
+        assert identity is not None  # noqa: S101 - an Ed25519 id holds its key
         handshaken = SecureSession(
             local_peer=self.local_peer,
             local_private_key=self.libp2p_privkey,
             remote_peer=remote,
-            remote_permanent_pubkey=remote.extract_public_key(),
+            remote_permanent_pubkey=identity,
             is_initiator=initiator,
             conn=NoiseTransportReadWriter(conn, shake.noise),
         )
@@ -122,8 +124,9 @@ class MeshNoise(Transport):
         self._on_failure(type(error).__name__)
         if isinstance(error, HandshakeFailure):
             return error
-        stranger = isinstance(error, IncompleteReadError | InvalidTag)
-        return HandshakeFailure(strangers if stranger else f"the mesh's handshake failed: {str(error)[:100] or type(error).__name__}")
+        if isinstance(error, IncompleteReadError | InvalidTag):
+            return HandshakeFailure(strangers)
+        return HandshakeFailure(f"the mesh's handshake failed: {str(error)[:100] or type(error).__name__}")
 
 
 class _MeshSession(NoiseSession):
