@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from daemon.calls import Calls, InboundCall
 from daemon.mesh_folder import Kept, MeshFolder, MeshFolderError
 from daemon.transport.interface import MAX_PROOF_BYTES, MeshGate, Transport, TransportError
-from dht.grants import REVOKED, Chain, Membership, Mesh, verify_chain
+from dht.grants import REVOKED, Chain, Membership, Mesh, open_grant, verify_chain
 from dht.revocations import TOPIC, Known, RawRevocation, Revocations, merge_all
 from protocol.wire.codec import Message, decode, encode
 from protocol.wire.envelope import public_bytes
@@ -68,7 +68,7 @@ class PrivateMesh:
     def __init__(
         self, folder: MeshFolder, kept: Kept, key: Ed25519PrivateKey, unix_ms: Callable[[], int], rng: Random
     ) -> None:
-        """Raises MeshFolderError where the folder's files are damaged."""
+        """Raises MeshFolderError or RemoteError where the folder's files are damaged."""
         self.mesh: Mesh = kept.mesh
         self.me = peer_id_of(public_bytes(key))
         self.kept = kept
@@ -80,6 +80,8 @@ class PrivateMesh:
         merge_all(self.revocations, folder.revocations())
         self._members: OrderedDict[PeerId, Membership] = OrderedDict()
         self._users: OrderedDict[bytes, PeerId] = OrderedDict()
+        if kept.chain:
+            self.used(open_grant(kept.chain[-1]).grant.serial, self.me)
         self._transport: Transport | None = None
         self._calls: Calls | None = None
         self._nursery: trio.Nursery | None = None

@@ -1,8 +1,6 @@
 """A private mesh of real daemons: invite, join, a stranger at the door, revocation over a relay, leave."""
 
-import stat
 import time
-from pathlib import Path
 
 import pytest
 
@@ -68,31 +66,3 @@ def test_a_revoked_member_is_out_on_every_path_and_a_stranger_never_in(starter: 
     assert [row["state"] for row in founder.client.invites()] == ["revoked", "used"]
     logs = founder.log + hidden.log + fallen.log
     assert fallen_invite.json["invite"][30:60] not in logs
-
-
-def test_join_and_leave_refuse_what_would_mix_two_meshes(starter: Starter, founder: Daemon, tmp_path: Path) -> None:
-    text = tmp_path / "invite"
-    made = founder.cli("invite", "create", "--once", "--expires", "1h", "--out", str(text))
-    assert made.code == 0
-    assert made.out == ""
-    assert stat.S_IMODE(text.stat().st_mode) == 0o600
-    assert founder.cli("invite", "create", "--once", "--out", str(text)).code == 2
-    assert founder.cli("invite", "create").code == 2
-    public = folder(starter, "public")
-    daemon = starter("public", *QUIET)
-    assert run_cli("join", "--file", str(text), "--data-dir", public).code == 1  # the daemon holds the folder
-    assert daemon.cli("invite", "create", "--once").code == 5
-    assert daemon.stop() == 0
-    mixed = run_cli("join", "--file", str(text), "--data-dir", public)
-    assert mixed.code == 5
-    assert "public mesh" in mixed.err
-    fresh = str(tmp_path / "fresh")
-    assert run_cli("join", "--file", str(text), "--data-dir", fresh).code == 0
-    secret = Path(fresh) / "mesh.json"
-    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    assert run_cli("mesh", "create", "other", "--data-dir", fresh).code == 5
-    assert run_cli("leave", "--yes", "--data-dir", fresh).code == 0
-    assert not secret.exists()
-    assert run_cli("mesh", "create", "other", "--data-dir", fresh).code == 5
-    assert run_cli("join", "--file", str(text), "--data-dir", fresh).code == 0
-    assert run_cli("join", "swarmd-invite-AAAA", "--data-dir", fresh).code == 5

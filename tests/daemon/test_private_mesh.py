@@ -1,0 +1,250 @@
+"""Members of a private mesh over real connections: admission, two users of one invite, revocations that reach everybody."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from crdt_store.claims import Kind
+from daemon.calls import Calls
+from daemon.invite_desk import InviteDesk
+from daemon.mesh_folder import Kept, MeshFolder, MeshFolderError
+from daemon.private_mesh import PrivateMesh, open_private_mesh
+from daemon.transport.host import Libp2pTransport
+from daemon.transport.interface import TransportError
+from daemon.transport.options import TransportOptions
+from dht.invites import accept, read_invite
+from protocol.wire.envelope import public_bytes
+from protocol.wire.errors import RemoteError
+from protocol.wire.ids import PeerId, peer_id_of
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+
+
+class Clock:
+    now = 1_800_000_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class Box:
+    """One daemon's part that a private mesh needs."""
+
+    def __init__(self, base: Path, seed: int, clock: Clock) -> None:
+        self.folder = MeshFolder(base / str(seed))
+        self.folder.folder.mkdir(mode=0o700)
+        self.key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
+        self.peer_id = peer_id_of(public_bytes(self.key))
+        self.clock = clock
+        self.claims: list[Any] = []
+
+    def found(self) -> "Box":
+        self.folder.write(Kept("home", self.peer_id, bytes(16), bytes(range(32))))
+        return self
+
+    def join(self, text: str) -> "Box":
+        invite = read_invite(text, self.key, self.clock())
+        mesh = invite.mesh
+        chain = accept(invite, self.key, self.clock())
+        self.folder.write(Kept(mesh.name, mesh.founder, mesh.salt, invite.key, chain, invite.addresses))
+        return self
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Box"]:
+        opened = open_private_mesh(self.folder.folder, self.key, self.clock, Random(1))
+        assert opened is not None
+        self.mesh: PrivateMesh = opened
+        options = TransportOptions(listen=("/ip4/127.0.0.1/tcp/0",), udp=False)
+        self.transport = Libp2pTransport(self.key, options, gate=self.mesh.gate())
+        self.calls = Calls(self.transport)
+        self.desk = InviteDesk(self.mesh, self.transport, self.calls, self.claims.extend)
+        self.mesh.attach(self.transport, self.calls)
+        async with trio.open_nursery() as nursery:
+            for part in (self.transport, self.calls, self.mesh):
+                await nursery.start(part.run)
+            yield self
+            nursery.cancel_scope.cancel()
+
+    async def reach(self, other: "Box") -> None:
+        await self.transport.connect(other.peer_id, other.transport.addresses())
+
+    def sees(self, *others: "Box") -> bool:
+        return all(other.peer_id in self.transport.paths() for other in others)
+
+    @property
+    def provisional(self) -> bool:
+        return self.mesh.membership().provisional
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def box(tmp_path: Path, clock: Clock) -> Callable[[int], Box]:
+    return lambda seed: Box(tmp_path, seed, clock)
+
+
+async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    with trio.fail_after(seconds):
+        while not holds():
+            await trio.sleep(0.01)
+
+
+async def invited(founder: Box, newcomer: Box, once: bool = False, expires_ms: int = 3_600_000, **more: Any) -> dict[str, Any]:
+    made = await founder.desk.create(None if once else newcomer.peer_id, expires_ms, more.get("may_invite", False))
+    newcomer.join(made["invite"])
+    return made
+
+
+async def test_a_newcomer_is_admitted_for_good_and_stays_when_its_invite_ends(box: Callable[[int], Box], clock: Clock) -> None:
+    founder, member = box(1).found(), box(2)
+    async with founder.running():
+        await invited(founder, member)
+        async with member.running():
+            await member.reach(founder)
+            await until(lambda: not member.provisional)
+            assert [claim.kind for claim in founder.claims] == [Kind.MEMBER_ADMITTED]
+            await until(lambda: not founder.mesh.members()[member.peer_id].provisional)
+            clock.now += 7_200_000
+            await trio.sleep(1.2)
+            assert founder.sees(member)
+        async with member.running():  # what it was given is on its disk
+            await member.reach(founder)
+
+
+async def test_an_invite_that_its_issuer_never_saw_used_ends_with_its_time(box: Callable[[int], Box], clock: Clock) -> None:
+    founder, one, two = box(1).found(), box(2), box(3)
+    async with founder.running():
+        for newcomer in (one, two):
+            await invited(founder, newcomer)
+    async with one.running(), two.running():
+        await one.reach(two)
+        assert one.provisional
+        assert two.provisional
+        clock.now += 3_600_001
+        await until(lambda: not one.sees(two) and not two.sees(one))
+        with pytest.raises(TransportError, match="expired"):
+            await one.reach(two)
+
+
+async def test_the_second_user_of_an_invite_is_refused(box: Callable[[int], Box]) -> None:
+    founder, first, second = box(1).found(), box(2), box(3)
+    async with founder.running():
+        made = await invited(founder, first, once=True)
+        second.join(made["invite"])
+        async with first.running(), second.running():
+            await first.reach(founder)
+            await until(lambda: not first.provisional)
+            for door in (founder, first):
+                with pytest.raises(TransportError, match="used by another peer"):
+                    await second.reach(door)
+
+
+async def test_the_second_user_is_thrown_out_where_it_was_met_first(box: Callable[[int], Box]) -> None:
+    founder, member, first, second = box(1).found(), box(2), box(3), box(4)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(founder.running())
+        await invited(founder, member)
+        made = await invited(founder, first, once=True)
+        second.join(made["invite"])
+        for newcomer in (member, first, second):
+            await stack.enter_async_context(newcomer.running())
+        await member.reach(founder)
+        await second.reach(member)
+        await first.reach(founder)
+        await until(lambda: not first.provisional)
+        await first.reach(member)  # with the issuer's own grant, which decides
+        await until(lambda: not member.sees(second))
+
+
+async def test_a_revocation_closes_all_paths_and_is_learned_from_others(box: Callable[[int], Box]) -> None:
+    founder, member, late, fallen = box(1).found(), box(2), box(3), box(4)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(founder.running())
+        for newcomer in (member, late, fallen):
+            await invited(founder, newcomer)
+        for newcomer in (member, fallen):
+            await stack.enter_async_context(newcomer.running())
+            await newcomer.reach(founder)
+        await fallen.reach(member)
+        await until(lambda: founder.sees(member, fallen) and member.sees(fallen) and not fallen.provisional)
+        said = await founder.desk.revoke(fallen.peer_id[-8:])
+        assert said["peer_id"] == fallen.peer_id
+        assert Kind.MEMBER_REMOVED in [claim.kind for claim in founder.claims]
+        await until(lambda: not founder.sees(fallen) and not member.sees(fallen))
+        assert not member.mesh.admits(fallen.peer_id)
+        await stack.enter_async_context(late.running())  # it was away when it was said, and never meets the founder
+        await late.reach(member)
+        await until(lambda: not late.mesh.admits(fallen.peer_id))
+        with pytest.raises(TransportError, match="revoked"):
+            await fallen.reach(late)
+        assert fallen.mesh.problem() is None or "revoked" in fallen.mesh.problem()
+
+
+async def test_a_restart_remembers_who_was_removed(box: Callable[[int], Box]) -> None:
+    founder, fallen = box(1).found(), box(2)
+    async with founder.running():
+        made = await invited(founder, fallen)
+        await founder.desk.revoke(made["id"][:6])
+    async with founder.running(), fallen.running():
+        with pytest.raises(TransportError, match="revoked"):
+            await fallen.reach(founder)
+        assert founder.desk.rows()[0]["state"] == "revoked"
+
+
+async def test_a_delegate_invites_and_goes_with_those_it_let_in(box: Callable[[int], Box]) -> None:
+    founder, delegate, guest = box(1).found(), box(2), box(3)
+    async with founder.running():
+        await invited(founder, delegate, may_invite=True)
+        async with delegate.running():
+            await delegate.reach(founder)
+            await until(lambda: not delegate.provisional)
+            await invited(delegate, guest)
+            async with guest.running():
+                await guest.reach(delegate)
+                await guest.reach(founder)
+                await until(lambda: not guest.provisional)
+                with pytest.raises(RemoteError, match="may not invite"):
+                    await guest.desk.create(None, 1000, False)
+                await founder.desk.revoke(delegate.peer_id)
+                await until(lambda: not founder.sees(delegate) and not founder.sees(guest))
+
+
+async def test_what_the_desk_refuses(box: Callable[[int], Box]) -> None:
+    founder = box(1).found()
+    async with founder.running():
+        for recipient, expires, may_invite, says in (
+            (founder.peer_id, 1000, False, "this peer itself"),
+            (None, 0, False, "366 days"),
+            (None, 1000, True, "named peer"),
+        ):
+            with pytest.raises(RemoteError, match=says):
+                await founder.desk.create(recipient, expires, may_invite)
+        for named, says in (("nobody", "no invite and no member"), (founder.peer_id, "founder")):
+            with pytest.raises(RemoteError, match=says):
+                await founder.desk.revoke(named)
+    public = InviteDesk(None, founder.transport, founder.calls, founder.claims.extend)
+    assert public.view() is None
+    with pytest.raises(RemoteError, match="public mesh"):
+        await public.create(None, 1000, False)
+
+
+def test_a_damaged_or_open_mesh_file_is_one_sentence(box: Callable[[int], Box]) -> None:
+    founder = box(1).found()
+    path = founder.folder.folder / "mesh.json"
+    path.chmod(0o644)
+    with pytest.raises(MeshFolderError, match="chmod 600"):
+        founder.folder.read()
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(MeshFolderError, match="damaged"):
+        founder.folder.read()
+    assert "key" not in repr(Kept("home", PeerId(founder.peer_id), bytes(16), bytes(32)))
