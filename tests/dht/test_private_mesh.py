@@ -1,8 +1,11 @@
 """Grants, invites and revocations of a private mesh: what lets a peer in, what does not, and that order plays no part."""
 
+import json
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
@@ -16,6 +19,7 @@ from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import Code, LocalError, RemoteError
 from protocol.wire.ids import PeerId, peer_id_of
 
+VECTORS = Path(__file__).parents[1] / "vectors"
 NOW, HOUR = 1_800_000_000_000, 3_600_000
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32) for seed in range(1, 9)]
 PEERS = [peer_id_of(public_bytes(key)) for key in KEYS]
@@ -245,3 +249,17 @@ def test_the_founders_removal_names_a_peer_whatever_its_chain() -> None:
     assert known.names(PEERS[OTHER])
     assert not known.names(PEERS[MEMBER])
     assert not known.names(PeerId(PEERS[FOUNDER]))
+
+
+def test_the_bytes_of_version_1() -> None:
+    rows = {row["name"]: row for row in map(json.loads, (VECTORS / "private_mesh.jsonl").read_text().splitlines())}
+    mesh = Mesh("home", PEERS[0], bytes(range(16)))
+    assert mesh.id.hex() == rows["mesh"]["id"]
+    granted = Grant(mesh.id, bytes([7]) * 16, PEERS[1], Rights.INVITER, 1_700_000_000_000, 1_700_000_086_400)
+    raw = sign_grant(granted, KEYS[0])
+    assert raw.hex() == rows["grant"]["raw"]
+    assert msgpack.unpackb(msgpack.unpackb(raw)[1]) == [mesh.id, bytes([7]) * 16, PEERS[1], 1, granted.issued, granted.expires]
+    taken = sign_revocation(Revocation(mesh.id, bytes([7]) * 16, "", 1_700_000_000_001), KEYS[0])
+    assert taken.hex() == rows["revocation"]["raw"]
+    invite = read_invite(rows["invite"]["text"], KEYS[1], granted.issued)
+    assert (invite.mesh, invite.key, invite.chain) == (mesh, bytes(range(32)), (raw,))
