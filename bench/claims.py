@@ -6,10 +6,13 @@
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -18,23 +21,30 @@ from typing import Any
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from nacl.bindings import crypto_sign_open
 
-from crdt_store.claims import DOMAIN, NO_HASH, Claim, Kind, SignedClaim, read_claim
+from crdt_store.claims import DOMAIN, NO_HASH, Claim, Kind, SignedClaim, read_claim, signature_of
 from crdt_store.memory import MemoryStorage
 from crdt_store.own_log import Statement
 from crdt_store.replica import Replica
 from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
 from crdt_store.sync import Sync
-from crdt_store.sync_events import AskHeads, AskRange, Begin, ChunkArrived, HeadsArrived, RangeEnded, Verified, Verify, check
-from crdt_store.sync_messages import HeadsReply, HeadsRequest, RangeChunk, RangeRequest, serve_heads, serve_range
+from crdt_store.sync_events import AskHeads, AskRange, Begin, ChunkArrived, HeadsArrived, RangeEnded, Verified, Verify
+from crdt_store.sync_messages import HeadsRequest, RangeRequest, serve_heads, serve_range
+from daemon.claim_sync import ClaimSync, in_thread
+from daemon.signature_check import COMMAND, SignatureChecker
 from protocol.wire.codec import decode, encode
 from protocol.wire.envelope import public_bytes, seal, statement_hash
 from protocol.wire.ids import PeerId, peer_id_of
+from protocol.wire.signature import SignatureJob
 
 ISSUERS, LOGS, LENGTH = 200, 5, 100
 DIFFERENCES = (10, 1_000, 10_000)
+ROUNDS = 3
+"""Of the largest difference, with and without a process for signatures in turn; the median counts."""
 NOW = 1_700_000_000_000
+PEER = PeerId("peer")
 MET = (0, 50)
 """Of 200 peers, those that the fresh node probed itself."""
 SKILLS = ("math", "code", "")
@@ -79,39 +89,91 @@ def behind(corpus: Corpus, difference: int) -> list[bytes]:
     return [raw for i, log in enumerate(corpus.logs) for raw in (log[:-cut] if i < short else log)]
 
 
-def bare_rate(corpus: Corpus, count: int = 3_000) -> float:
-    """Signatures a second that `cryptography` alone checks in one thread: keys, messages and signatures at hand."""
-    from protocol.wire.envelope import Envelope  # the parts of an envelope, for this alone
+def signed(corpus: Corpus, count: int) -> list[SignatureJob]:
+    """Keys, signatures and messages of so many claims, at hand."""
+    raws = (raw for log in corpus.logs for raw in log)
+    return [signature_of(read_claim(raw)) for _, raw in zip(range(count), raws, strict=False)]
 
-    jobs = []
-    for log in corpus.logs[: count // LENGTH]:
-        for raw in log:
-            envelope = decode(Envelope, raw)
-            key = Ed25519PublicKey.from_public_bytes(public_bytes(corpus.keys[corpus.names.index(PeerId(envelope.signer))]))
-            jobs.append((key, envelope.signature, b"swarmd/1/claim\0" + envelope.payload))
+
+def bare_rate(jobs: list[SignatureJob]) -> float:
+    """Signatures a second that libsodium alone checks, one thread on one core: the limit that merging is compared with."""
+    ready = [(job.signature + job.message, job.key) for job in jobs]
     begun = time.perf_counter()
-    for key, signature, message in jobs:
+    for message, key in ready:
+        crypto_sign_open(message, key)
+    return len(jobs) / (time.perf_counter() - begun)
+
+
+def openssl_rate(jobs: list[SignatureJob]) -> float:
+    """The same by `cryptography`, which was the limit before."""
+    ready = [(Ed25519PublicKey.from_public_bytes(job.key), job.signature, job.message) for job in jobs]
+    begun = time.perf_counter()
+    for key, signature, message in ready:
         key.verify(signature, message)
     return len(jobs) / (time.perf_counter() - begun)
 
 
 @dataclass
 class Exchange:
-    """One sync: what it moved and how long it took; `stall_ms` is the longest that the loop was late."""
+    """One sync: what it moved and how long it took; `stall_ms` is the longest that the loop was late.
+
+    `cpu` is seconds of all cores, of this process and of the one for signatures, which checked `beside` of them.
+    """
 
     claims: int = 0
     missing_bytes: int = 0
     wire_bytes: int = 0
     seconds: float = 0.0
+    cpu: float = 0.0
+    beside: int = 0
     stall_ms: float = 0.0
     stall_p99_ms: float = 0.0
 
 
-async def sync_once(store: ClaimStore, source: Replica) -> Exchange:
-    """Pull everything, as the daemon does: signatures and disk in another thread, messages through bytes."""
-    result, sync, peer = Exchange(), Sync(store), PeerId("peer")
+class Wire:
+    """Another peer and the line to it: answers as the daemon does, through bytes that are counted. No network, same process."""
+
+    def __init__(self, source: Replica) -> None:
+        self._source = source
+        self.bytes = 0
+        self.asked = trio.current_time()
+
+    def serve(self, method: str, handler: Any) -> None:
+        """Nobody asks us."""
+
+    async def subscribe(self, topic: str, handler: Any) -> None:
+        """No gossip here."""
+
+    def paths(self) -> dict[PeerId, Any]:
+        return {}
+
+    async def unary(self, peer: PeerId, method: str, body: bytes, *, timeout: float) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._carry(encode(serve_heads(self._source, decode(HeadsRequest, self._carry(body)))))
+
+    @asynccontextmanager
+    async def stream(self, peer: PeerId, method: str, body: bytes, *, timeout: float) -> AsyncIterator[AsyncIterator[bytes]]:
+        async def chunks() -> AsyncIterator[bytes]:
+            for chunk in serve_range(self._source, decode(RangeRequest, self._carry(body))):
+                await trio.lowlevel.checkpoint()
+                yield self._carry(encode(chunk))
+
+        async with aclosing(chunks()) as items:
+            yield items
+
+    def _carry(self, raw: bytes) -> bytes:
+        self.bytes += len(raw)
+        return raw
+
+
+async def sync_once(store: ClaimStore, source: Replica, command: Sequence[str] = COMMAND) -> Exchange:
+    """Pull everything by the daemon's own driver into a file; `command` starts the process for signatures, if any."""
+    result, wire = Exchange(), Wire(source)
     before, held = store.replica.total_bytes, len(store.replica)
     gaps: list[float] = []
+    driver: Any = wire
+    sync = ClaimSync(store, driver, driver, Random(1), in_thread)
+    sync.checker = SignatureChecker(in_thread, command)
 
     async def watch() -> None:
         while True:
@@ -119,37 +181,28 @@ async def sync_once(store: ClaimStore, source: Replica) -> Exchange:
             await trio.sleep(0.002)
             gaps.append(time.perf_counter() - begun - 0.002)
 
-    def carry(kind: Any, message: Any) -> Any:
-        raw = encode(message)
-        result.wire_bytes += len(raw)
-        return decode(kind, raw)
-
     async with trio.open_nursery() as nursery:
+        await nursery.start(sync.run)
         nursery.start_soon(watch)
-        begun = time.perf_counter()
-        effects = sync.handle(Begin(peer), trio.current_time())
-        while effects:
-            effect = effects.pop(0)
-            if isinstance(effect, AskHeads):
-                reply = carry(HeadsReply, serve_heads(source, carry(HeadsRequest, effect.request)))
-                effects += sync.handle(HeadsArrived(peer, reply), trio.current_time())
-            elif isinstance(effect, AskRange):
-                for served in serve_range(source, carry(RangeRequest, effect.request)):
-                    for inner in sync.handle(ChunkArrived(peer, carry(RangeChunk, served)), trio.current_time()):
-                        assert isinstance(inner, Verify)
-                        await trio.sleep_until(inner.at)
-                        checked = await trio.to_thread.run_sync(check, inner)
-                        effects += sync.handle(checked, trio.current_time())
-                    nursery.start_soon(trio.to_thread.run_sync, store.save)
-                effects += sync.handle(RangeEnded(peer), trio.current_time())
+        used, begun = _cpu(), time.perf_counter()
+        while store.replica.digest() != source.digest():
+            sync.begin(PEER)
+            while sync.busy(PEER):  # noqa: ASYNC110 - as a driver of the daemon sees it from outside
+                await trio.sleep(0.002)
         store.save()
         result.seconds = time.perf_counter() - begun
         nursery.cancel_scope.cancel()
-    assert store.replica.digest() == source.digest(), "the replicas are not equal"
+    result.cpu, result.beside = _cpu() - used, sync.checker.by_process
     result.claims, result.missing_bytes = len(store.replica) - held, store.replica.total_bytes - before
+    result.wire_bytes = wire.bytes
     gaps.sort()
     result.stall_ms, result.stall_p99_ms = 1000 * gaps[-1], 1000 * gaps[len(gaps) * 99 // 100]
     return result
+
+
+def _cpu() -> float:
+    """Seconds of this process and of its children that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def early(corpus: Corpus, source: Replica, met: int) -> list[tuple[float, float]]:
@@ -238,23 +291,42 @@ def measure(folder: Path) -> dict[str, Any]:
         begun = time.perf_counter()
         full.scores.score(name, skill, now)
         reads.append(time.perf_counter() - begun)
-    rates = [bare_rate(corpus)]
+    jobs = signed(corpus, 3_000)
+    rates, openssl = [bare_rate(jobs)], [openssl_rate(jobs)]
     syncs: dict[int, Exchange] = {}
-    for difference in DIFFERENCES:
-        store = ClaimStore(ClaimStorage(folder / f"{difference}.db"), key, NOW)
+
+    def pull(difference: int, command: Sequence[str]) -> Exchange:
+        path = folder / f"{difference}{bool(command)}{len(rates)}.db"
+        store = ClaimStore(ClaimStorage(path), key, NOW)
         trusted(behind(corpus, difference), store)
-        syncs[difference] = trio.run(sync_once, store, full.replica)
+        exchange = trio.run(sync_once, store, full.replica, command)
         store.close()
-        rates.append(bare_rate(corpus))
+        path.unlink()
+        rates.append(bare_rate(jobs))
+        openssl.append(openssl_rate(jobs))
+        return exchange
+
+    for difference in DIFFERENCES[:-1]:
+        syncs[difference] = pull(difference, COMMAND)
+    pulled = [(pull(DIFFERENCES[-1], COMMAND), pull(DIFFERENCES[-1], ())) for _ in range(ROUNDS)]
+    with_process, with_thread = ([pair[i] for pair in pulled] for i in (0, 1))
+    largest = syncs[DIFFERENCES[-1]] = sorted(with_process, key=lambda exchange: exchange.seconds)[ROUNDS // 2]
+    threaded = sorted(with_thread, key=lambda exchange: exchange.seconds)[ROUNDS // 2]
     curves = {met: early(corpus, full.replica, met) for met in MET}
     full.close()
     loaded = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
     memory, load_seconds, _ = loaded.stdout.split()
-    bare, largest = median(rates), syncs[DIFFERENCES[-1]]
+    bare = median(rates)
     return {
         "claims": count,
         "claim_bytes": size // count,
         "verify_per_s": bare,
+        "verify_openssl_per_s": median(openssl),
+        "merged_thread_per_s": threaded.claims / threaded.seconds,
+        "merge_thread_share": threaded.claims / threaded.seconds / bare,
+        "cpu_us": 1e6 * largest.cpu / largest.claims,
+        "cpu_thread_us": 1e6 * threaded.cpu / threaded.claims,
+        "checked_beside": largest.beside,
         "merged_per_s": largest.claims / largest.seconds,
         "merge_share": largest.claims / largest.seconds / bare,
         "score_us": 1e6 * median(reads),
@@ -307,8 +379,12 @@ def as_table(found: dict[str, Any]) -> str:
     rival = found["pycrdt"] or {}
     lines = [
         f"{found['claims']} claims of {found['claim_bytes']} bytes, {ISSUERS} issuers, {ISSUERS * LOGS} logs",
-        f"signatures checked, bare        {found['verify_per_s']:8.0f} /s",
-        f"claims merged, all told         {found['merged_per_s']:8.0f} /s   {found['merge_share']:.0%} of bare (target 80%)",
+        f"signatures checked, bare        {found['verify_per_s']:8.0f} /s   by libsodium, one core;"
+        f" by OpenSSL: {found['verify_openssl_per_s']:.0f}",
+        f"claims merged, all told         {found['merged_per_s']:8.0f} /s   {found['merge_share']:.0%} of bare (target 80%);"
+        f" {found['cpu_us']:.0f} us of CPU a claim on two cores, {found['checked_beside']} signatures by the process beside",
+        f"the same without that process   {found['merged_thread_per_s']:8.0f} /s   {found['merge_thread_share']:.0%} of bare;"
+        f" {found['cpu_thread_us']:.0f} us of CPU a claim",
         f"loop late while merging         {found['stall_p99_ms']:8.1f} ms at p99, {found['stall_ms']:.1f} at most",
         f"score read at {found['claims']}          {found['score_us']:8.1f} us median (target 50)",
         *(

@@ -7,11 +7,12 @@ from typing import Annotated
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.wire.codec import Message, decode, encode
-from protocol.wire.envelope import Envelope, open_envelope, require_signature, seal, statement_hash
+from protocol.wire.codec import Message, decoder, encode
+from protocol.wire.envelope import Envelope, bad_signature, require_signature, seal, signature_job, statement_hash
 from protocol.wire.errors import LocalError, RemoteError, malformed
 from protocol.wire.ids import Hash, HashField, PeerId, PeerIdField, is_peer_id
 from protocol.wire.limits import MAX_CLAIM_BYTES
+from protocol.wire.signature import SignatureJob
 
 DOMAIN = "claim"
 
@@ -84,12 +85,18 @@ class Claim(Message, frozen=True):
     time: Epoch
 
 
-class SignedClaim(msgspec.Struct, frozen=True):
+class SignedClaim(msgspec.Struct, frozen=True, gc=False):
     """A verified claim, its address, and the bytes that it came in and travels on in."""
 
     claim: Claim
     hash: Hash
     raw: bytes
+    envelope: Envelope | None = None
+    """Of `raw`, for `verify_claim`."""
+
+
+_decode_envelope = decoder(Envelope, MAX_CLAIM_BYTES)
+_decode_claim = decoder(Claim, MAX_CLAIM_BYTES)
 
 
 def sign_claim(claim: Claim, key: Ed25519PrivateKey) -> SignedClaim:
@@ -103,8 +110,7 @@ def sign_claim(claim: Claim, key: Ed25519PrivateKey) -> SignedClaim:
 
 def open_claim(raw: bytes) -> SignedClaim:
     """Verify an encoded claim; raises RemoteError(malformed | oversized | bad_signature)."""
-    opened = open_envelope(DOMAIN, raw, MAX_CLAIM_BYTES)
-    return _about_a_peer(SignedClaim(_checked(opened.signer, opened.payload), opened.hash, raw))
+    return verify_claim(read_claim(raw))
 
 
 def open_claims(raws: Sequence[bytes]) -> list[SignedClaim | RemoteError]:
@@ -126,18 +132,38 @@ def verify_claims(entries: Sequence[SignedClaim]) -> list[SignedClaim | RemoteEr
     verified: list[SignedClaim | RemoteError] = []
     for entry in entries:
         try:
-            require_signature(DOMAIN, decode(Envelope, entry.raw, MAX_CLAIM_BYTES))
-            verified.append(_about_a_peer(entry))
+            verified.append(verify_claim(entry))
         except RemoteError as error:
             verified.append(error)
     return verified
 
 
+def verify_claim(entry: SignedClaim) -> SignedClaim:
+    """The signature of one; raises RemoteError(bad_signature | malformed)."""
+    require_signature(DOMAIN, entry.envelope or _decode_envelope(entry.raw))
+    return _about_a_peer(entry)
+
+
+def signature_of(entry: SignedClaim) -> SignatureJob:
+    """What is to be judged of a claim that `read_claim` gave; raises RemoteError(malformed)."""
+    return signature_job(DOMAIN, entry.envelope or _decode_envelope(entry.raw))
+
+
+def judged(entry: SignedClaim, good: bool) -> SignedClaim | RemoteError:
+    """The same as `verify_claim`, where the verdict on its signature is known."""
+    if not good:
+        return bad_signature()
+    try:
+        return _about_a_peer(entry)
+    except RemoteError as error:
+        return error
+
+
 def read_claim(raw: bytes) -> SignedClaim:
     """As `open_claim` but WITHOUT verifying the signature: for bytes whose integrity is known, and to look up duplicates."""
-    envelope = decode(Envelope, raw, MAX_CLAIM_BYTES)
+    envelope = _decode_envelope(raw)
     signer = PeerId(envelope.signer)
-    return SignedClaim(_checked(signer, envelope.payload), statement_hash(DOMAIN, signer, envelope.payload), raw)
+    return SignedClaim(_checked(signer, envelope.payload), statement_hash(DOMAIN, signer, envelope.payload), raw, envelope)
 
 
 def _about_a_peer(entry: SignedClaim) -> SignedClaim:
@@ -147,7 +173,7 @@ def _about_a_peer(entry: SignedClaim) -> SignedClaim:
 
 
 def _checked(signer: PeerId, payload: bytes) -> Claim:
-    claim = decode(Claim, payload, MAX_CLAIM_BYTES)
+    claim = _decode_claim(payload)
     if claim.issuer != signer:
         raise malformed("a claim is signed by another peer than its issuer")
     if (claim.seq == 0) != (claim.previous == NO_HASH):

@@ -5,6 +5,7 @@ claim is added or taken out in constant time, and what is taken out (a retired e
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isqrt
 
@@ -93,15 +94,22 @@ def deviation(first: tuple[int, int], second: tuple[int, int], unit: int = 1) ->
     return gap, isqrt(share * (MILLI - share) * (n + m) * unit // (n * m))
 
 
+Sums = tuple[int, int]
+"""How often right and how often wrong. A tuple, as bytes for places: the collector looks at hundreds of thousands of lists for
+a tenth of a second, in which the daemon stands still, and at these not at all."""
+
+_PLACE_BYTES = 2
+
+
 @dataclass(slots=True)
 class Cell:
-    """The evidence about one subject and skill: by step of time, by issuer, [right, wrong]."""
+    """The evidence about one subject and skill, by step of time and issuer."""
 
-    steps: dict[int, dict[PeerId, list[int]]] = field(default_factory=dict)
+    steps: dict[int, dict[PeerId, Sums]] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
     """Ascending, as the keys of `steps`."""
-    totals: dict[PeerId, list[int]] = field(default_factory=dict)
-    """By issuer over all steps: [right, wrong]."""
+    totals: dict[PeerId, Sums] = field(default_factory=dict)
+    """By issuer over all steps."""
     trials: int = 0
     """All together."""
     stamp: int = 0
@@ -114,7 +122,7 @@ Key = tuple[PeerId, str]
 Entry = tuple[PeerId, str, int, int, int]
 """Subject, skill, step, right, wrong: what one claim added."""
 
-_NOTHING = [0, 0]
+_NOTHING = (0, 0)
 
 
 class Ledger:
@@ -126,7 +134,7 @@ class Ledger:
         self._cells: dict[Key, Cell] = {}
         self._logs: dict[PeerId, dict[int, list[Entry]]] = {}
         self._skills: dict[PeerId, dict[str, None]] = {}
-        self._mentions: dict[PeerId, dict[tuple[PeerId, int], list[int]]] = {}
+        self._mentions: dict[PeerId, dict[tuple[PeerId, int], bytes]] = {}
         self._changes = 0
         self.frozen: dict[PeerId, int] = {}
         """Issuers that signed two histories, and the epoch from which nothing of theirs stands."""
@@ -157,9 +165,11 @@ class Ledger:
         """Every skill that something is known of for a subject, sorted."""
         return tuple(sorted(self._skills.get(subject, ())))
 
-    def mentions(self, subject: PeerId) -> dict[tuple[PeerId, int], list[int]]:
-        """Where every claim about `subject` is: by issuer and epoch, their places in that log. Do not change it."""
-        return self._mentions.get(subject, {})
+    def mentions(self, subject: PeerId) -> Iterator[tuple[PeerId, int, list[int]]]:
+        """Where every claim about `subject` is: issuer and epoch, sorted, and the places in that log as they came."""
+        for (issuer, epoch), packed in sorted(self._mentions.get(subject, {}).items()):
+            places = range(0, len(packed), _PLACE_BYTES)
+            yield issuer, epoch, [int.from_bytes(packed[at : at + _PLACE_BYTES], "big") for at in places]
 
     def kin(self, subject: PeerId, skill: str, most: int) -> list[str]:
         """The subject's other skills of the same family, at most so many, those with most evidence first."""
@@ -178,11 +188,7 @@ class Ledger:
         mentions = self._mentions.get(subject)
         if mentions is None:
             mentions = self._mentions[subject] = {}
-        seqs = mentions.get(log_key)
-        if seqs is None:
-            mentions[log_key] = [claim.seq]
-        else:
-            seqs.append(claim.seq)
+        mentions[log_key] = mentions.get(log_key, b"") + claim.seq.to_bytes(_PLACE_BYTES, "big")
         if trials is None:
             return
         skill, right, wrong = trials
@@ -228,22 +234,17 @@ def _move(cell: Cell, step: int, issuer: PeerId, right: int, wrong: int) -> None
     if at is None:
         at = cell.steps[step] = {}
         insort(cell.order, step)
-    sums = at.get(issuer)
-    if sums is None:
-        at[issuer] = [right, wrong]
+    _add_to(at, issuer, right, wrong)
+    if not at:
+        del cell.steps[step]
+        del cell.order[bisect_left(cell.order, step)]
+    _add_to(cell.totals, issuer, right, wrong)
+
+
+def _add_to(sums: dict[PeerId, Sums], issuer: PeerId, right: int, wrong: int) -> None:
+    before = sums.get(issuer, _NOTHING)
+    now = before[0] + right, before[1] + wrong
+    if now == _NOTHING:
+        del sums[issuer]
     else:
-        sums[0] += right
-        sums[1] += wrong
-        if sums == _NOTHING:
-            del at[issuer]
-            if not at:
-                del cell.steps[step]
-                del cell.order[bisect_left(cell.order, step)]
-    totals = cell.totals.get(issuer)
-    if totals is None:
-        cell.totals[issuer] = [right, wrong]
-    else:
-        totals[0] += right
-        totals[1] += wrong
-        if totals == _NOTHING:
-            del cell.totals[issuer]
+        sums[issuer] = now

@@ -61,9 +61,9 @@ def explain(replica: Replica, scores: Scores, subject: PeerId, skill: str | None
 
 def _about(replica: Replica, scores: Scores, subject: PeerId) -> list[SignedClaim]:
     """The newest claims about `subject` by their own time, as far as they are read."""
-    mentions = scores.ledger.mentions(subject)
+    mentions = list(scores.ledger.mentions(subject))
     each = max(1, MAX_READ // max(1, len(mentions)))
-    places = [(issuer, epoch, seq) for (issuer, epoch), seqs in sorted(mentions.items()) for seq in seqs[-each:]]
+    places = [(issuer, epoch, seq) for issuer, epoch, seqs in mentions for seq in seqs[-each:]]
     entries = [read_claim(raw) for issuer, epoch, seq in places[:MAX_READ] for raw in replica.raws(issuer, epoch, seq, 1)]
     return sorted(entries, key=lambda entry: (-entry.claim.time, entry.claim.issuer, entry.claim.epoch, entry.claim.seq))
 

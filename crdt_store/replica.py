@@ -13,7 +13,7 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from crdt_store.claims import NO_HASH, SignedClaim, open_claim, read_claim
+from crdt_store.claims import NO_HASH, SignedClaim, read_claim, verify_claim
 from crdt_store.forks import Fork, ForkProof, fork_of, open_proof
 from crdt_store.heads import IssuerHeads, LogHead, LogRow, fork_id, fork_row, issuer_digest, log_id, log_row, replica_digest
 from crdt_store.outcomes import Dropped, Duplicate, Forked, Gap, Ignored, Inserted, Outcome
@@ -40,7 +40,7 @@ class _Log:
         return Hash(bytes(self.hashes[HASH_BYTES * seq : HASH_BYTES * (seq + 1)]))
 
     def tip(self) -> Hash:
-        return self.hash(len(self.raws) - 1) if self.raws else NO_HASH
+        return Hash(bytes(self.hashes[-HASH_BYTES:])) if self.raws else NO_HASH
 
     def head(self, epoch: int) -> LogHead:
         return LogHead(epoch, len(self.raws), self.tip())
@@ -102,7 +102,7 @@ class Replica:
         known = self.foresee(entry)
         if known is not None:
             return known
-        return self.insert_opened(entry if trusted else open_claim(raw))
+        return self.insert_opened(entry if trusted else verify_claim(entry))
 
     def foresee(self, entry: SignedClaim) -> Duplicate | Ignored | None:
         """What becomes of a claim whatever its signature is: checking that costs ten times more than all the rest."""
@@ -112,31 +112,34 @@ class Replica:
         log = state.logs.get(claim.epoch, _NO_LOG)
         if claim.seq < len(log.raws):
             return Duplicate() if log.hash(claim.seq) == entry.hash else None
-        if state.fork is not None and claim.epoch >= state.fork.epoch:
-            return Ignored("frozen")
-        if claim.epoch in _beyond_quota(state, claim.epoch, self._bounds):
-            return Ignored("retired")
+        if _closed(state, claim.epoch, self._bounds):
+            frozen = state.fork is not None and claim.epoch >= state.fork.epoch
+            return Ignored("frozen" if frozen else "retired")
         fits = claim.seq > len(log.raws) or claim.previous == log.tip()  # what does not fit proves a fork, and needs no room
         return Ignored("full") if fits and not self.room.has(issuer, len(entry.raw)) else None
 
     def insert_opened(self, entry: SignedClaim) -> Outcome:
         """Add one claim whose signature was checked."""
-        known = self.foresee(entry)
-        if known is not None:
-            return known
         claim = entry.claim
         issuer = PeerId(claim.issuer)
-        log = self._issuers.get(issuer, _NOBODY).logs.get(claim.epoch, _NO_LOG)
-        if claim.seq < len(log.raws):
-            return self._freeze(fork_of(self._entry(log.raws[claim.seq]), entry))
-        if claim.seq > len(log.raws):
-            return Gap(issuer, claim.epoch, len(log.raws))
-        if claim.previous != log.tip():
-            return self._freeze(fork_of(self._entry(log.raws[-1]), entry))
+        state = self._issuers.get(issuer, _NOBODY)
+        log = state.logs.get(claim.epoch, _NO_LOG)
+        length = len(log.raws)
+        if claim.seq != length or claim.previous != log.tip():
+            return self.foresee(entry) or self._out_of_place(issuer, log, entry)
+        if _closed(state, claim.epoch, self._bounds):
+            return self.foresee(entry) or Ignored("retired")
         self._making_room = []
         if not self.room.take(issuer, len(entry.raw)):
             return Ignored("full")
         return self._append(issuer, entry)
+
+    def _out_of_place(self, issuer: PeerId, log: _Log, entry: SignedClaim) -> Outcome:
+        """What a claim does that is not the next one of its log: it waits, or proves a fork."""
+        seq = entry.claim.seq
+        if seq > len(log.raws):
+            return Gap(issuer, entry.claim.epoch, len(log.raws))
+        return self._freeze(fork_of(self._entry(log.raws[min(seq, len(log.raws) - 1)]), entry))
 
     def insert_proof(self, proof: ForkProof, trusted: bool = False) -> Outcome:
         """Add one fork proof; raises RemoteError for bytes that prove nothing. `trusted` as in `insert`."""
@@ -235,9 +238,7 @@ class Replica:
     def wants(self, issuer: PeerId, epoch: int) -> bool:
         """Whether more claims of this log would be kept."""
         state = self._issuers.get(issuer, _NOBODY)
-        if state.fork is not None and epoch >= state.fork.epoch:
-            return False
-        return epoch not in _beyond_quota(state, epoch, self._bounds) and self.room.has(issuer, MAX_CLAIM_BYTES)
+        return not _closed(state, epoch, self._bounds) and self.room.has(issuer, MAX_CLAIM_BYTES)
 
     def raws(self, issuer: PeerId, epoch: int, start: int, count: int) -> tuple[bytes, ...]:
         """At most `count` encoded claims of one log from `start` on."""
@@ -281,8 +282,11 @@ class Replica:
         self._bytes += len(entry.raw)
         self._count += 1
         self._changed(state, log.id)
-        dropped = [*self._making_room, *(self._cut(issuer, state, old) for old in _beyond_quota(state, None, self._bounds))]
-        inserted = Inserted(entry, tuple(dropped))
+        retired = _beyond_quota(state, None, self._bounds)
+        dropped: tuple[Dropped, ...] = ()
+        if retired or self._making_room:
+            dropped = (*self._making_room, *(self._cut(issuer, state, old) for old in retired))
+        inserted = Inserted(entry, dropped)
         if self._observe is not None:
             self._observe(inserted)
         return inserted
@@ -342,6 +346,13 @@ class Replica:
             held = state.logs.get(epoch)
             row = None if held is None else log_row(log, held.head(epoch))
         return 0 if row is None else int.from_bytes(row.pack(), "big")
+
+
+def _closed(state: _Issuer, epoch: int, bounds: Bounds) -> bool:
+    """Whether nothing more of this log is taken: its issuer is frozen from there on, or newer logs fill the quota."""
+    if state.fork is not None and epoch >= state.fork.epoch:
+        return True
+    return epoch in _beyond_quota(state, epoch, bounds)
 
 
 def _beyond_quota(state: _Issuer, wanted: int | None, bounds: Bounds) -> tuple[int, ...]:

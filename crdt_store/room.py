@@ -87,17 +87,24 @@ class Room:
 
     def take(self, issuer: PeerId, size: int) -> bool:
         """Count `size` more bytes of `issuer`; False where there is no room for them."""
-        if not self.has(issuer, size):
-            return False
+        used = self._used.get(issuer)
         if issuer != self._owner:
-            while self._lack(issuer, size) > 0:
-                most = max((name for name in self._used if name not in self._vouched), key=self._borrowed)
-                if self._shrink(most) <= 0:
-                    return False
-            if issuer not in self._used and issuer not in self._vouched:
+            if (used is None or self._lack(issuer, size) > 0) and not self._make(issuer, size):
+                return False
+            if used is None and issuer not in self._vouched:
                 self._strangers += 1
             self._lent += self._lending(issuer, size)
-        self._used[issuer] = self._used.get(issuer, 0) + size
+        self._used[issuer] = (used or 0) + size
+        return True
+
+    def _make(self, issuer: PeerId, size: int) -> bool:
+        """Room for a new issuer, or for more than there is: strangers who borrowed give it back, where there are such."""
+        if not self.has(issuer, size):
+            return False
+        while self._lack(issuer, size) > 0:
+            most = max((name for name in self._used if name not in self._vouched), key=self._borrowed)
+            if self._shrink(most) <= 0:
+                return False
         return True
 
     def release(self, issuer: PeerId, size: int) -> None:
@@ -113,14 +120,15 @@ class Room:
         return 0 if issuer == self._owner else max(0, self._used.get(issuer, 0) - self._guaranteed(issuer))
 
     def _lending(self, issuer: PeerId, size: int) -> int:
-        return max(0, self._used.get(issuer, 0) + size - self._guaranteed(issuer)) - self._borrowed(issuer)
+        over = self._used.get(issuer, 0) - self._guarantees[issuer in self._vouched]
+        return max(0, over + size) - max(0, over)
 
     def _lack(self, issuer: PeerId, size: int) -> int:
         used = self._used.get(issuer, 0)
-        guaranteed = self._guaranteed(issuer)
+        guaranteed = self._guarantees[issuer in self._vouched]
         if used + size <= guaranteed:
             return 0
-        return self._lent + used + size - max(used, guaranteed) - self._lendable
+        return self._lent + size + (0 if used > guaranteed else used - guaranteed) - self._lendable
 
     def _lent_to_strangers(self, enough: int) -> bool:
         found = 0

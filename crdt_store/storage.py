@@ -13,8 +13,8 @@ from typing import Self
 
 from crdt_store.audit import Row, checksum
 from crdt_store.claims import SignedClaim
-from crdt_store.forks import ForkProof
-from crdt_store.outcomes import Forked
+from crdt_store.forks import Fork, ForkProof
+from crdt_store.outcomes import Forked, Inserted
 from crdt_store.own_log import next_epoch
 from crdt_store.store import Change, StorageError, Stored
 from protocol.wire.ids import PeerId
@@ -25,6 +25,9 @@ APPLICATION_ID = 0x73776D64
 
 _LOG_PAGES = 128
 """The write-ahead log is folded into the file at 512 KiB, so that a small disk is not filled by it."""
+
+_TOGETHER = 64
+"""Rows in one statement."""
 
 _SCHEMA = (
     "CREATE TABLE epochs (issuer TEXT PRIMARY KEY, epoch INTEGER NOT NULL) WITHOUT ROWID",
@@ -146,20 +149,38 @@ class ClaimStorage:
 
     def add_foreign(self, changes: Sequence[Change]) -> None:
         with self._transaction(durable=False):
+            rows: list[tuple[str, int, int, bytes, bytes]] = []  # of claims that drop nothing: most of them, written at once
             for change in changes:
+                if isinstance(change, Inserted) and not change.dropped:
+                    rows.append(_row(change.entry))
+                    continue
+                self._insert_foreign(rows)
+                rows = []
                 if isinstance(change, Forked):
-                    fork, proof = change.fork, change.fork.proof
-                    self._db.execute("DELETE FROM claims WHERE issuer = ? AND epoch >= ? AND own = 0", (fork.issuer, fork.epoch))
-                    self._db.execute(
-                        "INSERT OR REPLACE INTO forks VALUES (?, ?, ?, ?, ?)",
-                        (fork.issuer, fork.epoch, proof.first, proof.second, checksum(proof.first, proof.second)),
-                    )
+                    self._freeze(change.fork)
                 else:
-                    self._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, 0, ?, ?)", _row(change.entry))
-                    for gone in change.dropped:
-                        self._db.execute(
-                            "DELETE FROM claims WHERE issuer = ? AND epoch = ? AND own = 0", (gone.issuer, gone.epoch)
-                        )
+                    self._insert_foreign([_row(change.entry)])
+                    self._db.executemany(
+                        "DELETE FROM claims WHERE issuer = ? AND epoch = ? AND own = 0",
+                        [(gone.issuer, gone.epoch) for gone in change.dropped],
+                    )
+            self._insert_foreign(rows)
+
+    def _insert_foreign(self, rows: Sequence[tuple[str, int, int, bytes, bytes]]) -> None:
+        # Many rows a statement: sqlite3 lets go of the interpreter's lock once for each, and waits to have it back.
+        for start in range(0, len(rows), _TOGETHER):
+            some = rows[start : start + _TOGETHER]
+            places = ", ".join(["(?, ?, ?, 0, ?, ?)"] * len(some))
+            columns = [column for row in some for column in row]
+            self._db.execute(f"INSERT OR REPLACE INTO claims VALUES {places}", columns)  # noqa: S608 - question marks alone
+
+    def _freeze(self, fork: Fork) -> None:
+        proof = fork.proof
+        self._db.execute("DELETE FROM claims WHERE issuer = ? AND epoch >= ? AND own = 0", (fork.issuer, fork.epoch))
+        self._db.execute(
+            "INSERT OR REPLACE INTO forks VALUES (?, ?, ?, ?, ?)",
+            (fork.issuer, fork.epoch, proof.first, proof.second, checksum(proof.first, proof.second)),
+        )
 
     def integrity(self) -> str:
         """What SQLite's own check of every page says: "ok", or the first fault."""

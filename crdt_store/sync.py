@@ -224,6 +224,7 @@ class Sync:
         if exchange.received_claims > MAX_RANGE_CLAIMS or exchange.received_bytes > MAX_RANGE_BYTES:
             return self._fault(peer, exchange, malformed("more claims than one answer may hold"), now, end=True)
         replica = self._target.replica
+        id_of = _Ids()
         claims: list[SignedClaim] = []
         proofs: list[ForkProof] = []
         try:
@@ -239,7 +240,7 @@ class Sync:
                 if known is None:
                     claims.append(entry)
                 else:
-                    self._came(exchange, log_id(PeerId(entry.claim.issuer), entry.claim.epoch), isinstance(known, Ignored))
+                    self._came(exchange, id_of(entry), isinstance(known, Ignored))
         except RemoteError as error:
             return self._fault(peer, exchange, error, now)
         if not claims and not proofs:
@@ -261,7 +262,7 @@ class Sync:
         outcomes += [self._target.insert_fork(fork) for fork in proven]
         if exchange.phase is not Phase.RANGES:
             return []
-        ids = [log_id(PeerId(entry.claim.issuer), entry.claim.epoch) for entry in opened] + [fork_id(f.issuer) for f in proven]
+        ids = [*map(_Ids(), opened), *(fork_id(fork.issuer) for fork in proven)]
         if proven:
             self._came(exchange, _PROVEN, True)
         for log, outcome in zip(ids, outcomes, strict=True):
@@ -368,3 +369,14 @@ class Sync:
         exchange.received_bytes = exchange.received_claims = 0
         exchange.cells, exchange.rows, exchange.differing = [], [], []
         exchange.wants, exchange.before, exchange.useless = {}, {}, {}
+
+
+class _Ids(dict[tuple[str, int], bytes]):
+    """The ids of the few logs that one chunk holds claims of."""
+
+    def __call__(self, entry: SignedClaim) -> bytes:
+        return self[entry.claim.issuer, entry.claim.epoch]
+
+    def __missing__(self, place: tuple[str, int]) -> bytes:
+        found = self[place] = log_id(PeerId(place[0]), place[1])
+        return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import isqrt
 from typing import NamedTuple
 
-from crdt_store.evidence import MILLI, TOLERANCE_MILLI, Cell, deviation
+from crdt_store.evidence import MILLI, TOLERANCE_MILLI, Cell, Sums, deviation
 from crdt_store.witnesses import STRANGER_MILLI
 from protocol.wire.ids import PeerId
 
@@ -130,7 +130,7 @@ def _gather(cell: Cell, bench: Bench, now: int, full: int, without: Collection[P
     return said + _gather_strangers(cell, bench, now, full, without)
 
 
-def _fill(known: Mapping[PeerId, Witnessed], sums_of: Mapping[PeerId, list[int]], step: int, decay: int, room: int) -> int:
+def _fill(known: Mapping[PeerId, Witnessed], sums_of: Mapping[PeerId, Sums], step: int, decay: int, room: int) -> int:
     """Take one step's evidence of own and known; where there is less room than that, the same part of all. The mass taken."""
     drawn = []
     mass = 0
@@ -190,7 +190,7 @@ def _worth(one: Witnessed, mass: int) -> int:
     return mass * one.weight // (OWN_WORTH * MILLI)
 
 
-def _take(one: Witnessed, step: int, sums: Sequence[int], share: int) -> None:
+def _take(one: Witnessed, step: int, sums: Sums, share: int) -> None:
     one.right += sums[0] * share
     one.wrong += sums[1] * share
     one.mass = one.right + one.wrong

@@ -4,7 +4,7 @@ No issuer is believed because others believe it, so a ring that vouches for itse
 what we saw, and who described it as we saw it. Pure and incremental.
 """
 
-from crdt_store.evidence import MILLI, TOLERANCE_MILLI, Ledger, deviation
+from crdt_store.evidence import MILLI, TOLERANCE_MILLI, Ledger, Sums, deviation
 from protocol.wire.ids import PeerId
 
 STRANGER_MILLI = 50
@@ -95,10 +95,10 @@ class Witnesses:
             self.total += weight * (weight > STRANGER_MILLI) - before * (before > STRANGER_MILLI)
 
 
-def _term(own: list[int] | None, other: list[int] | None) -> tuple[int, int]:
+def _term(own: Sums | None, other: Sums | None) -> tuple[int, int]:
     """Shared trials of one subject and skill, and their excess of difference: (trials, trials times milli)."""
     if own is None or other is None:
         return 0, 0
-    gap, sigma = deviation((own[0], own[1]), (other[0], other[1]))
+    gap, sigma = deviation(own, other)
     trials = min(sum(own), sum(other), FAMILIAR_TRIALS)
     return trials, trials * max(0, gap - 2 * sigma - TOLERANCE_MILLI)

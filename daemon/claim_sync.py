@@ -1,7 +1,6 @@
 """Carries out what `crdt_store.sync` decides: calls to peers, answers to them, gossip, and work that must not hold up the loop.
 
-Signatures are checked and disks written in another thread. SQLite lets go of the interpreter's lock; `cryptography` keeps it
-while it checks one Ed25519 signature (0.15 ms), so that a thread bounds how late the loop is, and makes nothing faster.
+Signatures are checked as `signature_check` says, while the next chunk of the same answer is sorted out; a thread writes to disk.
 """
 
 from collections import Counter, deque
@@ -17,6 +16,7 @@ from crdt_store.forks import ForkProof
 from crdt_store.store import ClaimStore
 from daemon.admission import PeerSlots
 from daemon.calls import Calls, InboundCall
+from daemon.signature_check import COMMAND, SignatureChecker, Turns
 from daemon.transport.interface import Transport, TransportError
 from protocol.wire.codec import decode, encode
 from protocol.wire.errors import Code, RemoteError
@@ -34,6 +34,9 @@ MAX_SERVED = 4
 
 _ANNOUNCE_SECONDS = 0.2
 """Claims of one round are announced together: gossip is for news, not for each line of it."""
+
+_SAVE_SECONDS = 0.1
+"""Copies of others' claims wait this long for more: a transaction costs as much as fifty of them, and peers give them again."""
 
 _MAX_PROOFS = 256
 """Fork proofs that wait to be announced; what is beyond reaches others as they sync."""
@@ -64,8 +67,8 @@ class ClaimSync:
         self._proofs: deque[ForkProof] = deque(maxlen=_MAX_PROOFS)
         self._served = PeerSlots(MAX_SERVED)
         self._calling: dict[PeerId, trio.CancelScope] = {}
-        self._checking = trio.Lock()
-        """One thread checks, a chunk at a time and peers in turn: what the first one brings, the next one's chunk need not."""
+        self._turns = Turns()
+        self.checker = SignatureChecker(aside, COMMAND if aside is in_thread else ())  # simulations have no processes
         self.storing = trio.Lock()
         """Held while the storage is written."""
         self.faults: Counter[str] = Counter()
@@ -84,6 +87,7 @@ class ClaimSync:
                 await self._transport.subscribe(sync_messages.TOPIC, self._on_gossip)
                 nursery.start_soon(self._announce_news)
                 nursery.start_soon(self._save)
+                nursery.start_soon(self.checker.run)
                 task_status.started()
                 while True:
                     await trio.sleep(sync.SYNC_EVERY * self._rng.uniform(0.8, 1.2))
@@ -96,6 +100,10 @@ class ClaimSync:
     def begin(self, peer: PeerId) -> None:
         """Compare with `peer` now, as after meeting it."""
         self._handle(sync_events.Begin(peer))
+
+    def busy(self, peer: PeerId) -> bool:
+        """Whether an exchange with `peer` is under way."""
+        return self._sync.busy(peer)
 
     def shunned(self, peer: PeerId) -> bool:
         """Whether `peer` lied so often that it is not asked now."""
@@ -183,34 +191,48 @@ class ClaimSync:
 
     async def _ask_range(self, peer: PeerId, request: sync_messages.RangeRequest) -> sync_events.Event:
         scope = self._calling[peer]
+        latest = None  # set once the latest chunk, and so every earlier one, is taken in
         async with self._calls.stream(peer, sync_messages.RANGE_METHOD, encode(request), timeout=_CALL_SECONDS) as chunks:
             async for raw in chunks:
-                await self._take(sync_events.ChunkArrived(peer, decode(sync_messages.RangeChunk, raw)))
+                latest = await self._take(sync_events.ChunkArrived(peer, decode(sync_messages.RangeChunk, raw)), latest)
                 if scope.cancel_called:
                     break  # that chunk was the last that this peer may give
+        if latest is not None:
+            await latest.wait()
         return sync_events.RangeEnded(peer)
 
-    async def _take(self, arrived: sync_events.ChunkArrived) -> None:
-        """One chunk: sorted out, its signatures checked aside, taken in."""
-        async with self._checking:
-            for effect in self._sync.handle(arrived, trio.current_time()):
-                if isinstance(effect, sync_events.Verify):
-                    verify = effect
+    async def _take(self, arrived: sync_events.ChunkArrived, before: trio.Event | None) -> trio.Event | None:
+        """One chunk: sorted out, then its signatures checked aside and what is good taken in, behind the chunk `before` it."""
+        await self._turns.take(arrived.peer)
+        for effect in self._sync.handle(arrived, trio.current_time()):
+            if isinstance(effect, sync_events.Verify):
+                if effect.at > trio.current_time():  # over its allowance: others go first
+                    self._turns.give()
+                    await trio.sleep_until(effect.at)
+                    await self._turns.take(arrived.peer)
+                done = trio.Event()
+                if self._nursery is None:
                     break
-                self._carry_out(effect)
-            else:
-                await trio.lowlevel.checkpoint()
-                return
-            if verify.at <= trio.current_time():
-                self._handle(await self._aside(lambda: sync_events.check(verify)))
-                return
-        await trio.sleep_until(verify.at)  # over its allowance: others go first
-        async with self._checking:
-            self._handle(await self._aside(lambda: sync_events.check(verify)))
+                self._nursery.start_soon(self._check, effect, before, done)
+                return done
+            self._carry_out(effect)
+        self._turns.give()
+        return before
+
+    async def _check(self, verify: sync_events.Verify, before: trio.Event | None, done: trio.Event) -> None:
+        try:
+            verified = await self.checker.check(verify)
+            if before is not None:
+                await before.wait()
+            self._handle(verified)
+        finally:
+            self._turns.give()
+            done.set()
 
     async def _save(self) -> None:
         while True:
             await self._unsaved.wait()
+            await trio.sleep(_SAVE_SECONDS)
             self._unsaved = trio.Event()
             async with self.storing:
                 await self._aside(self._store.save)

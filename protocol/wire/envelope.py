@@ -1,5 +1,7 @@
 """Signed statements: who said exactly these bytes, in which domain. Signs and hashes bytes as received, never a re-encoding."""
 
+import hashlib
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -8,9 +10,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from protocol.wire.codec import Message, decode, encode
 from protocol.wire.errors import Code, RemoteError
-from protocol.wire.ids import Hash, PeerId, PeerIdField, peer_id_of, public_key_of, sha256
+from protocol.wire.ids import Hash, PeerId, PeerIdField, framed, peer_id_of, public_key_of
 from protocol.wire.limits import MAX_FRAME_BYTES
-from protocol.wire.signature import verify
+from protocol.wire.signature import SignatureJob, verify
 
 _TAG = b"swarmd/1/"
 
@@ -51,13 +53,30 @@ def open_envelope(domain: str, raw: bytes, limit: int = MAX_FRAME_BYTES) -> Open
 
 def require_signature(domain: str, envelope: Envelope) -> None:
     """Raises RemoteError(malformed | bad_signature) unless the signer signed this payload for `domain`."""
-    if not verify(public_key_of(envelope.signer), envelope.signature, _signed_bytes(domain, envelope.payload)):
-        raise RemoteError(Code.BAD_SIGNATURE, "a signature does not fit its signer and domain")
+    job = signature_job(domain, envelope)
+    if not verify(job.key, job.signature, job.message):
+        raise bad_signature()
+
+
+def signature_job(domain: str, envelope: Envelope) -> SignatureJob:
+    """What `signature.verify` is to judge; raises RemoteError(malformed) for a signer that is no key."""
+    return SignatureJob(public_key_of(envelope.signer), envelope.signature, _signed_bytes(domain, envelope.payload))
+
+
+def bad_signature() -> RemoteError:
+    """The error of an envelope that `verify` judged False."""
+    return RemoteError(Code.BAD_SIGNATURE, "a signature does not fit its signer and domain")
 
 
 def statement_hash(domain: str, signer: PeerId, payload: bytes) -> Hash:
     """The address of a statement: independent of the signature's bytes, so one statement has one address."""
-    return sha256(_TAG + domain.encode(), signer.encode(), payload)
+    return Hash(hashlib.sha256(_address_of(domain, signer) + framed(payload)).digest())
+
+
+@lru_cache(maxsize=4096)  # the same few peers sign nearly everything
+def _address_of(domain: str, signer: PeerId) -> bytes:
+    """What `sha256` of domain, signer and payload begins with."""
+    return framed(_TAG + domain.encode()) + framed(signer.encode())
 
 
 def _signed_bytes(domain: str, payload: bytes) -> bytes:

@@ -68,4 +68,9 @@ def is_model_name(text: str) -> bool:
 
 def sha256(*parts: bytes) -> Hash:
     """SHA-256 over the parts, each preceded by its length (8 bytes, big endian), so that boundaries cannot move."""
-    return Hash(hashlib.sha256(b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "big"), part)])).digest())
+    return Hash(hashlib.sha256(b"".join(map(framed, parts))).digest())
+
+
+def framed(part: bytes) -> bytes:
+    """A part as `sha256` takes it in: behind its length."""
+    return len(part).to_bytes(8, "big") + part
