@@ -20,8 +20,8 @@ Every setting can also be a variable (`engine.model` is `SWARMD_ENGINE_MODEL`; l
 (`swarmd start --set engine.threads=2`). Keys and tokens stand in files of their own, never here.
 
 `--mesh NAME` (or `SWARMD_MESH`) means the daemon of that name, for a box that is in several meshes: its data folder is
-`~/.local/share/swarmd/meshes/NAME`, its file `~/.config/swarmd/meshes/NAME.toml` and not the usual one, it listens on a port between
-20000 and 29999 that follows from the name, and its OpenAI endpoint takes a free port.
+`~/.local/share/swarmd/meshes/NAME`, its file `~/.config/swarmd/meshes/NAME.toml` and not the usual one, it listens on a port from
+20000 to 29999 that follows from the name, and its OpenAI endpoint takes a free port.
 
 ```toml
 join = ["/ip4/192.0.2.7/tcp/4711/p2p/12D3KooW..."]
