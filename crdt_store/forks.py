@@ -8,7 +8,7 @@ import msgspec
 from crdt_store.claims import SignedClaim, open_claim
 from protocol.wire.codec import Message
 from protocol.wire.errors import RemoteError, malformed
-from protocol.wire.ids import PeerId
+from protocol.wire.ids import Hash, PeerId, sha256
 from protocol.wire.limits import MAX_CLAIM_BYTES
 
 RawClaim = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_CLAIM_BYTES)]
@@ -49,6 +49,11 @@ def fork_of(first: SignedClaim, second: SignedClaim) -> Fork:
     if not contradict(first, second):
         raise malformed("two claims that fit one log prove no fork")
     return Fork(PeerId(first.claim.issuer), first.claim.epoch, first.claim.seq, ForkProof(first.raw, second.raw))
+
+
+def proof_hash(proof: ForkProof) -> Hash:
+    """The address of a proof, for a claim that speaks of it. One fork may have many proofs."""
+    return sha256(b"swarmd/1/fork", proof.first, proof.second)
 
 
 def open_proof(proof: ForkProof) -> Fork:

@@ -87,6 +87,7 @@ class ClaimStore:
         self._key = key
         self._unsaved: list[Change] = []
         self._new_forks: list[Fork] = []
+        self._proved_forks: list[Fork] = []
         self.damaged = self._load()
         """Claims and proofs that were on disk and could not be read; peers give them again."""
         self._own = OwnLog(self.me, storage.open_epoch(self.me, 0, now_ms))
@@ -147,7 +148,7 @@ class ClaimStore:
         outcomes: list[Outcome | RemoteError] = []
         for raw in raws:
             try:
-                outcomes.append(self._note(self.replica.insert(raw)))
+                outcomes.append(self._found(self.replica.insert(raw)))
             except RemoteError as error:
                 outcomes.append(error)
         self.save()
@@ -155,7 +156,7 @@ class ClaimStore:
 
     def insert_opened(self, opened: Sequence[SignedClaim]) -> list[Outcome]:
         """Add claims whose signatures were checked, in order; one outcome each. `save` writes them."""
-        return [self._note(self.replica.insert_opened(entry)) for entry in opened]
+        return [self._found(self.replica.insert_opened(entry)) for entry in opened]
 
     def insert_proof(self, proof: ForkProof) -> Outcome:
         """Add a fork proof from a peer and save it; raises RemoteError for bytes that prove nothing."""
@@ -200,6 +201,16 @@ class ClaimStore:
             self._unsaved.append(outcome)
             self._new_forks.append(outcome.fork)
         return outcome
+
+    def _found(self, outcome: Outcome) -> Outcome:
+        if isinstance(outcome, Forked):
+            self._proved_forks.append(outcome.fork)
+        return self._note(outcome)
+
+    def take_proved_forks(self) -> list[Fork]:
+        """Forks that two claims given here proved since the last call, where no proof was given: they are our own observation."""
+        taken, self._proved_forks = self._proved_forks, []
+        return taken
 
     def take_new_forks(self) -> list[Fork]:
         """Forks that were proved here since the last call: everybody should hear of them."""

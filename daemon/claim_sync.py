@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from crdt_store import sync, sync_events, sync_messages
-from crdt_store.forks import ForkProof
+from crdt_store.forks import Fork, ForkProof
 from crdt_store.store import ClaimStore
 from daemon.admission import PeerSlots
 from daemon.calls import Calls, InboundCall
@@ -72,6 +72,8 @@ class ClaimSync:
         self.storing = trio.Lock()
         """Held while the storage is written."""
         self.faults: Counter[str] = Counter()
+        self.proved: Callable[[Fork], None] = lambda _: None
+        """Told of forks that claims given to us proved, where nobody gave the proof."""
 
     async def run(
         self,
@@ -146,6 +148,8 @@ class ClaimSync:
         if learned and not isinstance(event, sync_events.Announced):  # what came by gossip has reached everybody
             self._proofs.extend(fork.proof for fork in learned)
             self._news.set()
+        for fork in self._store.take_proved_forks():
+            self.proved(fork)
         if self._store.unsaved:
             self._unsaved.set()
         return not any(isinstance(effect, sync_events.Fault) for effect in effects)

@@ -8,6 +8,8 @@ from typing import Any
 import structlog
 import trio
 
+from crdt_store.claims import Kind
+from crdt_store.forks import Fork, proof_hash
 from crdt_store.own_log import OwnLogFrozen, Statement
 from crdt_store.scores import Score, Tally
 from crdt_store.store import ClaimStore, StorageError
@@ -21,6 +23,9 @@ log = structlog.get_logger("swarmd.reputation")
 
 MAX_WAITING = 10_000
 """Observations that wait for the disk."""
+
+FORKS_AN_HOUR = 10
+"""Claims of forks that we proved: who makes keys by the thousand to fork them shall not fill our quota. Proofs have no limit."""
 
 MAX_TOGETHER = 64
 """Claims in one transaction: signing them holds the loop for 5 ms."""
@@ -42,6 +47,8 @@ class Reputation:
         self._unix_ms = unix_ms
         self._aside = aside
         self.sync = ClaimSync(store, calls, transport, rng, aside)
+        self.sync.proved = self._say_forked
+        self._accused: deque[tuple[float, PeerId]] = deque(maxlen=FORKS_AN_HOUR)
         self._waiting: deque[Statement] = deque()
         self._given = trio.Event()
 
@@ -76,6 +83,15 @@ class Reputation:
             log.error("claims are lost: the disk does not keep up", lost=len(statements) - room)
         self._waiting.extend(statements[:room])
         self._given.set()
+
+    def _say_forked(self, fork: Fork) -> None:
+        """Claim what we proved ourselves. The proof is what freezes; the claim says who found it, and `why` shows it."""
+        now = trio.current_time()
+        known = any(issuer == fork.issuer for _, issuer in self._accused)
+        full = len(self._accused) == FORKS_AN_HOUR and now - self._accused[0][0] < 3600
+        if not known and not full and fork.issuer != self._store.me:
+            self._accused.append((now, fork.issuer))
+            self.record([Statement(fork.issuer, Kind.FORK_PROVED, evidence=proof_hash(fork.proof))])
 
     async def _write(self) -> None:
         """One transaction, and one wait for the disk, for all that gathered. A full disk costs claims, not the daemon."""

@@ -4,13 +4,15 @@ import trio
 import trio.testing
 
 from crdt_store import sync_messages
-from crdt_store.claims import Kind
+from crdt_store.claims import NO_HASH, Claim, Kind, sign_claim
+from crdt_store.forks import proof_hash
 from crdt_store.heads import IssuerHeads, LogHead
 from crdt_store.own_log import Statement
 from crdt_store.sync import MAX_FAULTS
 from crdt_store.sync_messages import HEADS_METHOD, RANGE_METHOD, TOPIC, Announcement, HeadsRequest, Range, RangeRequest
 from daemon.calls import InboundCall
 from daemon.claim_sync import MAX_SERVED
+from daemon.reputation import FORKS_AN_HOUR
 from protocol.wire.codec import encode
 from protocol.wire.errors import Code
 from protocol.wire.ids import Hash
@@ -181,3 +183,37 @@ async def test_a_full_disk_costs_the_claim_and_not_the_daemon(swarm: Swarm, auto
     alice.store._storage.append_own = original  # type: ignore[method-assign]
     say(alice, bob)
     await until(lambda: len(bob.store.replica) == 1)
+
+
+async def _fork(author: Peer, *witnesses: Peer, epoch: int = 3 * 10**12) -> None:
+    """A claim of one place in two versions, one given to each of two witnesses; they then compare."""
+    for number, witness in enumerate(witnesses):
+        place = (author.id, epoch, 0, NO_HASH, witness.id, Kind.CALL_SERVED, "", number, NO_HASH, 0)
+        witness.store.insert_many([sign_claim(Claim(*place), author.store._key).raw])
+
+
+async def test_who_proves_a_fork_claims_it_and_who_hears_of_it_does_not(swarm: Swarm, autojump_clock: Clock) -> None:
+    forker, alice, bob, carol = await swarm(4)
+    await trio.sleep(1)
+    await _fork(forker, alice, bob)
+    alice.reputation.begin(bob.id)
+    await until(lambda: all(peer.store.replica.fork_of(forker.id) is not None for peer in (alice, bob, carol)), 10)
+    await until(lambda: len(digests(alice, bob, carol)) == 1, 60)
+    said = [entry.claim for entry in carol.store.replica.claims() if entry.claim.kind == Kind.FORK_PROVED]
+    assert {(claim.issuer, claim.subject) for claim in said} == {(alice.id, forker.id)}
+    fork = alice.store.replica.fork_of(forker.id)
+    assert fork is not None
+    assert said[0].evidence == proof_hash(fork.proof)
+
+
+async def test_forks_by_the_dozen_do_not_fill_our_log(swarm: Swarm, autojump_clock: Clock) -> None:
+    peers = await swarm(FORKS_AN_HOUR + 4)
+    alice, bob, *forkers = peers
+    await trio.sleep(1)
+    for forker in forkers:
+        await _fork(forker, alice, bob)
+    alice.reputation.begin(bob.id)
+    await until(lambda: len(alice.store.replica.forks()) == len(forkers), 30)
+    await trio.sleep(1)
+    said = [entry.claim for entry in alice.store.replica.claims(alice.id) if entry.claim.kind == Kind.FORK_PROVED]
+    assert len(said) == FORKS_AN_HOUR
