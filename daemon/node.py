@@ -6,6 +6,7 @@ import signal
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from random import SystemRandom
 from typing import Any
 
@@ -100,8 +101,7 @@ class Node:
         self._transport = Libp2pTransport(
             identity.key,
             transport_options(config, join),
-            lambda key, value: records.validate(key, value, _unix_ms()) and admits(PeerId(key.rpartition("/")[2])),
-            records.choose,
+            partial(records.open_for_store, admits=admits),
             gate=self._mesh.gate() if self._mesh is not None else None,
         )
         self._calls = Calls(self._transport)

@@ -14,7 +14,6 @@ from dht.table import Admission, Table, TableConfig
 from dht.upkeep import Upkeep, UpkeepConfig
 from protocol.wire.ids import PeerId
 
-K = 20
 HELD = 40
 """A record this close to us that so many peers, or fewer, stand closer: ours to hold."""
 
@@ -44,12 +43,12 @@ class Node:
     def lookup(self, name: bytes, config: LookupConfig, others: tuple[Contact, ...] = ()) -> tuple[Lookup, Begin]:
         """A lookup of `name` and its first event. `others` can be asked though they have no place in the table."""
         place = place_of(name)
-        starts = {contact.peer: contact for contact in self.table.closest(place, K)}
-        if len(starts) < K:
+        starts = {contact.peer: contact for contact in self.table.closest(place, config.width)}
+        if len(starts) < config.width:
             for contact in sorted(others, key=lambda c: c.place ^ place):
                 starts.setdefault(contact.peer, contact)
         bits = self.density.region_bits(config.region)
-        return Lookup(self.me.peer, place, bits, self._rng, config), Begin(tuple(starts.values())[:K])
+        return Lookup(self.me.peer, place, bits, self._rng, config), Begin(tuple(starts.values())[: config.width])
 
     def concluded(self, lookup: Lookup, done: Done) -> None:
         """A lookup ended: what it says of how many peers there are."""

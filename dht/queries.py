@@ -9,6 +9,9 @@ from dht.record_store import Opened, OpenRecord
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId
 
+K = 20
+"""Peers that hold a record: k of Kademlia."""
+
 GET = LookupConfig(answers=4)
 """A record is signed: four that hold it, on two paths, say which is the newest as well as twenty."""
 
@@ -17,13 +20,12 @@ FIND = LookupConfig(answers=8)
 
 STORE = LookupConfig()
 REFRESH = LookupConfig(paths=2, width=8, region=8)
+"""Enough to find a few peers in a bucket."""
 
 MAX_HOLDERS = 64
 """Peers that one record is stored with: twenty in peace; all of a region that somebody crowded, up to this."""
 
 MAX_PROVIDERS = 200
-
-K = 20
 
 
 class Values:
@@ -73,12 +75,12 @@ class Providers:
         return bool(named)
 
 
-def holders(done: Done) -> tuple[Contact, ...]:
-    """Who should hold what was looked up: the twenty nearest, and everybody in the region.
+def holders(done: Done, closest: int = K) -> tuple[Contact, ...]:
+    """Who should hold what was looked up: the `closest` nearest, and everybody in the region.
 
     Where that is too many: the nearest, and as many from all over the region, so that nobody next to the key is alone.
     """
-    listed = list(dict.fromkeys((*done.closest[:K], *done.region)))
+    listed = list(dict.fromkeys((*done.closest[:closest], *done.region)))
     if len(listed) <= MAX_HOLDERS:
         return tuple(listed)
     half = MAX_HOLDERS // 2

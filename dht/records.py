@@ -1,11 +1,11 @@
 """What may stand in the DHT under which key. Pure: the caller binds the time; the transport asks before it stores or returns."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dht.offers import SignedOffer, open_any_offer, open_offer, rank
 from dht.record_store import Opened
-from protocol.wire.errors import LocalError, RemoteError, malformed
+from protocol.wire.errors import Code, LocalError, RemoteError, malformed
 from protocol.wire.ids import PeerId, is_model_name, is_peer_id
 
 OFFER_PREFIX = "/swarmd/offer/"
@@ -59,9 +59,11 @@ def open_record(key: str, value: bytes, wall_ms: int) -> SignedOffer:
     return signed
 
 
-def open_for_store(key: str, value: bytes, wall_ms: int) -> Opened:
-    """As `open_record`, as a record store wants it (`record_store.OpenRecord`)."""
+def open_for_store(key: str, value: bytes, wall_ms: int, admits: Callable[[PeerId], bool] = lambda _: True) -> Opened:
+    """As `open_record`, as a record store wants it (`record_store.OpenRecord`); raises RemoteError for an issuer not admitted."""
     signed = open_record(key, value, wall_ms)
+    if not admits(PeerId(signed.offer.peer)):
+        raise RemoteError(Code.REFUSED, "a record's issuer is not of this mesh")
     return Opened(rank(signed), signed.offer.expires, PeerId(signed.offer.peer))
 
 

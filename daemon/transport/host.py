@@ -1,7 +1,7 @@
 """The libp2p implementation of `Transport`: one hardened host, its services, their life and bookkeeping. Decides no policy."""
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random, SystemRandom
 from typing import Any
@@ -25,8 +25,6 @@ from daemon.transport.interface import (
     PathKind,
     PathListener,
     PeerListener,
-    RecordChooser,
-    RecordValidator,
     Stream,
     StreamHandler,
     TransportError,
@@ -38,7 +36,9 @@ from daemon.transport.net_report import net_report
 from daemon.transport.options import TransportCounters, TransportOptions, parse_address
 from daemon.transport.relay import RelayOptions, RelayService
 from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream
+from dht.record_store import Opened, OpenRecord
 from protocol.wire.envelope import public_bytes
+from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import PeerId, is_peer_id, peer_id_of, short
 
 _PING = "/ipfs/ping/1.0.0"
@@ -55,12 +55,11 @@ class Libp2pTransport:
         self,
         key: Ed25519PrivateKey,
         options: TransportOptions | None = None,
-        validator: RecordValidator | None = None,
-        chooser: RecordChooser | None = None,
+        open_record: OpenRecord | None = None,
         rng: Random | None = None,
         gate: MeshGate | None = None,
     ) -> None:
-        """Raises ValueError where an option is malformed. `validator` and `chooser` rule DHT records (default: refuse).
+        """Raises ValueError where an option is malformed. `open_record` says which DHT records are valid (default: none).
 
         With a `gate` only members of that private mesh are spoken to.
         """
@@ -75,7 +74,7 @@ class Libp2pTransport:
         self._path_listeners: list[PathListener] = []
         self._gossip = Gossip(self._host, gate=gate)
         rng = rng or SystemRandom()
-        self._kademlia = Kademlia(self._host, validator or _refuse_record, chooser or _first_record, self.addresses, rng)
+        self._kademlia = Kademlia(self._host, open_record or _refuse_record, self.addresses, rng)
         relaying = RelayOptions(
             serve=self._options.serve_relay,
             max_reservations=self._options.relay_reservations,
@@ -287,16 +286,17 @@ class Libp2pTransport:
     def unprovide(self, key: str) -> None:
         self._kademlia.unprovide(key)
 
-    async def find_providers(self, key: str) -> Mapping[PeerId, tuple[str, ...]]:
-        return await self._kademlia.find_providers(key)
+    async def find_providers(
+        self, key: str, credible: Callable[[PeerId], bool] = lambda _: True
+    ) -> Mapping[PeerId, tuple[str, ...]]:
+        return await self._kademlia.find_providers(key, credible)
+
+    async def look_up(self, key: str) -> dict[str, Any]:
+        return await self._kademlia.look_up(key)
 
 
-def _refuse_record(_key: str, _value: bytes) -> bool:
-    return False
-
-
-def _first_record(_key: str, _values: Sequence[bytes]) -> int:
-    return 0
+def _refuse_record(_key: str, _value: bytes, _wall: int) -> Opened:
+    raise RemoteError(Code.REFUSED, "this peer keeps no records")
 
 
 def _library_id(peer: PeerId) -> ID:

@@ -92,12 +92,6 @@ PeerListener = Callable[[PeerId, bool], None]
 PathListener = Callable[[PeerId], None]
 """(peer): new streams take a better path from now on; those that are open stay where they are."""
 
-RecordValidator = Callable[[str, bytes], bool]
-"""(key, value) -> whether a DHT value may stand under that key."""
-
-RecordChooser = Callable[[str, Sequence[bytes]], int]
-"""(key, values) -> the index of the value that wins."""
-
 
 class Transport(Protocol):
     """The mesh as one peer sees it. Two implementations: libp2p, and the in-memory mesh of tests/sim."""
@@ -149,5 +143,13 @@ class Transport(Protocol):
     def unprovide(self, key: str) -> None:
         """Say it no more; peers that were told forget it within the hour."""
 
-    async def find_providers(self, key: str) -> Mapping[PeerId, tuple[str, ...]]:
-        """Peers that provide `key`, with their known multiaddrs; strangers' claims, so confirm before use."""
+    async def find_providers(
+        self, key: str, credible: Callable[[PeerId], bool] = lambda _: True
+    ) -> Mapping[PeerId, tuple[str, ...]]:
+        """Peers that provide `key`, with their known multiaddrs; strangers' claims, so confirm before use.
+
+        The search goes on past peers that are not `credible`, because more is known of them than what somebody claims.
+        """
+
+    async def look_up(self, key: str) -> dict[str, Any]:
+        """How a look-up of a record or of providers goes, for people: verdict, paths, every question."""

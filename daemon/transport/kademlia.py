@@ -1,32 +1,45 @@
-"""The DHT: put, get, provide and find with a bound on each, and a routing table filled as soon as a peer connects.
+"""The DHT as the daemon uses it: put, get, provide and find, and the upkeep of our node. `dht` decides; this keeps the time.
 
-Serving strangers is kademlia_server's; whether a record is valid is the caller's.
+Wire compatible with stock kad-dht nodes (`/ipfs/kad/1.0.0`): kademlia_wire's. Serving strangers is kademlia_server's, carrying
+questions kademlia_walk's.
 """
 
 import logging
-import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import trio
 from libp2p.abc import INotifee
-from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
-from multiaddr import Multiaddr
 
-from daemon.transport.interface import RecordChooser, RecordValidator, TransportError
-from daemon.transport.kademlia_server import KademliaOptions, RecordRules, Server
-from daemon.transport.kademlia_walk import Walker, texts_of
+from daemon.transport.interface import TransportError
+from daemon.transport.kademlia_server import KademliaOptions, Server
+from daemon.transport.kademlia_walk import Walker
+from daemon.transport.kademlia_wire import library_id
+from dht import upkeep
+from dht.contacts import Contact, contact_of
+from dht.kad_messages import AddProvider, FindNode, GetProviders, GetValue, Ping, PutValue, Question
+from dht.keyspace import name_of_peer, provider_name
+from dht.lookup import Lookup
+from dht.lookup_events import Done, Verdict
+from dht.node import Node
+from dht.queries import FIND, GET, REFRESH, STORE, Providers, Values, holders
+from dht.record_store import OpenRecord, RecordLimits
 from nat.addresses import MAX_ADDRESSES, dial_order
-from protocol.wire.ids import PeerId, is_peer_id, sha256
+from protocol.wire.errors import RemoteError
+from protocol.wire.ids import PeerId
 
 __all__ = ["Kademlia", "KademliaOptions"]
 
 log = logging.getLogger(__name__)
-_MULTIHASH_SHA256 = b"\x12\x20"
+
+
+def unix_ms() -> int:
+    """The wall clock."""
+    return time.time_ns() // 1_000_000
 
 
 class Kademlia:
@@ -35,45 +48,57 @@ class Kademlia:
     def __init__(
         self,
         host: Any,
-        validator: RecordValidator,
-        chooser: RecordChooser,
+        open_record: OpenRecord,
         addresses: Callable[[], Sequence[str]],
         rng: Random,
         options: KademliaOptions | None = None,
+        limits: RecordLimits | None = None,
     ) -> None:
+        self.options = options or KademliaOptions()
+        closest = self.options.closest
+        self._get_config, self._find_config, self._store_config = (
+            replace(config, width=closest, region=closest) for config in (GET, FIND, STORE)
+        )
         self._host = host
-        self._me: ID = host.get_id()
         self._addresses = addresses
-        self._rng = rng
-        self._options = options or KademliaOptions()
-        self._rules = RecordRules(validator, chooser, self._options)
-        self._server = Server(host, self._rules, self._options, rng)
-        self._walker = Walker(host, self._server.routing_table, addresses, self._options)
-        self._provided: set[bytes] = set()
+        self._open = open_record
+        me = contact_of(PeerId(host.get_id().to_base58()))
+        self.node = Node(me, open_record, rng, records=limits)
+        self._walker = Walker(host, self.node, addresses, self.options)
+        self._walker.greet = self._greet_soon
+        self._server = Server(host, self.node, self._walker.met, unix_ms, self.options)
+        self._provided: dict[str, bytes] = {}
         self._arrivals, self._arrived = trio.open_memory_channel[ID](256)
-        self._refresh_due = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._greeting: set[PeerId] = set()
+        self._wake = trio.CancelScope()
+        self._wake_at = 0.0
         host.get_network().register_notifee(_Arrivals(self._arrivals))
-        # The library warns several lines per unreachable peer and request; `counters` say the same in bounded space.
-        logging.getLogger("libp2p.kad_dht").setLevel(logging.CRITICAL)
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Inbound streams refused, expired, paced and failed, since the start."""
-        return self._server.counters
+        """Inbound streams refused, expired, paced and failed, records refused, and questions served, since the start."""
+        refused = {f"record_{reason}": count for reason, count in self.node.records.refused.items()}
+        served = {f"served_{kind.lower()}": count for kind, count in self.node.responder.served.items()}
+        return {**self._server.counters, **refused, **served}
 
     @property
     def peers(self) -> int:
         """Peers in the routing table."""
-        return self._server.routing_table.size()
+        return len(self.node.table)
 
     async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Greet peers as they connect, keep the table and our own records alive, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._greet_arrivals, nursery)
-            nursery.start_soon(self._maintain)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._greet_arrivals)
+                nursery.start_soon(self._keep_time)
+                task_status.started()
+        finally:
+            self._nursery = None
 
-    # -- operations --------------------------------------------------------------------------------------------------
+    # ---- operations
 
     async def put_record(self, key: str, value: bytes) -> None:
         """Store `value` here and with the peers closest to `key`; kept here alone while there is no other peer.
@@ -81,178 +106,191 @@ class Kademlia:
         Raises TransportError where the record is not valid, where we hold a better one, or where no other peer took it.
         """
         try:
-            self._rules.validate(key, value)
-        except ValueError as error:
-            raise TransportError(str(error)) from None
-        name = key.encode()
-        held = self._server.value_store.get(name)
-        if held is not None and self._rules.select(key, [held.value, value]) == 0:
-            raise TransportError(f"a better record stands under {key}")
-        self._server.value_store.put(name, value)
-        with self._bounded(f"storing {key}"):
-            asked, took = await self._store(name)
+            self.node.records.put_own(key, value, unix_ms())
+        except RemoteError as error:
+            raise TransportError(error.message) from None
+        asked, took = await self._tell(key.encode(), PutValue(key.encode(), value), f"storing {key}")
         if asked and not took:
             raise TransportError(f"none of {asked} peers took the record {key}")
 
     async def get_record(self, key: str) -> bytes | None:
-        """The best valid value that `answers` peers, or all close ones, hold under `key`; None where nobody has one."""
-        name, values = key.encode(), list[bytes]()
-        own = self._server.value_store.get(name)
-        if own is not None:
-            values.append(own.value)
-        heard = 0
+        """The best valid value that is found under `key`; None where nobody has one. Ours is one of them."""
+        _, _, values = await self._get(key)
+        return values.best
 
-        def take(_: ID, reply: Message) -> bool:
-            nonlocal heard
-            if reply.HasField("record") and reply.record.key == name and self._valid(key, reply.record.value):
-                heard += 1
-                values.append(reply.record.value)
-            return heard >= self._options.answers
-
-        with self._bounded(f"looking up {key}", partial=True):
-            await self._walker.walk(name, Message(type=Message.MessageType.GET_VALUE, key=name), take)
-        distinct = list(dict.fromkeys(values))
-        return distinct[self._rules.select(key, distinct)] if distinct else None
+    async def _get(self, key: str) -> tuple[Done, Lookup, Values]:
+        values, name = Values(key, self._open), key.encode()
+        values.take(self.node.records.get(name, unix_ms()), unix_ms())
+        done, lookup = await self._walker.look_up(
+            name, self._get_config, GetValue(name), lambda answer: values.take(answer.value, unix_ms())
+        )
+        return done, lookup, values
 
     async def provide(self, key: str) -> None:
-        """Tell the peers closest to `key` that we provide it, now and every `republish` seconds from then on."""
-        name = _provider_key(key)
-        self._provided.add(name)
-        with self._bounded(f"providing {key}"):
-            asked, took = await self._announce(name)
+        """Tell the peers closest to `key` that we provide it, now and at each republication from then on."""
+        name = provider_name(key)
+        self._provided[key] = name
+        asked, took = await self._announce(name, f"providing {key}")
         if asked and not took:
             raise TransportError(f"none of {asked} peers listed us as a provider of {key}")
 
     def unprovide(self, key: str) -> None:
-        """Tell nobody any more; those that were told forget it after `provider_lifetime`."""
-        name = _provider_key(key)
-        self._provided.discard(name)
-        self._server.provider_store.providers.get(name, {}).pop(str(self._me), None)
+        """Tell nobody any more; those that were told forget it within the hour."""
+        self._provided.pop(key, None)
+        self.node.providers.remove(provider_name(key), self.node.me.peer)
 
-    async def find_providers(self, key: str) -> Mapping[PeerId, tuple[str, ...]]:
-        """Peers, us excluded, that claim to provide `key`, with the addresses they gave. Unlike the library it always asks."""
-        name = _provider_key(key)
-        found: dict[PeerId, tuple[str, ...]] = {}
-        for own in self._server.provider_store.get_providers(name):
-            self._note_provider(found, own.peer_id, [str(address) for address in own.addrs])
+    async def find_providers(
+        self, key: str, credible: Callable[[PeerId], bool] = lambda _: True
+    ) -> Mapping[PeerId, tuple[str, ...]]:
+        """Peers, us excluded, that claim to provide `key`, with their addresses. Those not `credible` are left out."""
+        _, _, providers = await self._find(key, credible)
+        ours = self._addresses()
+        return {peer: dial_order(contact.addresses, ours)[:MAX_ADDRESSES] for peer, contact in providers.found.items()}
 
-        def take(_: ID, reply: Message) -> bool:
-            for provider in reply.providerPeers[: self._options.closest]:
-                self._note_provider(found, ID(provider.id), texts_of(provider.addrs))
-            return len(found) >= self._options.closest
+    async def _find(self, key: str, credible: Callable[[PeerId], bool]) -> tuple[Done, Lookup, Providers]:
+        name = provider_name(key)
+        providers = Providers(self.node.me.peer, lambda contact: credible(contact.peer))
+        for contact in self.node.providers.get(name, trio.current_time()):
+            if contact.peer != self.node.me.peer and credible(contact.peer):
+                providers.found[contact.peer] = contact
+        done, lookup = await self._walker.look_up(name, self._find_config, GetProviders(name), providers.take)
+        return done, lookup, providers
 
-        with self._bounded(f"looking for providers of {key}", partial=True):
-            await self._walker.walk(name, Message(type=Message.MessageType.GET_PROVIDERS, key=name), take)
-        return found
+    async def look_up(self, key: str) -> dict[str, Any]:
+        """How a look-up of a record or of providers goes, for people: its verdict, its paths and every question on them."""
+        started = trio.current_time()
+        if self._is_record(key):
+            done, lookup, values = await self._get(key)
+            found: dict[str, Any] = {"record": values.best is not None, "invalid": values.invalid}
+            verdict = Verdict.FOUND if values.best is not None else done.verdict
+        else:
+            done, lookup, providers = await self._find(key, lambda _: True)
+            found = {"providers": sorted(providers.found)}
+            verdict = Verdict.FOUND if providers.found else done.verdict
+        steps = [
+            {"path": s.path, "hop": s.hop, "peer_id": s.peer, "bits": s.bits, "outcome": s.outcome, "useful": s.useful}
+            | {"ms": None if s.seconds is None else round(1000 * s.seconds, 1)}
+            for s in lookup.steps()
+        ]
+        report = {"key": key, "verdict": str(verdict), "reason": done.reason, **found}
+        report |= {
+            "ms": round(1000 * (trio.current_time() - started), 1),
+            "paths": done.paths,
+            "agreeing": done.agreeing,
+            "asked": done.asked,
+            "failed": done.failed,
+            "hops": done.hops,
+        }
+        return report | {
+            "region_scanned": done.scanned,
+            "mesh_estimate": self.node.density.peers(),
+            "table": self.peers,
+            "steps": steps,
+        }
 
-    # -- telling the closest peers --------------------------------------------------------------------------------------
+    @staticmethod
+    def _is_record(key: str) -> bool:
+        return key.startswith("/swarmd/offer/")
 
-    async def _store(self, name: bytes) -> tuple[int, int]:
-        kept = self._server.value_store.get(name)
-        if kept is None:
-            return 0, 0
-        question = Message(type=Message.MessageType.PUT_VALUE, key=name, record=kept)
-        question.record.ClearField("timeReceived")
-        return await self._tell(name, question)
+    # ---- telling the closest peers
 
-    async def _announce(self, name: bytes) -> tuple[int, int]:
-        addresses = [Multiaddr(text) for text in self._addresses()[:MAX_ADDRESSES]]
-        self._server.provider_store.add_provider(name, PeerInfo(self._me, addresses))
-        question = Message(type=Message.MessageType.ADD_PROVIDER, key=name)
-        question.providerPeers.add(id=self._me.to_bytes(), addrs=[address.to_bytes() for address in addresses])
-        return await self._tell(name, question)
+    async def _announce(self, name: bytes, doing: str) -> tuple[int, int]:
+        addresses = tuple(self._addresses()[:MAX_ADDRESSES])
+        me = contact_of(self.node.me.peer, addresses)
+        self.node.providers.add(name, me, trio.current_time(), own=True)
+        return await self._tell(name, AddProvider(name, addresses), doing)
 
-    async def _tell(self, target: bytes, question: Message) -> tuple[int, int]:
-        """Send `question` to the closest peers; how many were asked and how many confirmed."""
-        closest = await self._walker.walk(target, Message(type=Message.MessageType.FIND_NODE, key=target))
-        confirmed = 0
-        limit = trio.CapacityLimiter(self._options.parallel)
+    async def _tell(self, name: bytes, question: Question, doing: str) -> tuple[int, int]:
+        """Send `question` to everybody that should hold `name`; how many were asked and how many took it."""
+        confirmed, targets = 0, tuple[Contact, ...]()
+        limit = trio.CapacityLimiter(self.options.tell)
 
-        async def tell(peer: ID) -> None:
+        async def tell(contact: Contact) -> None:
             nonlocal confirmed
             async with limit:
-                confirmed += await self._walker.ask(peer, question) is not None
+                confirmed += await self._walker.ask(contact, question) is not None
 
-        async with trio.open_nursery() as nursery:
-            for peer in closest:
-                nursery.start_soon(tell, peer)
-        return len(closest), confirmed
+        with trio.move_on_after(2 * self.options.operation_timeout) as scope:
+            done, _ = await self._walker.look_up(name, self._store_config, FindNode(name), _nothing)
+            targets = holders(done, self.options.closest)
+            async with trio.open_nursery() as nursery:
+                for contact in targets:
+                    nursery.start_soon(tell, contact)
+        if scope.cancelled_caught and not confirmed:
+            raise TransportError(f"{doing} in the DHT took longer than {2 * self.options.operation_timeout:.0f} s")
+        return len(targets), confirmed
 
-    # -- maintenance -------------------------------------------------------------------------------------------------
+    # ---- upkeep
 
-    async def _greet_arrivals(self, nursery: trio.Nursery) -> None:
+    async def _greet_arrivals(self) -> None:
         async for peer in self._arrived:
-            nursery.start_soon(self._greet, peer)
+            self._greet_soon(self._walker.met(PeerId(str(peer))), FindNode(name_of_peer(self.node.me.peer)))
 
-    async def _greet(self, peer: ID) -> None:
-        """Ask a fresh peer for peers near us: that proves it serves the DHT, and fills the table 10 minutes earlier."""
-        await trio.sleep(0.2)
-        if self._server.routing_table.peer_in_table(peer):
-            return  # we dialed it in a walk and have its answer, or it asked us
-        if peer not in self._host.get_connected_peers():
-            return  # it left again; asking would dial it, and greet it anew, for as long as it keeps leaving
-        reply = await self._walker.ask(peer, Message(type=Message.MessageType.FIND_NODE, key=self._me.to_bytes()))
-        if reply is not None and (self._walker.closer(reply) or self.peers == 1):
-            self._refresh_due.set()
+    def _greet_soon(self, contact: Contact, question: Question | None = None) -> None:
+        if self._nursery is not None and contact.peer not in self._greeting and len(self._greeting) < 64:
+            self._greeting.add(contact.peer)
+            self._nursery.start_soon(self._greet, contact, question or Ping())
 
-    async def _maintain(self) -> None:
-        """Refresh after arrivals, ever more rarely while they go on, and every `refresh` seconds; republish what is ours."""
-        published, pause = -math.inf, 1.0
+    async def _greet(self, contact: Contact, question: Question) -> None:
+        """Ask a peer that has no place yet: that proves it serves the DHT, and fills the table before the first refresh."""
+        try:
+            arrived = isinstance(question, FindNode)
+            if arrived:
+                await trio.sleep(self.options.greet_after)
+                if contact.peer in self.node.table or library_id(contact.peer) not in self._host.swarm.connections:
+                    return  # a lookup has its answer; or it left again, and asking would dial it for as long as it keeps leaving
+                contact = self._walker.met(contact.peer)
+            answer = await self._walker.ask(contact, question)
+            if answer is not None and arrived and (answer.closer or self.peers == 1):
+                self._upkeep(upkeep.Arrived())
+        finally:
+            self._greeting.discard(contact.peer)
+
+    async def _keep_time(self) -> None:
+        self._upkeep(upkeep.Tick())
         while True:
-            with trio.move_on_after(self._options.refresh * self._rng.uniform(0.8, 1.2)) as quiet:
-                await self._refresh_due.wait()
-            pause = 1.0 if quiet.cancelled_caught else min(2 * pause, 60.0)
-            self._refresh_due = trio.Event()
-            first = self.peers <= 1
-            await self._guarded(self._refresh)
-            now = trio.current_time()
-            if now - published > self._options.republish or first:
-                published = now
-                await self._guarded(self._republish)
-            self._server.value_store.cleanup_expired()
-            self._server.provider_store.cleanup_expired()
-            await trio.sleep(pause)
+            with trio.CancelScope() as self._wake:
+                await trio.sleep_until(self._wake_at)
+                self._upkeep(upkeep.Tick())
+                await trio.lowlevel.checkpoint()
 
-    async def _refresh(self) -> None:
-        own = self._me.to_bytes()
-        await self._walker.walk(own, Message(type=Message.MessageType.FIND_NODE, key=own), width=self._options.refresh_width)
+    def _upkeep(self, event: upkeep.Event) -> None:
+        for effect in self.node.upkeep.handle(event, trio.current_time()):
+            match effect:
+                case upkeep.LookUp(name) if self._nursery is not None:
+                    self._nursery.start_soon(self._refresh, name)
+                case upkeep.Republish() if self._nursery is not None:
+                    self._nursery.start_soon(self._republish)
+                case upkeep.Check(contact):
+                    self._greet_soon(contact)
+                case upkeep.Expire():
+                    self.node.records.expire(unix_ms())
+                    self.node.providers.expire(trio.current_time())
+                case upkeep.WakeAt(at):
+                    self._wake_at = at
+                    self._wake.cancel()
+
+    async def _refresh(self, name: bytes) -> None:
+        config = self._store_config if name == self.node.upkeep.name else REFRESH
+        await self._walker.look_up(name, config, FindNode(name), _nothing)
+        self._upkeep(upkeep.LookedUp(name))
 
     async def _republish(self) -> None:
-        for name in list(self._server.value_store.local_keys):
-            await self._store(name)
-        for name in list(self._provided):
-            await self._announce(name)
+        for name in self.node.records.own():
+            value = self.node.records.get(name, unix_ms())
+            if value is not None:
+                await self._quietly(name, PutValue(name, value))
+        for name in list(self._provided.values()):
+            await self._quietly(name, None)
 
-    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
-        with trio.move_on_after(60):
-            try:
-                await work()
-            except Exception:  # a stranger's reply that trips the library must not end maintenance
-                log.warning("DHT maintenance failed", exc_info=True)
-
-    # -- small parts -------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _bounded(self, doing: str, partial: bool = False) -> Any:
-        """Bound an operation; past the time, `partial` results stand, and anything else is a TransportError."""
-        with trio.move_on_after(self._options.operation_timeout) as scope:
-            yield
-        if scope.cancelled_caught and not partial:
-            raise TransportError(f"{doing} in the DHT took longer than {self._options.operation_timeout:.0f} s")
-
-    def _valid(self, key: str, value: bytes) -> bool:
+    async def _quietly(self, name: bytes, question: Question | None) -> None:
         try:
-            self._rules.validate(key, value)
-        except ValueError:
-            return False
-        return True
-
-    def _note_provider(self, found: dict[PeerId, tuple[str, ...]], peer: ID, addresses: Sequence[str]) -> None:
-        name = peer.to_base58()
-        if peer == self._me or not is_peer_id(name):
-            return
-        known = found.get(PeerId(name), ())
-        found[PeerId(name)] = tuple(dict.fromkeys((*known, *dial_order(addresses, self._addresses()))))[:MAX_ADDRESSES]
+            if question is None:
+                await self._announce(name, "providing again")
+            else:
+                await self._tell(name, question, "storing again")
+        except TransportError as error:
+            log.debug("the DHT was not told again: %s", error)
 
 
 class _Arrivals(INotifee):
@@ -278,6 +316,5 @@ class _Arrivals(INotifee):
     async def listen_close(self, network: Any, multiaddr: Any) -> None: ...
 
 
-def _provider_key(key: str) -> bytes:
-    """Provider keys are multihashes (libp2p kad-dht spec), so other implementations store them too."""
-    return _MULTIHASH_SHA256 + sha256(key.encode())
+def _nothing(_answer: object) -> bool:
+    return False

@@ -1,140 +1,189 @@
-"""Walking the DHT: asking ever closer peers, each within a bound. Decides whom to ask next and who leaves the routing table."""
+"""Carries the questions of lookups: a stream for each, a dial where there is no connection, a bound on all. Steers no lookup."""
 
 import logging
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
-from libp2p.abc import INetStream
 from libp2p.kad_dht.common import PROTOCOL_ID
-from libp2p.kad_dht.pb.kademlia_pb2 import Message
-from libp2p.kad_dht.utils import sort_peer_ids_by_distance
+from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
-from libp2p.utils import encode_varint_prefixed
-from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+from libp2p.peer.peerstore import PeerStoreError
 from multiaddr import Multiaddr
 
+from daemon.transport.interface import TransportError
 from daemon.transport.kademlia_server import KademliaOptions
+from daemon.transport.kademlia_wire import VarintFrames, decode_answer, encode_question, library_id, text_of_address
+from daemon.transport.muxer import MuxedConnection
+from daemon.transport.streams import open_stream
+from dht import lookup_events
+from dht.contacts import Contact, contact_of, met_at
+from dht.kad_messages import AddProvider, Answer, FindNode, Question
+from dht.lookup import Lookup
+from dht.lookup_events import Ask, Done, LookupConfig
+from dht.node import Node
 from nat.addresses import MAX_ADDRESSES, dial_order
-from protocol.wire.ids import is_peer_id
+from protocol.wire.errors import RemoteError
+from protocol.wire.ids import PeerId
 
 log = logging.getLogger(__name__)
-_ADDRESS_LIFETIME = 600
 
-Take = Callable[[ID, Message], bool]
-"""(peer, reply) -> whether enough is known and the walk may end."""
+Take = Callable[[Answer], bool]
+"""(answer) -> whether it was useful."""
+
+_ADDRESS_LIFETIME = 600
 
 
 class Walker:
-    """Asks peers over one host; `table` is the library's routing table, which only answers put a peer in."""
+    """Asks for one node over one host. `greet` is called with whoever waited for a place that has become free."""
 
-    def __init__(self, host: Any, table: Any, addresses: Callable[[], Sequence[str]], options: KademliaOptions) -> None:
+    def __init__(self, host: Any, node: Node, addresses: Callable[[], Sequence[str]], options: KademliaOptions) -> None:
+        self.greet: Callable[[Contact], None] = lambda _: None
         self._host = host
-        self._me: ID = host.get_id()
-        self._table = table
+        self._swarm = host.swarm
+        self._node = node
         self._addresses = addresses
         self._options = options
+        self._dialled: OrderedDict[ID, None] = OrderedDict()
 
-    async def walk(self, target: bytes, question: Message, take: Take | None = None, width: int = 0) -> list[ID]:
-        """Ask ever closer peers until all of the closest answered or `take` has enough; those that answered, nearest first."""
-        width = width or self._options.closest
-        known = set(self._table.find_local_closest_peers(target, width))
-        if len(known) < width:
-            known |= set(self._host.get_connected_peers())
-        known.discard(self._me)
-        asked: set[ID] = set()
-        answered: set[ID] = set()
-        running: set[ID] = set()
-        progress = trio.Event()
-        enough = False
+    # ---- lookups
 
-        async def ask(peer: ID) -> None:
-            nonlocal progress, enough
-            reply = await self.ask(peer, question)
-            running.discard(peer)
-            if reply is None:
-                known.discard(peer)
+    async def look_up(self, name: bytes, config: LookupConfig, question: Question, take: Take) -> tuple[Done, Lookup]:
+        """Run a lookup to its end, or to the end of `operation_timeout`."""
+        others = tuple(self.met(PeerId(str(peer))) for peer in self._swarm.connections) if len(self._node.table) < 20 else ()
+        lookup, begin = self._node.lookup(name, config, others)
+        deadline = trio.current_time() + self._options.operation_timeout
+        send, receive = trio.open_memory_channel[lookup_events.Event](math.inf)
+        done: Done | None = None
+
+        async def ask(contact: Contact, put: Question, useful: Take) -> None:
+            answer = await self.ask(contact, put)
+            if answer is None:
+                send.send_nowait(lookup_events.Failed(contact.peer))
             else:
-                answered.add(peer)
-                try:
-                    known.update(self.closer(reply))
-                    enough = enough or (take is not None and take(peer, reply))
-                except Exception as error:  # noqa: BLE001 - garbage in one reply leaves the other replies
-                    log.debug("a DHT reply of %s is unusable: %r", peer, error)
-            progress.set()
+                send.send_nowait(lookup_events.Answered(contact.peer, answer.closer, useful(answer)))
 
         async with trio.open_nursery() as nursery:
-            while not enough:
-                closest = sort_peer_ids_by_distance(target, list(known))[:width]
-                waiting = [peer for peer in closest if peer not in asked]
-                for peer in waiting[: self._options.parallel - len(running)]:
-                    asked.add(peer)
-                    running.add(peer)
-                    nursery.start_soon(ask, peer)
-                if not waiting and not running.intersection(closest):
+            event: lookup_events.Event = begin
+            while True:
+                wake = deadline
+                for effect in lookup.handle(event, trio.current_time()):
+                    match effect:
+                        case Ask(contact, bytes() as point):
+                            nursery.start_soon(ask, contact, FindNode(point), _useless)
+                        case Ask(contact):
+                            nursery.start_soon(ask, contact, question, take)
+                        case lookup_events.WakeAt(time):
+                            wake = time
+                        case Done():
+                            done = effect
+                if done is not None:
                     break
-                await progress.wait()
-                progress = trio.Event()
+                with trio.move_on_at(min(wake, deadline)) as wait:
+                    event = await receive.receive()
+                if wait.cancelled_caught:
+                    event = lookup_events.Stop() if trio.current_time() >= deadline else lookup_events.Tick()
             nursery.cancel_scope.cancel()
-        return sort_peer_ids_by_distance(target, list(answered))[:width]
+        self._node.concluded(lookup, done)
+        return done, lookup
 
-    def closer(self, reply: Message) -> list[ID]:
-        """Peers of a reply that can be asked: connected, or with an address worth dialing, which is noted."""
-        connected = set(self._host.get_connected_peers())
-        ours: Sequence[str] | None = None
-        peers = []
-        for entry in reply.closerPeers[: self._options.closest]:
-            peer = ID(entry.id)
-            if peer == self._me or not entry.id:
-                continue
-            if peer not in connected:
-                ours = self._addresses() if ours is None else ours
-                addresses = dial_order(texts_of(entry.addrs), ours)
-                if not addresses or not is_peer_id(peer.to_base58()):
-                    continue
-                self._host.get_peerstore().add_addrs(peer, [Multiaddr(text) for text in addresses], _ADDRESS_LIFETIME)
-            peers.append(peer)
-        return peers
+    # ---- one question
 
-    async def ask(self, peer: ID, question: Message) -> Message | None:
-        """One request and its reply within `query_timeout`; None, and out of the table, where it failed."""
-        reply: Message | None = None
+    async def ask(self, contact: Contact, question: Question) -> Answer | None:
+        """One question and its answer within `query_timeout`; None, and out of the table, where there was none."""
+        answer: Answer | None = None
         with trio.move_on_after(self._options.query_timeout):
             try:
-                stream = await self._host.new_stream(peer, [PROTOCOL_ID])
-                try:
-                    await stream.write(encode_varint_prefixed(question.SerializeToString()))
-                    reply = await self._answer(stream, question)
-                finally:
-                    with trio.CancelScope(deadline=trio.current_time() + 1, shield=True):
-                        await stream.close()
-            except Exception as error:  # noqa: BLE001 - unreachable, refused or garbage: all mean no answer
-                log.debug("%s does not answer the DHT: %r", peer, error)
-        if reply is None:
-            self._table.remove_peer(peer)
-        else:
-            await self._remember(peer)
-        return reply
+                answer = await self._exchange(contact, question)
+            except (TransportError, SwarmException, RemoteError, OSError) as error:
+                log.debug("%s does not answer the DHT: %s", contact.peer, error)
+        if answer is None:
+            waiting = self._node.silent(contact.peer)
+            if waiting is not None:
+                self.greet(waiting)
+        elif not isinstance(question, AddProvider):
+            self._node.answered(self.met(contact.peer, contact.addresses), trio.current_time())
+        return answer
 
-    async def _answer(self, stream: INetStream, question: Message) -> Message | None:
-        if question.type == Message.MessageType.ADD_PROVIDER:
-            return question  # the Kademlia specification has no answer to it; py-libp2p alone sends one
-        answer = Message()
-        answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, self._options.max_message))
-        return answer if answer.type == question.type else None
-
-    async def _remember(self, peer: ID) -> None:
-        addresses = self._host.get_peerstore().addrs(peer) if peer in self._host.get_peerstore().peers_with_addrs() else []
-        await self._table.add_peer(PeerInfo(peer, list(addresses)), skip_server_mode_check=True)
-
-
-def texts_of(addresses: Sequence[bytes]) -> list[str]:
-    """The addresses of a message as text, without those that are none."""
-    texts = []
-    for raw in addresses[:MAX_ADDRESSES]:
+    async def _exchange(self, contact: Contact, question: Question) -> Answer:
+        connection = await self._connection(contact)
+        stream = await open_stream(contact.peer, connection, str(PROTOCOL_ID), early=encode_question(question, self._node.me))
+        whole = False
         try:
-            texts.append(str(Multiaddr(raw)))
-        except Exception as error:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
-            log.debug("not an address: %r", error)
-    return texts
+            if isinstance(question, AddProvider):
+                whole = True
+                return Answer()  # the kad-dht specification has no answer to it; py-libp2p alone sends one
+            frames = VarintFrames()
+            while received := await stream.receive_some():
+                for raw in frames.feed(received):
+                    answer = decode_answer(raw, question)
+                    whole = True
+                    return answer
+            raise TransportError("the stream ended before the answer")
+        finally:
+            if whole:
+                await _closed(stream)
+            else:
+                with trio.CancelScope(shield=True):
+                    await stream.reset()
+
+    async def _connection(self, contact: Contact) -> MuxedConnection:
+        target = library_id(contact.peer)
+        live = self._live(target)
+        if not live:
+            addresses = [Multiaddr(text) for text in dial_order(contact.addresses, self._addresses())]
+            await self._make_room()
+            await self._swarm.dial(target, addresses)
+            self._dialled[target] = None
+            live = self._live(target)
+        elif target in self._dialled:
+            self._dialled.move_to_end(target)
+        if not live:
+            raise TransportError("the connection closed at once")
+        best: MuxedConnection = max(live, key=self._swarm.preference).muxed_conn
+        return best
+
+    def _live(self, target: ID) -> list[Any]:
+        listed = self._swarm.connections.get(target, ())
+        return [conn for conn in listed if not conn.is_closed and isinstance(conn.muxed_conn, MuxedConnection)]
+
+    async def _make_room(self) -> None:
+        """A mesh has more peers to ask than a daemon has connections: those made to ask give way again, the oldest first."""
+        while len(self._dialled) >= self._options.dialled:
+            oldest, _ = self._dialled.popitem(last=False)
+            if self._swarm.get_total_connections() * 2 < self._swarm.options.max_connections:
+                continue
+            for conn in self._live(oldest):
+                if not conn.muxed_conn.in_use:
+                    await conn.close()
+
+    # ---- who is met
+
+    def met(self, peer: PeerId, addresses: Sequence[str] = ()) -> Contact:
+        """The contact of a connected peer: at the addresses it has told, counted to the network that it is connected from."""
+        target = library_id(peer)
+        known = tuple(addresses) or self._told(target)
+        live = self._live(target)
+        contact = contact_of(peer, known[:MAX_ADDRESSES])
+        if not live:
+            return contact
+        remote = max(live, key=self._swarm.preference).get_transport_addresses()
+        return met_at(contact, text_of_address(remote[0].to_bytes())) if remote else contact
+
+    def _told(self, target: ID) -> tuple[str, ...]:
+        try:
+            return tuple(text_of_address(address.to_bytes()) for address in self._host.get_peerstore().addrs(target))
+        except PeerStoreError:
+            return ()
+
+
+def _useless(_answer: Answer) -> bool:
+    return False
+
+
+async def _closed(stream: Any) -> None:
+    """Finish our direction and let the rest fall; at once, even where we were cancelled meanwhile."""
+    with trio.CancelScope(shield=True):
+        await stream.aclose()

@@ -12,6 +12,7 @@ from libp2p.peer.id import ID
 
 from daemon.transport.interface import PathKind, Stream, TransportError
 from daemon.transport.options import TransportOptions
+from dht.record_store import Opened
 from protocol.wire.ids import sha256
 
 pytestmark = [pytest.mark.interop, pytest.mark.live, pytest.mark.slow]
@@ -205,7 +206,7 @@ async def test_gossip_travels_both_ways_on_our_topic(js: Any, meet: Any, until: 
 
 
 async def test_records_travel_both_ways(js: Any, meet: Any, until: Any) -> None:
-    records = {"validator": lambda key, value: True, "chooser": lambda key, values: 0}
+    records = {"open_record": lambda key, value, wall: Opened((0, 0, value), wall + 60_000)}
     async with meet(records=records) as ours:
         await until(lambda: ours._kademlia.peers == 1)
         await ours.put_record("/swarmd/offer/ours", b"put by us")

@@ -34,7 +34,7 @@ WALL = 1_700_000_000_000
 STREAM_BYTES = 210
 """A question's own stream: two lines of multistream-select each way, four Yamux headers, four Noise frames."""
 
-CONTACT_BYTES = 56
+CONTACT_BYTES = 52
 """A peer in an answer: its id of 38 bytes, one address of 8, and their tags."""
 
 GREETINGS = 4
@@ -83,6 +83,7 @@ class Run:
     question: Question
     ended: Callable[[Done], None]
     take: Callable[[Answer], bool]
+    purpose: str
 
 
 @dataclass
@@ -109,11 +110,16 @@ class Network:
         self.now = 0.0
         self.open_record = open_record
         self.hosts: dict[PeerId, Host] = {}
-        self.sent: Counter[str] = Counter()
-        """Messages, questions and answers apart, by kind."""
-        self.sent_bytes = 0
+        self.purposes: Counter[str] = Counter()
+        """Messages, questions and answers, by what they were for: lookup, publish or upkeep."""
+        self.purpose_bytes: Counter[str] = Counter()
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
+
+    @property
+    def wall(self) -> int:
+        """Unix milliseconds."""
+        return WALL + int(self.now * 1000)
 
     # ---- time
 
@@ -151,18 +157,22 @@ class Network:
 
     # ---- questions
 
-    def ask(self, asker: Host, target: Contact, question: Question, then: Callable[[Answer | None], None]) -> None:
+    def ask(
+        self, asker: Host, target: Contact, question: Question, then: Callable[[Answer | None], None], purpose: str = "upkeep"
+    ) -> None:
         """One question; `then` gets the answer, or None once it failed."""
-        self._count(question, None)
-        self.at(self.rng.uniform(*DELAY), lambda: self._deliver(asker, target, question, then))
+        self._count(purpose, question_bytes(question))
+        self.at(self.rng.uniform(*DELAY), lambda: self._deliver(asker, target, question, then, purpose))
 
-    def _deliver(self, asker: Host, target: Contact, question: Question, then: Callable[[Answer | None], None]) -> None:
+    def _deliver(
+        self, asker: Host, target: Contact, question: Question, then: Callable[[Answer | None], None], purpose: str
+    ) -> None:
         host = self.hosts.get(target.peer)
         reply = None if host is None else self._served(host, question, asker)
         if reply is None:
             self.at(SILENCE, lambda: self._failed(asker, target, then))
             return
-        self._count(question, reply)
+        self._count(purpose, answer_bytes(reply))
         self.at(self.rng.uniform(*DELAY), lambda: self._returned(asker, target, reply, then))
 
     def _served(self, host: Host, question: Question, asker: Host) -> Answer | None:
@@ -171,7 +181,7 @@ class Network:
         if host.node.table.wants(asker.contact) and len(host.greeting) < GREETINGS:
             self.greet(host, asker.contact, Ping())
         try:
-            return host.node.responder.answer(question, asker.contact, self.now, WALL + int(self.now * 1000))
+            return host.node.responder.answer(question, asker.contact, self.now, self.wall)
         except RemoteError:
             return None
 
@@ -211,10 +221,11 @@ class Network:
         question: Question,
         take: Callable[[Answer], bool],
         ended: Callable[[Done], None],
+        purpose: str = "lookup",
     ) -> Lookup:
         """Run one lookup to its end."""
         lookup, begin = host.node.lookup(name, config)
-        run = Run(host, lookup, question, ended, take)
+        run = Run(host, lookup, question, ended, take, purpose)
         self._feed(run, begin)
         return lookup
 
@@ -223,7 +234,8 @@ class Network:
             match effect:
                 case Ask(contact, point):
                     question = run.question if point is None else FindNode(point)
-                    self.ask(run.node, contact, question, lambda reply, c=contact, p=point: self._heard(run, c, p, reply))  # type: ignore[misc]
+                    then: Callable[[Answer | None], None] = lambda reply, c=contact, p=point: self._heard(run, c, p, reply)  # type: ignore[misc] # noqa: E731
+                    self.ask(run.node, contact, question, then, run.purpose)
                 case lookup_events.WakeAt(time):
                     self.at(time - self.now, lambda: self._feed(run, lookup_events.Tick()) if run.node.alive else None)
                 case Done() as done:
@@ -240,7 +252,7 @@ class Network:
     def get(self, host: Host, key: str, ended: Callable[[Done, bytes | None], None], config: LookupConfig = GET) -> None:
         """Look for the record under `key`."""
         values = Values(key, self.open_record)
-        take: Callable[[Answer], bool] = lambda answer: values.take(answer.value, WALL + int(self.now * 1000))  # noqa: E731
+        take: Callable[[Answer], bool] = lambda answer: values.take(answer.value, self.wall)  # noqa: E731
         self.look_up(host, key.encode(), config, GetValue(key.encode()), take, lambda done: ended(done, values.best))
 
     def find(self, host: Host, name: bytes, ended: Callable[[Done, Providers], None], config: LookupConfig = FIND) -> None:
@@ -251,7 +263,7 @@ class Network:
     def put(self, host: Host, key: str, value: bytes, ended: Callable[[int], None] = lambda _: None) -> None:
         """Store a record with everybody that should hold it."""
         host.own[key] = value
-        host.node.records.put_own(key, value, WALL + int(self.now * 1000))
+        host.node.records.put_own(key, value, self.wall)
         self._tell(host, key.encode(), PutValue(key.encode(), value), ended)
 
     def provide(self, host: Host, name: bytes, ended: Callable[[int], None] = lambda _: None) -> None:
@@ -273,11 +285,11 @@ class Network:
                     ended(took)
 
             for contact in targets:
-                self.ask(host, contact, question, told)
+                self.ask(host, contact, question, told, "publish")
             if not targets:
                 ended(0)
 
-        self.look_up(host, name, STORE, FindNode(name), lambda _: False, found)
+        self.look_up(host, name, STORE, FindNode(name), lambda _: False, found, "publish")
 
     # ---- upkeep
 
@@ -291,7 +303,7 @@ class Network:
                 case upkeep.LookUp(name):
                     config = STORE if name == host.node.upkeep.name else REFRESH
                     ended: Callable[[Done], None] = lambda _, n=name: self._upkeep(host, upkeep.LookedUp(n))  # type: ignore[misc] # noqa: E731
-                    self.look_up(host, name, config, FindNode(name), lambda _: False, ended)
+                    self.look_up(host, name, config, FindNode(name), lambda _: False, ended, "upkeep")
                 case upkeep.Republish():
                     for key, value in host.own.items():
                         self.put(host, key, value)
@@ -300,7 +312,7 @@ class Network:
                 case upkeep.Check(contact):
                     self.greet(host, contact, Ping())
                 case upkeep.Expire():
-                    host.node.records.expire(WALL + int(self.now * 1000))
+                    host.node.records.expire(self.wall)
                     host.node.providers.expire(self.now)
                 case upkeep.WakeAt(time) if time < host.wake or host.wake <= self.now:
                     host.wake = time
@@ -311,9 +323,9 @@ class Network:
             host.wake = float("inf")
             self.tick(host)
 
-    def _count(self, question: Question, answer: Answer | None) -> None:
-        self.sent[type(question).__name__ if answer is None else "answer"] += 1
-        self.sent_bytes += question_bytes(question) if answer is None else answer_bytes(answer)
+    def _count(self, purpose: str, size: int) -> None:
+        self.purposes[purpose] += 1
+        self.purpose_bytes[purpose] += size
 
 
 @lru_cache(maxsize=64)
@@ -337,7 +349,7 @@ def question_bytes(question: Question) -> int:
 def answer_bytes(answer: Answer) -> int:
     """Bytes of an answer on the wire."""
     value = len(answer.value) + 60 if answer.value is not None else 0
-    return STREAM_BYTES // 2 + 46 + value + CONTACT_BYTES * (len(answer.closer) + len(answer.providers))
+    return STREAM_BYTES // 2 + 40 + value + CONTACT_BYTES * (len(answer.closer) + len(answer.providers))
 
 
 def verdicts(outcomes: Sequence[Done]) -> Counter[Verdict]:

@@ -6,7 +6,7 @@ succeeded; records and providers live in one dict, as if the DHT were perfect.
 
 import hashlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +19,18 @@ from daemon.transport.interface import (
     PathKind,
     PathListener,
     PeerListener,
-    RecordChooser,
-    RecordValidator,
     StreamHandler,
     TransportError,
 )
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import PeerId, peer_id_of
 from protocol.wire.limits import MAX_GOSSIP_BYTES, MAX_RECORD_BYTES
+
+RecordValidator = Callable[[str, bytes], bool]
+"""(key, value) -> whether a record may stand under that key."""
+
+RecordChooser = Callable[[str, Sequence[bytes]], int]
+"""(key, values) -> the index of the value that wins."""
 
 BUFFER_BYTES = 1 << 20
 RECEIVE_BYTES = 256 << 10
@@ -397,9 +401,15 @@ class MemoryTransport:
     def unprovide(self, key: str) -> None:
         self.mesh.providers.get(key, set()).discard(self._peer_id)
 
-    async def find_providers(self, key: str) -> Mapping[PeerId, tuple[str, ...]]:
+    async def find_providers(
+        self, key: str, credible: Callable[[PeerId], bool] = lambda _: True
+    ) -> Mapping[PeerId, tuple[str, ...]]:
         await self._dht_round_trip()
-        return {peer: self.mesh.peers[peer].addresses() for peer in sorted(self.mesh.providers.get(key, ()))}
+        return {peer: self.mesh.peers[peer].addresses() for peer in sorted(self.mesh.providers.get(key, ())) if credible(peer)}
+
+    async def look_up(self, key: str) -> dict[str, Any]:
+        await self._dht_round_trip()
+        return {"key": key, "verdict": "found" if key in self.mesh.records else "absent", "steps": []}
 
     async def _dht_round_trip(self) -> None:
         await trio.sleep(2 * self.mesh.latency)

@@ -9,22 +9,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from daemon.transport.host import Libp2pTransport
 from daemon.transport.interface import GossipHandler, PathKind, TransportError
 from daemon.transport.options import TransportOptions
+from dht.record_store import Opened
+from protocol.wire.errors import malformed
 from protocol.wire.ids import PeerId
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 
-def lists_swarmd(key: str, value: bytes) -> bool:
-    return key.startswith("/swarmd/") and value != b"bad"
-
-
-def takes_longest(_key: str, values: Any) -> int:
-    return max(range(len(values)), key=lambda index: len(values[index]))
+def opened(key: str, value: bytes, wall: int) -> Opened:
+    if not key.startswith("/swarmd/") or value == b"bad":
+        raise malformed("no record")
+    return Opened((len(value), 0, value), wall + 60_000)
 
 
 def transport(seed: int, **options: Any) -> Libp2pTransport:
     chosen = TransportOptions(**{"listen": ("/ip4/127.0.0.1/tcp/0",), **options})
-    return Libp2pTransport(Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32), chosen, lists_swarmd, takes_longest)
+    return Libp2pTransport(Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32), chosen, opened)
 
 
 async def test_gossip_reaches_every_subscriber_with_its_author(until: Any) -> None:

@@ -1,0 +1,226 @@
+"""libp2p's kad-dht on the wire: protobuf to and from `dht.kad_messages`, each behind its length. Decides what is malformed."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from google.protobuf.message import DecodeError
+from libp2p.kad_dht.common import format_time_rfc3339
+from libp2p.kad_dht.pb.kademlia_pb2 import Message
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+
+from dht.contacts import Contact, valid_contact
+from dht.kad_messages import AddProvider, Answer, FindNode, GetProviders, GetValue, Ping, PutValue, Question
+from dht.keyspace import name_of_peer
+from nat.addresses import MAX_ADDRESSES
+from protocol.wire.errors import Code, RemoteError, malformed
+from protocol.wire.ids import PeerId
+
+MAX_MESSAGE_BYTES = 256 << 10
+MAX_PEERS = 20
+"""Peers that are read of one message: k of Kademlia."""
+
+_KIND = Message.MessageType
+
+
+class VarintFrames:
+    """Cuts a byte stream into messages that follow their length as a varint."""
+
+    def __init__(self, limit: int = MAX_MESSAGE_BYTES) -> None:
+        self._limit = limit
+        self._rest = bytearray()
+
+    def feed(self, received: bytes) -> list[bytes]:
+        """The messages that are whole now; raises RemoteError where one is too long or its length is none."""
+        self._rest += received
+        frames = []
+        while (cut := self._cut()) is not None:
+            frames.append(cut)
+        return frames
+
+    @property
+    def partial(self) -> bool:
+        """Whether a message has begun and not ended."""
+        return bool(self._rest)
+
+    def _cut(self) -> bytes | None:
+        size = shift = 0
+        for index, byte in enumerate(self._rest[:4]):
+            size |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if size > self._limit:
+                    raise RemoteError(Code.OVERSIZED, f"a DHT message of {size} bytes is over the limit of {self._limit}")
+                end = index + 1 + size
+                if len(self._rest) < end:
+                    return None
+                frame = bytes(self._rest[index + 1 : end])
+                del self._rest[:end]
+                return frame
+            shift += 7
+        if len(self._rest) >= 4:
+            raise RemoteError(Code.OVERSIZED, "a DHT message has a length of more than three bytes")
+        return None
+
+
+def framed(message: bytes) -> bytes:
+    """`message` behind its length."""
+    size, head = len(message), bytearray()
+    while size >= 0x80:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + message
+
+
+def encode_question(question: Question, asker: Contact) -> bytes:
+    """A question as a frame."""
+    match question:
+        case FindNode(name):
+            message = Message(type=_KIND.FIND_NODE, key=name)
+        case GetValue(name):
+            message = Message(type=_KIND.GET_VALUE, key=name)
+        case GetProviders(name):
+            message = Message(type=_KIND.GET_PROVIDERS, key=name)
+        case PutValue(name, value):
+            message = Message(type=_KIND.PUT_VALUE, key=name)
+            message.record.key, message.record.value = name, value
+        case AddProvider(name, addresses):
+            message = Message(type=_KIND.ADD_PROVIDER, key=name)
+            _add(message.providerPeers, [Contact(asker.peer, asker.place, addresses)])
+        case Ping():
+            message = Message(type=_KIND.PING)
+    return framed(message.SerializeToString())
+
+
+def decode_question(raw: bytes, asker: PeerId) -> Question:
+    """A stranger's question; raises RemoteError where it is none."""
+    message = _parsed(raw)
+    match message.type:
+        case _KIND.FIND_NODE:
+            return FindNode(message.key)
+        case _KIND.GET_VALUE:
+            return GetValue(message.key)
+        case _KIND.GET_PROVIDERS:
+            return GetProviders(message.key)
+        case _KIND.PUT_VALUE if message.HasField("record") and message.record.key == message.key:
+            return PutValue(message.key, message.record.value)
+        case _KIND.ADD_PROVIDER:
+            ours = name_of_peer(asker)
+            listed = [peer for peer in message.providerPeers[:MAX_PEERS] if peer.id == ours]
+            return AddProvider(message.key, _texts(listed[0].addrs) if listed else ())
+        case _KIND.PING:
+            return Ping()
+    raise malformed("a DHT message of no known kind")
+
+
+def encode_answer(question: Question, answer: Answer) -> bytes:
+    """The answer to `question` as a frame. Stored and provided are confirmed by an echo, as stock nodes do."""
+    match question:
+        case FindNode():
+            message = Message(type=_KIND.FIND_NODE)
+        case GetValue(name):
+            message = Message(type=_KIND.GET_VALUE, key=name)
+            if answer.value is not None:
+                _record(message, name, answer.value)
+        case GetProviders(name):
+            message = Message(type=_KIND.GET_PROVIDERS, key=name)
+            _add(message.providerPeers, answer.providers)
+        case PutValue(name, value):
+            message = Message(type=_KIND.PUT_VALUE, key=name)
+            _record(message, name, value)
+        case AddProvider(name):
+            message = Message(type=_KIND.ADD_PROVIDER, key=name)
+        case Ping():
+            message = Message(type=_KIND.PING)
+    _add(message.closerPeers, answer.closer)
+    return framed(message.SerializeToString())
+
+
+def decode_answer(raw: bytes, question: Question) -> Answer:
+    """What a stranger answered to `question`; raises RemoteError where it does not answer it."""
+    message = _parsed(raw)
+    if message.type != _KIND_OF[type(question)]:
+        raise malformed("a DHT answer to another question")
+    value = None
+    if isinstance(question, GetValue) and message.HasField("record") and message.record.key == question.name:
+        value = message.record.value
+    closer = contacts_of(message.closerPeers)
+    providers = contacts_of(message.providerPeers) if isinstance(question, GetProviders) else ()
+    return Answer(closer, value, providers)
+
+
+def contacts_of(peers: "Iterable[Message.Peer]") -> tuple[Contact, ...]:
+    """The peers of a message, without those whose id is none that we can meet."""
+    found = []
+    for peer in list(peers)[:MAX_PEERS]:
+        name = text_of_id(peer.id)
+        contact = valid_contact(name, _texts(peer.addrs)) if name else None
+        if contact is not None:
+            found.append(contact)
+    return tuple(found)
+
+
+@lru_cache(maxsize=16384)  # the same few hundred peers are in every answer, and base58 is slow
+def text_of_id(raw: bytes) -> str:
+    """A binary peer id as text; "" where it is none."""
+    try:
+        return ID(raw).to_base58() if raw else ""
+    except Exception:  # noqa: BLE001 - the library raises many kinds for bytes that are no id
+        return ""
+
+
+@lru_cache(maxsize=16384)
+def text_of_address(raw: bytes) -> str:
+    """A binary multiaddr as text; "" where it is none."""
+    try:
+        return str(Multiaddr(raw))
+    except Exception:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
+        return ""
+
+
+@lru_cache(maxsize=16384)
+def _bytes_of_address(text: str) -> bytes:
+    try:
+        return bytes(Multiaddr(text).to_bytes())
+    except Exception:  # noqa: BLE001 - as above
+        return b""
+
+
+@lru_cache(maxsize=16384)
+def library_id(peer: PeerId) -> ID:
+    """A peer id in the library's shape."""
+    return ID.from_base58(peer)
+
+
+def _texts(addresses: Iterable[bytes]) -> tuple[str, ...]:
+    return tuple(text for raw in list(addresses)[:MAX_ADDRESSES] if (text := text_of_address(raw)))
+
+
+def _parsed(raw: bytes) -> Message:
+    message = Message()
+    try:
+        message.ParseFromString(raw)
+    except DecodeError:
+        raise malformed("a DHT message is no protobuf") from None
+    return message
+
+
+def _add(peers: "object", contacts: Iterable[Contact]) -> None:
+    for contact in contacts:
+        addresses = [raw for text in contact.addresses if (raw := _bytes_of_address(text))]
+        peers.add(id=name_of_peer(contact.peer), addrs=addresses)  # type: ignore[attr-defined]
+
+
+def _record(message: Message, name: bytes, value: bytes) -> None:
+    message.record.key, message.record.value = name, value
+    message.record.timeReceived = format_time_rfc3339()
+
+
+_KIND_OF = {
+    FindNode: _KIND.FIND_NODE,
+    GetValue: _KIND.GET_VALUE,
+    GetProviders: _KIND.GET_PROVIDERS,
+    PutValue: _KIND.PUT_VALUE,
+    AddProvider: _KIND.ADD_PROVIDER,
+    Ping: _KIND.PING,
+}
