@@ -55,7 +55,6 @@ from daemon.weighing import Weighing
 from dht import records
 from protocol import embedding, inference, likelihood
 from protocol.wire.errors import LocalError
-from protocol.wire.ids import PeerId
 
 log = structlog.get_logger("swarmd.node")
 
