@@ -64,6 +64,8 @@ class NodeBackend:
         self._parts = parts
         self.private_mesh: Callable[[], dict[str, Any] | None] = lambda: None
         """The private mesh that this daemon is in; None for the public one."""
+        self.needs_model = True
+        """Whether it is any use where no model answers; a bootstrap is."""
 
     def readiness(self) -> tuple[bool, tuple[str, ...]]:
         """Whether a question could be answered now, and whether the mesh that the user named was joined."""
@@ -77,7 +79,7 @@ class NodeBackend:
         private = self.private_mesh()
         if private is not None and private["reason"]:
             reasons.append(private["reason"])
-        if not self._parts.membership.candidates(""):
+        if self.needs_model and not self._parts.membership.candidates(""):
             reasons.append("no model answers: neither this peer nor any it knows serves one")
         return not reasons, tuple(reasons)
 
@@ -100,6 +102,7 @@ class NodeBackend:
                 "bootstrap": parts.membership.bootstrap(),
                 "paths": _kinds(parts.transport.paths().values()),
                 "private": self.private_mesh(),
+                "hint": parts.membership.hint(),
             },
             "relay": {"reservations": [address for address in parts.transport.addresses() if "/p2p-circuit" in address]},
             "api": {"socket": self._life.socket, "url": self._life.api_url},

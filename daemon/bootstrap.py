@@ -22,9 +22,21 @@ LONGEST_PAUSE = 30.0
 
 CHECK_SECONDS = 1.0
 CACHE_TRIES = 8
-"""Cached peers tried at once at start, while no bootstrap answers: enough that one lives, few enough not to flood anyone."""
+"""Cached peers tried at once: enough that one lives, few enough not to flood anyone."""
+
+COMPANY = 3
+"""While fewer peers than this are connected beside the bootstraps, cached ones are tried, the anchors first: a bootstrap that
+answers may be hostile and show us its own friends alone."""
 
 SAVE_SECONDS = 60.0
+
+PUBLIC: tuple[str, ...] = ()
+"""Bootstraps of the public mesh, tried where nobody names any. Empty: nobody runs public ones yet."""
+
+NOBODY = (
+    "nobody to join by: there are no public bootstraps yet. Name a peer of yours (`swarmd start --join ADDRESS`; `swarmd status` "
+    "prints its addresses), or run a bootstrap for others (`swarmd bootstrap`)"
+)
 
 
 @dataclass(slots=True)
@@ -47,6 +59,7 @@ class Bootstrap:
         self._targets = [_Bootstrap(PeerId(address.rpartition("/p2p/")[2]), address) for address in join]
         self._targets = [target for target in self._targets if target.peer != transport.peer_id]
         self._cache = PeerCache()
+        self._tried = False
 
     async def run(self) -> None:
         """Keep trying until cancelled."""
@@ -66,12 +79,22 @@ class Bootstrap:
         ]
 
     def problem(self) -> str | None:
-        """Why we are in no mesh although bootstraps were named; None where at least one peer is connected or none was named."""
-        if not self._targets or self._transport.paths():
+        """Why we are in no mesh although we know of one; None where a peer is connected, or where none was named or ever met."""
+        if self._transport.paths():
             return None
+        met = len(self._cache.entries)
+        if not self._targets:
+            return f"none of the {met} peers that were met before answers" if met and self._tried else None
         target = self._targets[0]
         more = f" (and {len(self._targets) - 1} more)" if len(self._targets) > 1 else ""
-        return f"no bootstrap answers: {target.address}{more}: {target.error}"
+        cached = f"; nor does any of {met} peers that were met before" if met and self._tried else ""
+        return f"no bootstrap answers: {target.address}{more}: {target.error}{cached}"
+
+    def hint(self) -> str | None:
+        """What to do where there is nobody to join by."""
+        if self._targets or self._cache.entries or self._transport.paths():
+            return None
+        return NOBODY
 
     def met(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """`peer` is connected and can be dialled at these addresses: remember it for the next start."""
@@ -100,17 +123,22 @@ class Bootstrap:
             await trio.sleep(CHECK_SECONDS)
 
     async def _rejoin(self) -> None:
-        """While nobody is connected, try peers of an earlier run."""
-        pause = FIRST_PAUSE
+        """Peers of an earlier run: the anchors at once, whatever bootstraps say; the others in turn while we lack company."""
+        pause, at = FIRST_PAUSE, 0
         while True:
-            entries = self._cache.ordered()
-            if entries and not self._transport.paths():
+            named = {target.peer for target in self._targets}
+            connected = self._transport.paths()
+            entries = [entry for entry in self._cache.ordered() if entry.peer not in connected and entry.peer not in named]
+            if entries and sum(peer not in named for peer in connected) < COMPANY:
+                at = at if at < len(entries) else 0
                 async with trio.open_nursery() as nursery:
-                    for entry in entries[:CACHE_TRIES]:
+                    for entry in entries[at : at + CACHE_TRIES]:
                         nursery.start_soon(self._try, PeerId(entry.peer), entry.addresses)
+                self._tried = True
+                at += CACHE_TRIES
                 pause = min(LONGEST_PAUSE, pause * 2)
             else:
-                pause = FIRST_PAUSE
+                pause, at = FIRST_PAUSE, 0
             await trio.sleep(max(CHECK_SECONDS, pause * self._rng.uniform(0.5, 1.0)))
 
     async def _try(self, peer: PeerId, addresses: Sequence[str]) -> None:

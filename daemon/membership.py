@@ -1,6 +1,6 @@
 """Keeps this peer among the others: its heartbeats, the offer of its model while that answers, the directory of everybody."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -11,10 +11,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from daemon.bootstrap import Bootstrap
 from daemon.calls import Calls, InboundCall
 from daemon.own_offer import OwnOffer, features_of
+from daemon.peer_exchange import ENOUGH, PeerExchange
 from daemon.selector import Candidate
 from daemon.serving import Serving
 from daemon.transport.interface import Transport, TransportError
 from dht import directory, records
+from dht.offers import SignedOffer
 from dht.presence import TOPIC, sign_presence
 from dht.standing import Candidate as Routable
 from dht.standing import PeerView, Standing
@@ -67,6 +69,7 @@ class Membership:
         self._unix_ms = unix_ms
         self._rng = rng
         self._directory = directory.Directory(self._me, epoch, lambda beat: sign_presence(beat, key), rng)
+        self._exchange = PeerExchange(calls, self._present, self._heard_of, unix_ms, rng)
         self._own = OwnOffer(key, epoch, transport, serving, unix_ms, rng)
         self._nursery: trio.Nursery | None = None
         self._since: dict[PeerId, float] = {}
@@ -89,6 +92,7 @@ class Membership:
     ) -> None:
         """Take part until cancelled."""
         self._calls.serve(OFFER_METHOD, self._serve_offer)
+        self._exchange.serve()
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -171,6 +175,10 @@ class Membership:
         """The bootstraps as `status` shows them."""
         return self._bootstrap.view()
 
+    def hint(self) -> str | None:
+        """What to do where there is nobody to join by."""
+        return self._bootstrap.hint()
+
     def problems(self) -> list[str]:
         """What is wrong with our place in the mesh, a sentence each."""
         problem = self._bootstrap.problem()
@@ -193,6 +201,22 @@ class Membership:
             return False
         return True
 
+    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Somebody told of `peer`: dial it, unless we have company enough."""
+        connected = self._transport.paths()
+        if self._nursery is not None and peer not in connected and len(connected) < MAX_WANTED:
+            self._nursery.start_soon(self._join_with, peer, tuple(addresses))
+
+    def _present(self) -> list[SignedOffer]:
+        """The offers of peers that are there, ours among them: what we tell of to others."""
+        views = [view for view in self.peers() if view.standing is Standing.ALIVE]
+        offers = [self._own.signed, *(view.signed for view in views)]
+        return [signed for signed in offers if signed is not None and not signed.offer.withdrawn]
+
+    def _heard_of(self, signed: SignedOffer) -> None:
+        self._handle(directory.OfferHeard(signed.raw, self._unix_ms()))
+        self.learn(PeerId(signed.offer.peer), signed.offer.addresses)
+
     # ---- senses
 
     def _on_connection(self, peer: PeerId, connected: bool) -> None:
@@ -206,6 +230,8 @@ class Membership:
                     self._nursery.start_soon(self._fetch, peer)
                 if len(self._transport.paths()) == 1:
                     self._nursery.start_soon(self._introduce)
+                if len(self._transport.paths()) < ENOUGH:
+                    self._nursery.start_soon(self._exchange.ask, peer)
         else:
             self._handle(directory.Disconnected(peer))
             self.lost(peer)
@@ -364,4 +390,4 @@ class Membership:
         """Counts for `status`: calls that broke the contract and presence that was refused."""
         return {f"presence_{reason}": count for reason, count in self.refused.items()} | {
             f"rpc_{reason}": count for reason, count in self._calls.breaches.items()
-        }
+        } | {f"exchange_{what}": count for what in ("bad", "refused") if (count := self._exchange.counters[what])}

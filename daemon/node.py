@@ -24,7 +24,7 @@ from daemon.api.server import HttpLimits, HttpServer, Listener
 from daemon.asking import Asking
 from daemon.attempt import Served
 from daemon.backend import Life, NodeBackend, Parts
-from daemon.bootstrap import Bootstrap
+from daemon.bootstrap import PUBLIC, Bootstrap
 from daemon.call_notes import CallNotebook
 from daemon.calls import Calls
 from daemon.claim_archive import ClaimArchive
@@ -38,6 +38,7 @@ from daemon.engine.interface import Engine
 from daemon.gauges import register_gauges
 from daemon.identity import Identity, open_identity
 from daemon.invite_desk import InviteDesk
+from daemon.lan_discovery import LanDiscovery
 from daemon.logs import set_up_logs
 from daemon.membership import Membership
 from daemon.metrics import Metrics
@@ -95,7 +96,7 @@ class Node:
         self._store = ClaimStore(storage, identity.key, _unix_ms())
         self._mesh = open_private_mesh(config.data_dir, identity.key, _unix_ms, rng)
         admits = self._mesh.admits if self._mesh is not None else everybody
-        join = tuple(dict.fromkeys([*config.join, *(self._mesh.kept.addresses if self._mesh is not None else ())]))
+        join = tuple(dict.fromkeys([*config.join, *(self._mesh.kept.addresses if self._mesh is not None else PUBLIC)]))
         self._joining = bool(join)
         self._transport = Libp2pTransport(
             identity.key,
@@ -112,7 +113,8 @@ class Node:
         self._reputation = Reputation(self._store, self._calls, self._transport, _unix_ms, rng)
         self._claims = ClaimArchive(self._store, storage, self._reputation.sync)
         self._call_notes = CallNotebook(self._reputation.record)
-        self._desk = InviteDesk(self._mesh, self._transport, self._calls, self._reputation.record)
+        record = self._reputation.record if config.role == "peer" else _keep_nothing
+        self._desk = InviteDesk(self._mesh, self._transport, self._calls, record)
         self._bootstrap = Bootstrap(self._transport, join, config.data_dir / "peers.json", rng, _unix_ms)
         self._membership = Membership(
             identity.key, identity.epoch, self._transport, self._calls, self._serving, self._bootstrap, _unix_ms, rng
@@ -120,6 +122,8 @@ class Node:
         self._membership.admits = admits
         if self._mesh is not None:
             self._mesh.attach(self._transport, self._calls)
+        network = self._mesh.mesh.id.hex()[:32] if self._mesh is not None else ""
+        self._lan = LanDiscovery(self._transport.peer_id, self._transport.addresses, self._membership.learn, network)
         self._rounds = Rounds(identity.key, self._calls, self._serving, os.urandom, _unix_ms, self._membership.reach)
         archive = RoundArchive(config.data_dir / "rounds")
         self._committee = Committee(
@@ -140,7 +144,8 @@ class Node:
         self._probing = Probing(
             asking, self._committee, self._membership.candidates, self._reputation.record, config.probe, rng, toys
         )
-        self._membership.met = self._reputation.begin
+        if config.role == "peer":
+            self._membership.met = self._reputation.begin
         self._membership.lost = self._rounds.peer_lost
         self._content = ContentExchange(config.data_dir / "content", self._calls, self._transport, content_policy(config), rng)
         self._life = Life(identity.epoch, 0.0, str(config.socket_path), settings=masked(loaded), begin_drain=self._stop.set)
@@ -150,6 +155,7 @@ class Node:
         )
         self._backend = NodeBackend(self._life, parts)
         self._backend.private_mesh = self._desk.view
+        self._backend.needs_model = config.role == "peer"
         register_gauges(self._metrics, parts, self._calls, self._rounds)
         self._socket = UnixListener(config.socket_path)
 
@@ -160,15 +166,13 @@ class Node:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._watch_signals, nursery.cancel_scope)
                 http = await self._open_api(nursery)
-                for part in (self._transport, self._calls, self._committee, self._rounds, self._reputation, self._verification):
+                for part in self._parts_in_order():
                     await nursery.start(part.run)
-                if self._mesh is not None:
-                    await nursery.start(self._mesh.run)
-                await nursery.start(self._membership.run)
-                await nursery.start(self._probing.run)
-                await nursery.start(self._content.run)
                 nursery.start_soon(_forever, self._bootstrap.run)
-                nursery.start_soon(_forever, self._call_notes.run)
+                if self._config.lan.mdns:
+                    nursery.start_soon(_forever, self._lan.run)
+                if self._config.role == "peer":
+                    nursery.start_soon(_forever, self._call_notes.run)
                 if self._engine is not None:
                     nursery.start_soon(_forever, self._engine.run)
                     nursery.start_soon(self._announce, self._engine.wait_ready)
@@ -181,6 +185,14 @@ class Node:
             self._socket.remove()
             self._store.close()
         return 0
+
+    def _parts_in_order(self) -> list[Any]:
+        """What runs from the start to the end. A bootstrap lets peers meet and relays for them, and does nothing else."""
+        mesh = [] if self._mesh is None else [self._mesh]
+        if self._config.role == "bootstrap":
+            return [self._transport, self._calls, *mesh, self._membership]
+        first = [self._transport, self._calls, self._committee, self._rounds, self._reputation, self._verification]
+        return [*first, *mesh, self._membership, self._probing, self._content]
 
     async def _announce(self, answers: Callable[[], Awaitable[None]]) -> None:
         await answers()
@@ -264,6 +276,10 @@ class Node:
         with trio.move_on_after(2):
             await self._committee.settle()
         http.drain()
+
+
+def _keep_nothing(_statements: Sequence[Any]) -> None:
+    """A bootstrap makes no claims."""
 
 
 async def _forever(run: Callable[[], Awaitable[None]]) -> None:

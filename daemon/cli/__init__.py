@@ -19,6 +19,7 @@ __all__ = ["DEGRADED", "FAILED", "NO_DAEMON", "REFUSED", "USAGE", "cli", "main"]
 
 COMMANDS = {
     "start": ("daemon.cli.start:start", "Run the daemon and serve a model."),
+    "bootstrap": ("daemon.cli.start:bootstrap", "Run a small node through which others join and are relayed."),
     "stop": ("daemon.cli.stop:stop", "Stop the daemon after it finished what it is doing."),
     "status": ("daemon.cli.status:status", "Show whether the daemon is ready, and if not, why."),
     "ask": ("daemon.cli.ask:ask", "Ask one peer, or a committee that ranks its answers."),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from daemon.config import Loaded, load
+from daemon.config import Base, Loaded, load
 from swarmd import Client
 
 FAILED = 1
@@ -65,7 +65,7 @@ def merged(given: Mapping[str, Any]) -> Common:
 def loaded_of(given: Mapping[str, Any], check: bool = False) -> Loaded:
     """The configuration of the daemon that the common options mean."""
     common = merged(given)
-    return load({"data_dir": common.data_dir}, common.config_file, check=check, mesh=common.mesh)
+    return load({"data_dir": common.data_dir}, common.config_file, check=check, base=Base(common.mesh))
 
 
 def client_of(given: Mapping[str, Any], timeout: float = 30.0) -> Client:

@@ -8,7 +8,7 @@ import click
 
 from daemon.cli.common import common_options, json_option, merged
 from daemon.cli.show import print_facts, print_json
-from daemon.config import Loaded, load, masked
+from daemon.config import Base, Loaded, load, masked
 
 
 @click.group()
@@ -41,7 +41,7 @@ def validate(**given: Path | None) -> None:
 
 def _load(given: dict[str, Path | None], check: bool) -> Loaded:
     common = merged(given)
-    return load({"data_dir": common.data_dir}, common.config_file, check=check, mesh=common.mesh)
+    return load({"data_dir": common.data_dir}, common.config_file, check=check, base=Base(common.mesh))
 
 
 def _line(entry: dict[str, Any], origin: bool) -> str:

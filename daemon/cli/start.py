@@ -15,12 +15,24 @@ from typing import Any
 import click
 
 from daemon.cli.common import DEGRADED, CommandFailed, common_options, merged
-from daemon.config import ConfigError, Loaded, load
+from daemon.config import Base, ConfigError, Loaded, load
 
 DETACH_WAIT_S = 120.0
 """How long a detached daemon may take to become ready; loading a large model in vLLM goes on behind it."""
 MAX_READY_BYTES = 64 << 10
 READY_LINE = "swarmd is ready"
+
+BOOTSTRAP: Mapping[str, object] = {
+    "api.listen": "",
+    "relay.serve": True,
+    "relay.reservations": 512,
+    "relay.circuits": 256,
+    "limits.connections": 512,
+    "lan.mdns": False,
+    "probe.share": 0.0,
+    "verify.share": 0.0,
+}
+"""What a bootstrap has in place of the defaults; the configuration overrules it."""
 
 
 @click.command()
@@ -40,7 +52,28 @@ def start(detach: bool, ready_fd: int | None, assignments: Sequence[str], **give
     Ctrl-C lets it finish what it is doing; a second Ctrl-C stops it at once.
     """
     common = merged(given)
-    loaded = load(_flags(given), common.config_file, assignments=assignments, mesh=common.mesh)
+    loaded = load(_flags(given), common.config_file, assignments=assignments, base=Base(common.mesh))
+    for warning in loaded.warnings:
+        click.echo(f"swarmd: {warning}", err=True)
+    return _detach(loaded) if detach else _run(loaded, ready_fd)
+
+
+@click.command()
+@common_options
+@click.option("--join", multiple=True, metavar="MULTIADDR", help="Another bootstrap of the same mesh; may be repeated.")
+@click.option("--listen", multiple=True, metavar="MULTIADDR", help="Listen for peers here; may be repeated.")
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Set any setting, such as relay.circuits=512.")
+@click.option("--detach", is_flag=True, help="Return once the node is ready and leave it running.")
+@click.option("--ready-fd", type=int, hidden=True)
+def bootstrap(detach: bool, ready_fd: int | None, assignments: Sequence[str], **given: Any) -> int:
+    """Run a small node through which others join and are relayed: no model, no rounds, no claims, no OpenAI endpoint.
+
+    It prints the address to give to others. It needs a port that they can reach, and its data folder should be kept: the folder
+    holds its key, which is part of that address.
+    """
+    common = merged(given)
+    flags = _flags({**given, "model": None, "engine_url": None, "no_model": True, "api": None}) | {"role": "bootstrap"}
+    loaded = load(flags, common.config_file, assignments=assignments, base=Base(common.mesh, BOOTSTRAP))
     for warning in loaded.warnings:
         click.echo(f"swarmd: {warning}", err=True)
     return _detach(loaded) if detach else _run(loaded, ready_fd)

@@ -50,5 +50,7 @@ def _facts(reply: dict[str, Any]) -> list[tuple[str, object]]:
     for peer in mesh.get("bootstrap") or []:
         state = "connected" if peer.get("connected") else peer.get("error") or "not connected"
         facts.append(("joins through", f"{peer.get('address')}: {state}"))
+    if mesh.get("hint"):
+        facts.append(("joins through", mesh["hint"]))
     facts += [("relay", address) for address in (reply.get("relay") or {}).get("reservations") or []]
     return [*facts, ("socket", api.get("socket")), ("OpenAI API", api.get("url"))]

@@ -4,6 +4,7 @@ from daemon.config.fields import (
     ApiConfig,
     Config,
     EngineConfig,
+    LanConfig,
     LimitsConfig,
     LogConfig,
     PatienceConfig,
@@ -12,14 +13,16 @@ from daemon.config.fields import (
     RoundConfig,
     VerifyConfig,
 )
-from daemon.config.layers import BAD_NAME, ConfigError, Loaded, Origin, load, masked
+from daemon.config.layers import BAD_NAME, Base, ConfigError, Loaded, Origin, load, masked
 
 __all__ = [
     "BAD_NAME",
     "ApiConfig",
+    "Base",
     "Config",
     "ConfigError",
     "EngineConfig",
+    "LanConfig",
     "LimitsConfig",
     "Loaded",
     "LogConfig",

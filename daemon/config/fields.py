@@ -89,6 +89,13 @@ class NatConfig(Section, frozen=True):
     """Send up to 1,024 small packets to find a peer behind a symmetric NAT; off spares touchy networks and loses those peers."""
 
 
+class LanConfig(Section, frozen=True):
+    """Peers on the same local network find each other by mDNS, without a bootstrap."""
+
+    mdns: bool = True
+    """Say there that this peer exists, on interfaces with private addresses that `listen` covers; off keeps quiet."""
+
+
 class RoundConfig(Section, frozen=True):
     """A committee's round. A phase ends early once everybody has spoken; the times bound the wait for those who do not."""
 
@@ -181,6 +188,8 @@ class Config(Section, frozen=True):
     """Folder (mode 0700) of the key, the claims and the transcripts; one daemon at a time."""
     runtime_dir: Path
     """Folder (mode 0700) of the local socket and the engine's; its path must be short."""
+    role: Literal["peer", "bootstrap"] = "peer"
+    """"bootstrap" serves and asks nothing and keeps no claims: others meet and are relayed there. `swarmd bootstrap` sets it."""
     listen: Annotated[tuple[str, ...], Meta(max_length=16)] = (DEFAULT_LISTEN,)
     """Multiaddrs to listen on for peers; port 0 picks a free one, [] dials out only."""
     join: Annotated[tuple[str, ...], Meta(max_length=256)] = ()
@@ -189,6 +198,7 @@ class Config(Section, frozen=True):
     engine: EngineConfig = EngineConfig()
     relay: RelayConfig = RelayConfig()
     nat: NatConfig = NatConfig()
+    lan: LanConfig = LanConfig()
     round: RoundConfig = RoundConfig()
     limits: LimitsConfig = LimitsConfig()
     patience: PatienceConfig = PatienceConfig()

@@ -53,6 +53,17 @@ class Loaded(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
+class Base(NamedTuple):
+    """What stands in place of the defaults.
+
+    `mesh` names one of several daemons of this user: it has a data folder, a configuration file and ports of its own, so that
+    nothing of one mesh gets into another. `presets` are a command's.
+    """
+
+    mesh: str | None = None
+    presets: Mapping[str, object] = MappingProxyType({})
+
+
 class _Layer(NamedTuple):
     origin: Origin
     values: Mapping[str, object]
@@ -79,16 +90,16 @@ def load(
     environ: Mapping[str, str] | None = None,
     check: bool = True,
     assignments: Sequence[str] = (),
-    mesh: str | None = None,
+    base: "Base | None" = None,
 ) -> Loaded:
     """Read, merge and check the configuration; raises ConfigError.
 
     `flags` are values from the command line by dotted name; None means not given; `assignments` are "name=value" texts from it,
-    each after the flags. `check=False` skips what needs more than the
-    values themselves (files, multiaddrs): enough to find a running daemon's socket. `mesh` names one of several daemons of this
-    user: it has a data folder, a configuration file and ports of its own, so that nothing of one mesh gets into another.
+    each after the flags; `base` is what stands in place of the defaults. `check=False` skips what needs more than the
+    values themselves (files, multiaddrs): enough to find a running daemon's socket.
     """
     environ = os.environ if environ is None else environ
+    mesh, presets = base or Base()
     known = settings()
     here = Path.cwd()
     from_environment, warnings = _environment_layers(environ, known, here)
@@ -99,6 +110,7 @@ def load(
     named = config_file or (Path(environ["SWARMD_CONFIG"]) if environ.get("SWARMD_CONFIG") else None)
     layers += _file_layer(named, known, mesh)
     layers += _mesh_layer(mesh, here)
+    layers += [_Layer(Origin("preset of the command", here), presets)] if presets else []
 
     values: dict[str, object] = {}
     origins: dict[str, str] = {}

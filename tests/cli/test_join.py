@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from daemon.config import load
+from daemon.config import Base, load
 from daemon.identity import load_or_create_key
 from daemon.mesh_folder import MeshFolder
 from dht.grants import Grant, Rights, sign_grant
@@ -138,7 +138,7 @@ def test_invites_are_made_written_listed_and_revoked(ask_daemon: Call, server: A
 
 
 def test_meshes_of_one_box_share_nothing(home: Path) -> None:
-    one, two, main = (load(environ={}, mesh=name).config for name in ("one", "two", None))
+    one, two, main = (load(environ={}, base=Base(name)).config for name in ("one", "two", None))
     for what in ("data_dir", "socket_path", "listen"):
         assert len({getattr(config, what) for config in (one, two, main)}) == 3
     assert one.join == ()
@@ -147,5 +147,5 @@ def test_meshes_of_one_box_share_nothing(home: Path) -> None:
     (folder / "config.toml").write_text(f'join = ["{ADDRESS}"]')
     (folder / "meshes" / "two.toml").write_text('listen = ["/ip4/127.0.0.1/tcp/5"]')
     assert load(environ={}).config.join == (ADDRESS,)
-    assert load(environ={}, mesh="one").config.join == ()  # the public mesh's bootstraps are nothing to a private one
-    assert load(environ={}, mesh="two").config.listen == ("/ip4/127.0.0.1/tcp/5",)
+    assert load(environ={}, base=Base("one")).config.join == ()  # the public mesh's bootstraps are nothing to a private one
+    assert load(environ={}, base=Base("two")).config.listen == ("/ip4/127.0.0.1/tcp/5",)

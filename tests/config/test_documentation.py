@@ -56,7 +56,8 @@ def page() -> tuple[str, set[str]]:
     text, names = [HEAD], set()
     config = fields.Config(data_dir=Path(), runtime_dir=Path())
     classes = {node.name: node for node in ast.parse(inspect.getsource(fields)).body if isinstance(node, ast.ClassDef)}
-    for section in (None, "api", "engine", "relay", "nat", "round", "limits", "patience", "content", "probe", "verify", "log"):
+    sections = ("api", "engine", "relay", "nat", "lan", "round", "limits", "patience", "content", "probe", "verify", "log")
+    for section in (None, *sections):
         shape = classes[f"{(section or '').capitalize()}Config"]
         rows = []
         for name, default, meaning in documented(shape, getattr(config, section) if section else config):

@@ -10,6 +10,7 @@ import trio.testing
 
 from daemon.bootstrap import CHECK_SECONDS, LONGEST_PAUSE, Bootstrap
 from dht.peer_cache import MAX_BYTES, PeerCache, decode_cache
+from protocol.wire.ids import PeerId
 from tests.daemon.conftest import UNIX_MS, until
 from tests.sim.memory_transport import MemoryMesh, MemoryTransport
 
@@ -98,6 +99,51 @@ async def test_peers_of_an_earlier_run_are_tried_when_no_bootstrap_answers(
     memory_mesh.kill(bob.peer_id)
     nursery.start_soon(bootstrap(alice, tmp_path, bob).run)
     await until(lambda: carol.peer_id in alice.paths(), 2)
+
+
+async def test_anchors_are_dialled_at_once_although_a_bootstrap_answers(
+    memory_mesh: MemoryMesh, nursery: trio.Nursery, tmp_path: Path, autojump_clock: Clock
+) -> None:
+    """A hostile bootstrap shows us its friends alone; whoever was met before is not its to choose."""
+    alice, hostile, anchor = memory_mesh(3)
+    cache = PeerCache().seen(anchor.peer_id, anchor.addresses(), UNIX_MS)
+    (tmp_path / "peers.json").write_bytes(cache.encode())
+    nursery.start_soon(bootstrap(alice, tmp_path, hostile).run)
+    await until(lambda: {hostile.peer_id, anchor.peer_id} <= set(alice.paths()), 1)
+
+
+async def test_all_of_a_cache_is_tried_in_turn(
+    memory_mesh: MemoryMesh, nursery: trio.Nursery, tmp_path: Path, autojump_clock: Clock
+) -> None:
+    alice, *others = memory_mesh(30)
+    cache = PeerCache()
+    for age, other in enumerate(reversed(others)):
+        cache = cache.seen(other.peer_id, other.addresses(), UNIX_MS + age)
+    (tmp_path / "peers.json").write_bytes(cache.encode())
+    last = PeerId(cache.ordered()[-1].peer)
+    for other in others:
+        if other.peer_id != last:
+            memory_mesh.kill(other.peer_id)
+    joining = bootstrap(alice, tmp_path)
+    nursery.start_soon(joining.run)
+    await trio.sleep(1)
+    assert joining.problem() == "none of the 29 peers that were met before answers"
+    await until(lambda: last in alice.paths(), 30)
+    assert joining.problem() is None
+
+
+async def test_with_nobody_to_join_by_it_says_what_to_do(
+    memory_mesh: MemoryMesh, nursery: trio.Nursery, tmp_path: Path, autojump_clock: Clock
+) -> None:
+    alice, bob = memory_mesh(2)
+    joining = bootstrap(alice, tmp_path)
+    nursery.start_soon(joining.run)
+    await trio.sleep(5)
+    assert joining.problem() is None
+    assert "no public bootstraps yet" in str(joining.hint())
+    assert "swarmd bootstrap" in str(joining.hint())
+    await bob.connect(alice.peer_id)
+    assert joining.hint() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{]", b'{"peers": [{"peer": "x"}]}', b"\x00" * (MAX_BYTES + 5)])

@@ -8,10 +8,13 @@ import trio.testing
 from daemon.config import LimitsConfig
 from daemon.engine.interface import EngineState
 from daemon.membership import OFFER_METHOD
+from daemon.peer_exchange import ANSWER_SECONDS, PeerOffers
+from daemon.peer_exchange import METHOD as PEERS_METHOD
 from dht import records
 from dht.offers import Offer, open_any_offer, sign_offer
 from dht.presence import MAX_BUSY, TOPIC, Presence, sign_presence
 from dht.standing import Standing
+from protocol.wire.codec import decode, encode
 from protocol.wire.errors import Code
 from protocol.wire.ids import Hash
 from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, full, unix_ms, until
@@ -42,6 +45,33 @@ async def test_peers_joined_through_one_know_and_reach_each_other(swarm: Swarm, 
     assert {row["name"] for row in peers[3].membership.models()} == {f"tiny-{number}" for number in range(6)}
     assert peers[5].membership.committee()[0].peer_id == peers[5].id
     assert len(peers[5].membership.committee()) == 6
+
+
+async def test_peers_tell_of_each_other_before_gossip_does(swarm: Swarm, autojump_clock: Clock) -> None:
+    """A newcomer asks the peer that it met first; a signed offer is all that passes."""
+    first, *others = await swarm(4, connected=False)
+    for other in others:
+        await other.transport.connect(first.id)
+    await until(lambda: len(first.transport.paths()) == 3)
+    await until(lambda: all(len(peer.transport.paths()) == 3 for peer in others), 3)
+
+
+async def test_a_peer_is_answered_now_and_then_and_lies_are_counted(
+    swarm: Swarm, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = await swarm(2)
+    await until(lambda: bob.id in routes_to(alice), 30)
+    await trio.sleep(ANSWER_SECONDS)
+    raw = await alice.calls.unary(bob.id, PEERS_METHOD, b"", timeout=5)
+    assert [open_any_offer(offer).offer.peer for offer in decode(PeerOffers, raw).offers] == [bob.id]
+    assert (await failure(alice.calls.unary(bob.id, PEERS_METHOD, b"", timeout=5))).code is Code.OVERLOADED
+
+    async def lie(*_arguments: object, **_options: object) -> bytes:
+        return encode(PeerOffers((b"no offer at all", raw)))
+
+    monkeypatch.setattr(bob.calls, "unary", lie)
+    assert await bob.membership._exchange.ask(alice.id) == 0
+    assert bob.membership.counters()["exchange_bad"] == 2
 
 
 async def test_a_peer_found_in_the_dht_alone_is_joined(swarm: Swarm, autojump_clock: Clock) -> None:

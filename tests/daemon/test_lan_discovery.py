@@ -1,0 +1,93 @@
+"""mDNS: what is announced, what is believed of what is heard, and two of them that find each other in a network of their own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.lan_discovery import KEY, MAX_ADDRESSES, private_addresses, read_text
+
+PEER = "12D3KooWRpRMTtJfBF5tJFtLWhaB8XHSurC2eFeDhudVYzMT6DS3"
+OTHER = "12D3KooWK99VoVxNE7XzyBwXEzW7xhK7Gpv85r9F3V3fyKSUKPH5"
+LAN = f"/ip4/192.168.1.5/tcp/4711/p2p/{PEER}"
+
+
+def text(*addresses: str) -> bytes:
+    entries = [KEY + address.encode() for address in addresses]
+    return b"".join(bytes([len(entry)]) + entry for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("address", "kept"),
+    [
+        (LAN, True),
+        (f"/ip4/10.0.0.1/tcp/1/p2p/{PEER}", True),
+        (f"/ip6/fd00::1/tcp/1/p2p/{PEER}", True),
+        (f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}", False),
+        (f"/ip4/8.8.8.8/tcp/1/p2p/{PEER}", False),
+        (f"/dns4/example.org/tcp/1/p2p/{PEER}", False),
+        (f"/ip4/10.0.0.1/tcp/1/p2p/{OTHER}/p2p-circuit/p2p/{PEER}", False),
+        ("nonsense", False),
+    ],
+)
+def test_only_addresses_of_the_local_network_are_told_and_believed(address: str, kept: bool) -> None:
+    assert private_addresses([address]) == ((address,) if kept else ())
+    assert read_text(text(address)) == ((PEER, (address,)) if kept else (None, ()))
+
+
+def test_an_announcement_of_two_peers_or_of_too_many_addresses_is_bounded() -> None:
+    assert read_text(text(LAN, LAN.replace(PEER, OTHER))) == (None, ())
+    many = [f"/ip4/10.0.0.{number}/tcp/1/p2p/{PEER}" for number in range(30)]
+    assert len(read_text(text(*many))[1]) == MAX_ADDRESSES
+
+
+@given(st.binary(max_size=600))
+def test_garbage_names_nobody(raw: bytes) -> None:
+    assert read_text(raw) == (None, ())
+
+
+PROGRAM = f"""
+import trio
+from daemon.lan_discovery import LanDiscovery
+
+async def main():
+    found = trio.Event()
+    def heard(peer, addresses):
+        print(peer, addresses, flush=True)
+        found.set()
+    async with trio.open_nursery() as nursery:
+        one = LanDiscovery("{PEER}", lambda: ["/ip4/10.9.0.1/tcp/7/p2p/{PEER}"], heard, "abc")
+        two = LanDiscovery("{OTHER}", lambda: ["/ip4/10.9.0.1/tcp/8/p2p/{OTHER}"], lambda *_: None, "abc")
+        public = LanDiscovery("{OTHER}", lambda: ["/ip4/10.9.0.1/tcp/9/p2p/{OTHER}"], lambda *_: print("leak"), "")
+        for part in (one, two, public):
+            nursery.start_soon(part.run)
+        with trio.fail_after(15):
+            await found.wait()
+        await trio.sleep(0.3)
+        nursery.cancel_scope.cancel()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.live
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and iproute2 for a network of its own")
+def test_two_peers_of_one_mesh_find_each_other_and_no_other_mesh_hears_it(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    setup = (
+        "ip link set lo up && ip link add d0 type veth peer name d1 && ip addr add 10.9.0.1/24 dev d0 && ip link set d0 up && "
+        "ip link set d1 up && ip route add 224.0.0.0/4 dev d0 && exec "
+    )
+    command = ["unshare", "--net", "sh", "-c", f"{setup} {sys.executable} {program}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
+    if "Operation not permitted" in done.stderr or "Unknown device type" in done.stderr:
+        pytest.skip(f"no network namespace here: {done.stderr.strip()[:100]}")
+    heard = [line for line in done.stdout.splitlines() if "info" not in line]  # what the daemon logs
+    assert heard == [f"{OTHER} ('/ip4/10.9.0.1/tcp/8/p2p/{OTHER}',)"], done.stderr
