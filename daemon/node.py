@@ -95,15 +95,8 @@ class Node:
         storage = ClaimStorage(config.data_dir / "claims.sqlite")
         self._store = ClaimStore(storage, identity.key, _unix_ms())
         self._mesh = open_private_mesh(config.data_dir, identity.key, _unix_ms, rng)
-        admits = self._mesh.admits if self._mesh is not None else everybody
-        join = tuple(dict.fromkeys([*config.join, *(self._mesh.kept.addresses if self._mesh is not None else PUBLIC)]))
-        self._joining = bool(join)
-        self._transport = Libp2pTransport(
-            identity.key,
-            transport_options(config, join),
-            partial(records.open_for_store, admits=admits),
-            gate=self._mesh.gate() if self._mesh is not None else None,
-        )
+        self._join = tuple(dict.fromkeys([*config.join, *(self._mesh.kept.addresses if self._mesh is not None else PUBLIC)]))
+        self._transport = self._build_transport(identity)
         self._calls = Calls(self._transport)
         self._serving = Serving(self._engine, config.limits, self._metrics, patience(config))
         self._calls.serve(inference.METHOD, self._serving.handle_infer)
@@ -115,12 +108,12 @@ class Node:
         self._call_notes = CallNotebook(self._reputation.record)
         record = self._reputation.record if config.role == "peer" else _keep_nothing
         self._desk = InviteDesk(self._mesh, self._transport, self._calls, record)
-        self._bootstrap = Bootstrap(self._transport, join, config.data_dir / "peers.json", rng, _unix_ms)
+        self._bootstrap = Bootstrap(self._transport, self._join, config.data_dir / "peers.json", rng, _unix_ms)
         self._membership = Membership(
             identity.key, identity.epoch, self._transport, self._calls, self._serving, self._bootstrap, _unix_ms, rng
         )
-        self._membership.admits = admits
         if self._mesh is not None:
+            self._membership.admits = self._mesh.admits
             self._mesh.attach(self._transport, self._calls)
         network = self._mesh.mesh.id.hex()[:32] if self._mesh is not None else ""
         self._lan = LanDiscovery(self._transport.peer_id, self._transport.addresses, self._membership.learn, network)
@@ -159,6 +152,15 @@ class Node:
         register_gauges(self._metrics, parts, self._calls, self._rounds)
         self._socket = UnixListener(config.socket_path)
 
+    def _build_transport(self, identity: Identity) -> Libp2pTransport:
+        mesh = self._mesh
+        return Libp2pTransport(
+            identity.key,
+            transport_options(self._config, self._join),
+            partial(records.open_for_store, admits=everybody if mesh is None else mesh.admits),
+            gate=None if mesh is None else mesh.gate(),
+        )
+
     async def run(self) -> int:
         """Start in order: the local API first, so that it is up whatever the mesh does."""
         self._life.started = trio.current_time()
@@ -196,7 +198,7 @@ class Node:
 
     async def _announce(self, answers: Callable[[], Awaitable[None]]) -> None:
         await answers()
-        if self._joining and not self._config.listen:
+        if self._join and not self._config.listen:
             # Without a listener the only address is a relay's, which takes a moment to be had.
             with trio.move_on_after(RELAY_SECONDS):
                 while not self._transport.addresses():  # noqa: ASYNC110 - once, at start
