@@ -6,13 +6,11 @@
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -23,6 +21,8 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from nacl.bindings import crypto_sign_open
 
+from bench import claim_flood
+from bench.claim_line import PEER, Exchange, sync_once
 from crdt_store.claims import DOMAIN, NO_HASH, Claim, Kind, SignedClaim, read_claim, signature_of
 from crdt_store.memory import MemoryStorage
 from crdt_store.own_log import Statement
@@ -31,10 +31,9 @@ from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
 from crdt_store.sync import Sync
 from crdt_store.sync_events import AskHeads, AskRange, Begin, ChunkArrived, HeadsArrived, RangeEnded, Verified, Verify
-from crdt_store.sync_messages import HeadsRequest, RangeRequest, serve_heads, serve_range
-from daemon.claim_sync import ClaimSync, in_thread
-from daemon.signature_check import COMMAND, SignatureChecker
-from protocol.wire.codec import decode, encode
+from crdt_store.sync_messages import serve_heads, serve_range
+from daemon.signature_check import COMMAND
+from protocol.wire.codec import encode
 from protocol.wire.envelope import public_bytes, seal, statement_hash
 from protocol.wire.ids import PeerId, peer_id_of
 from protocol.wire.signature import SignatureJob
@@ -44,7 +43,6 @@ DIFFERENCES = (10, 1_000, 10_000)
 ROUNDS = 3
 """Of the largest difference, with and without a process for signatures in turn; the median counts."""
 NOW = 1_700_000_000_000
-PEER = PeerId("peer")
 MET = (0, 50)
 """Of 200 peers, those that the fresh node probed itself."""
 SKILLS = ("math", "code", "")
@@ -113,98 +111,6 @@ def openssl_rate(jobs: list[SignatureJob]) -> float:
     return len(jobs) / (time.perf_counter() - begun)
 
 
-@dataclass
-class Exchange:
-    """One sync: what it moved and how long it took; `stall_ms` is the longest that the loop was late.
-
-    `cpu` is seconds of all cores, of this process and of the one for signatures, which checked `beside` of them.
-    """
-
-    claims: int = 0
-    missing_bytes: int = 0
-    wire_bytes: int = 0
-    seconds: float = 0.0
-    cpu: float = 0.0
-    beside: int = 0
-    stall_ms: float = 0.0
-    stall_p99_ms: float = 0.0
-
-
-class Wire:
-    """Another peer and the line to it: answers as the daemon does, through bytes that are counted. No network, same process."""
-
-    def __init__(self, source: Replica) -> None:
-        self._source = source
-        self.bytes = 0
-        self.asked = trio.current_time()
-
-    def serve(self, method: str, handler: Any) -> None:
-        """Nobody asks us."""
-
-    async def subscribe(self, topic: str, handler: Any) -> None:
-        """No gossip here."""
-
-    def paths(self) -> dict[PeerId, Any]:
-        return {}
-
-    async def unary(self, peer: PeerId, method: str, body: bytes, *, timeout: float) -> bytes:
-        await trio.lowlevel.checkpoint()
-        return self._carry(encode(serve_heads(self._source, decode(HeadsRequest, self._carry(body)))))
-
-    @asynccontextmanager
-    async def stream(self, peer: PeerId, method: str, body: bytes, *, timeout: float) -> AsyncIterator[AsyncIterator[bytes]]:
-        async def chunks() -> AsyncIterator[bytes]:
-            for chunk in serve_range(self._source, decode(RangeRequest, self._carry(body))):
-                await trio.lowlevel.checkpoint()
-                yield self._carry(encode(chunk))
-
-        async with aclosing(chunks()) as items:
-            yield items
-
-    def _carry(self, raw: bytes) -> bytes:
-        self.bytes += len(raw)
-        return raw
-
-
-async def sync_once(store: ClaimStore, source: Replica, command: Sequence[str] = COMMAND) -> Exchange:
-    """Pull everything by the daemon's own driver into a file; `command` starts the process for signatures, if any."""
-    result, wire = Exchange(), Wire(source)
-    before, held = store.replica.total_bytes, len(store.replica)
-    gaps: list[float] = []
-    driver: Any = wire
-    sync = ClaimSync(store, driver, driver, Random(1), in_thread)
-    sync.checker = SignatureChecker(in_thread, command)
-
-    async def watch() -> None:
-        while True:
-            begun = time.perf_counter()
-            await trio.sleep(0.002)
-            gaps.append(time.perf_counter() - begun - 0.002)
-
-    async with trio.open_nursery() as nursery:
-        await nursery.start(sync.run)
-        nursery.start_soon(watch)
-        used, begun = _cpu(), time.perf_counter()
-        while store.replica.digest() != source.digest():
-            sync.begin(PEER)
-            while sync.busy(PEER):  # noqa: ASYNC110 - as a driver of the daemon sees it from outside
-                await trio.sleep(0.002)
-        store.save()
-        result.seconds = time.perf_counter() - begun
-        nursery.cancel_scope.cancel()
-    result.cpu, result.beside = _cpu() - used, sync.checker.by_process
-    result.claims, result.missing_bytes = len(store.replica) - held, store.replica.total_bytes - before
-    result.wire_bytes = wire.bytes
-    gaps.sort()
-    result.stall_ms, result.stall_p99_ms = 1000 * gaps[-1], 1000 * gaps[len(gaps) * 99 // 100]
-    return result
-
-
-def _cpu() -> float:
-    """Seconds of this process and of its children that have ended."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-
-
 def early(corpus: Corpus, source: Replica, met: int) -> list[tuple[float, float]]:
     """Of a fresh node that pulls all: the share of the claims it has, and how far off its scores are then, at every fiftieth.
 
@@ -221,7 +127,7 @@ def early(corpus: Corpus, source: Replica, met: int) -> list[tuple[float, float]
                 if count:
                     store.record(Statement(corpus.names[subject], kind, skill, count), NOW)
     places = [(name, skill) for name in corpus.names[::4] for skill in ("math", "code", "general")]
-    sync, peer, own = Sync(store), PeerId("peer"), len(store.replica)
+    sync, peer, own = Sync(store), PEER, len(store.replica)
     seen: list[tuple[int, list[int]]] = []
     for _ in range(10):
         effects = sync.handle(Begin(peer), 0.0)
@@ -343,6 +249,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "memory_bytes": int(memory),
         "disk_bytes": path.stat().st_size,
         "load_seconds": float(load_seconds),
+        "flood": claim_flood.measure(folder),
         "pycrdt": beside(count, size // count),
     }  # fmt: skip
 
@@ -372,7 +279,7 @@ def short_of(found: dict[str, Any]) -> list[str]:
         *((row["ratio"] <= 1.3, f"{n} missing claims took {row['ratio']:.2f} times their bytes, target 1.3")
           for n, row in sync.items()),
     ]  # fmt: skip
-    return [sentence for met, sentence in rules if not met]
+    return [sentence for met, sentence in rules if not met] + claim_flood.short_of(found["flood"])
 
 
 def as_table(found: dict[str, Any]) -> str:
@@ -393,6 +300,7 @@ def as_table(found: dict[str, Any]) -> str:
             f" off by {', '.join(f'{off:.0%} at {at}' for at, off in found['off_at'][met].items())}"
             for met, share in found["useful_at"].items()
         ),
+        claim_flood.as_line(found["flood"]),
         f"memory, disk                    {found['memory_bytes'] / 2**20:8.1f} MiB, {found['disk_bytes'] / 2**20:.1f} MiB;"
         f" loaded in {found['load_seconds']:.1f} s",
         "difference   bytes / missing bytes   seconds   pycrdt: bytes   seconds",

@@ -1,0 +1,120 @@
+"""A line between claim stores in one process: the daemon's own driver on this side, what a daemon answers on the other.
+
+No network and no transport: what is measured here is the claim store, its driver and its disk.
+"""
+
+import resource
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import trio
+
+from crdt_store.replica import Replica
+from crdt_store.store import ClaimStore
+from crdt_store.sync_messages import HeadsRequest, RangeRequest, serve_heads, serve_range
+from daemon.claim_sync import ClaimSync, in_thread
+from daemon.signature_check import COMMAND, SignatureChecker
+from protocol.wire.codec import decode, encode
+from protocol.wire.ids import PeerId
+
+PEER = PeerId("peer")
+
+
+@dataclass
+class Exchange:
+    """One sync: what it moved and how long it took; `stall_ms` is the longest that the loop was late.
+
+    `cpu` is seconds of all cores, of this process and of the one for signatures, which checked `beside` of them.
+    """
+
+    claims: int = 0
+    missing_bytes: int = 0
+    wire_bytes: int = 0
+    seconds: float = 0.0
+    cpu: float = 0.0
+    beside: int = 0
+    stall_ms: float = 0.0
+    stall_p99_ms: float = 0.0
+
+
+class Wire:
+    """Other peers and the lines to them: each answers from its replica as the daemon does, through bytes that are counted."""
+
+    def __init__(self, sources: Mapping[PeerId, Replica]) -> None:
+        self._sources = sources
+        self.bytes = 0
+
+    def driver(self, store: ClaimStore, command: Sequence[str] = COMMAND) -> ClaimSync:
+        """What a daemon pulls with, on this end of the lines."""
+        here: Any = self
+        sync = ClaimSync(store, here, here, Random(1), in_thread)
+        sync.checker = SignatureChecker(in_thread, command)
+        return sync
+
+    def serve(self, method: str, handler: Any) -> None:
+        """Nobody asks us."""
+
+    async def subscribe(self, topic: str, handler: Any) -> None:
+        """No gossip here."""
+
+    def paths(self) -> dict[PeerId, Any]:
+        return {}
+
+    async def unary(self, peer: PeerId, method: str, body: bytes, *, timeout: float) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._carry(encode(serve_heads(self._sources[peer], decode(HeadsRequest, self._carry(body)))))
+
+    @asynccontextmanager
+    async def stream(self, peer: PeerId, method: str, body: bytes, *, timeout: float) -> AsyncIterator[AsyncIterator[bytes]]:
+        async def chunks() -> AsyncIterator[bytes]:
+            for chunk in serve_range(self._sources[peer], decode(RangeRequest, self._carry(body))):
+                await trio.lowlevel.checkpoint()
+                yield self._carry(encode(chunk))
+
+        async with aclosing(chunks()) as items:
+            yield items
+
+    def _carry(self, raw: bytes) -> bytes:
+        self.bytes += len(raw)
+        return raw
+
+
+async def sync_once(store: ClaimStore, source: Replica, command: Sequence[str] = COMMAND) -> Exchange:
+    """Pull everything by the daemon's own driver into a file; `command` starts the process for signatures, if any."""
+    result, wire = Exchange(), Wire({PEER: source})
+    before, held = store.replica.total_bytes, len(store.replica)
+    gaps: list[float] = []
+    sync = wire.driver(store, command)
+
+    async def watch() -> None:
+        while True:
+            begun = time.perf_counter()
+            await trio.sleep(0.002)
+            gaps.append(time.perf_counter() - begun - 0.002)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(sync.run)
+        nursery.start_soon(watch)
+        used, begun = _cpu(), time.perf_counter()
+        while store.replica.digest() != source.digest():
+            sync.begin(PEER)
+            while sync.busy(PEER):  # noqa: ASYNC110 - as a driver of the daemon sees it from outside
+                await trio.sleep(0.002)
+        store.save()
+        result.seconds = time.perf_counter() - begun
+        nursery.cancel_scope.cancel()
+    result.cpu, result.beside = _cpu() - used, sync.checker.by_process
+    result.claims, result.missing_bytes = len(store.replica) - held, store.replica.total_bytes - before
+    result.wire_bytes = wire.bytes
+    gaps.sort()
+    result.stall_ms, result.stall_p99_ms = 1000 * gaps[-1], 1000 * gaps[len(gaps) * 99 // 100]
+    return result
+
+
+def _cpu() -> float:
+    """Seconds of this process and of its children that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
