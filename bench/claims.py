@@ -46,6 +46,8 @@ NOW = 1_700_000_000_000
 MET = (0, 50)
 """Of 200 peers, those that the fresh node probed itself."""
 SKILLS = ("math", "code", "")
+PLACES = ("math", "code", "general")
+"""What they are called in scores."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -111,22 +113,28 @@ def openssl_rate(jobs: list[SignatureJob]) -> float:
     return len(jobs) / (time.perf_counter() - begun)
 
 
-def early(corpus: Corpus, source: Replica, met: int) -> list[tuple[float, float]]:
-    """Of a fresh node that pulls all: the share of the claims it has, and how far off its scores are then, at every fiftieth.
+Curve = list[tuple[float, float]]
+"""The share of the claims that a fresh node has, and how far off its scores are then."""
+
+
+def early(corpus: Corpus, source: Replica, met: int) -> tuple[Curve, Curve]:
+    """How far off the scores of a fresh node are while it pulls all, at every fiftieth of the claims.
 
     It probed `met` peers itself, ten questions in each of three skills: by these it knows whom to believe. How far off: the
-    difference from its score at the end, relative to that, at the 95th percentile of a quarter of the peers in all skills.
-    About the order of what comes alone, so that signatures are taken as checked.
+    difference from its score at the end, relative to that; at the 95th percentile of a quarter of the peers in all skills, and
+    at the median of those that it probed. About the order of what comes alone, so that signatures are taken as checked.
     """
     store = ClaimStore(MemoryStorage(), Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\x01"), NOW)
     rng = Random(3)
-    for subject in rng.sample(range(ISSUERS), met):
+    probed = rng.sample(range(ISSUERS), met)
+    for subject in probed:
         for skill in SKILLS:
             right = sum(rng.randrange(1000) < corpus.skill_of[subject] for _ in range(10))
             for kind, count in ((Kind.PROBE_PASSED, right), (Kind.PROBE_FAILED, 10 - right)):
                 if count:
                     store.record(Statement(corpus.names[subject], kind, skill, count), NOW)
-    places = [(name, skill) for name in corpus.names[::4] for skill in ("math", "code", "general")]
+    places = [(name, skill) for name in corpus.names[::4] for skill in PLACES]
+    known = [(corpus.names[subject], skill) for subject in probed for skill in PLACES] or places
     sync, peer, own = Sync(store), PEER, len(store.replica)
     seen: list[tuple[int, list[int]]] = []
     for _ in range(10):
@@ -143,21 +151,22 @@ def early(corpus: Corpus, source: Replica, met: int) -> list[tuple[float, float]
                 effects += sync.handle(RangeEnded(peer), 0.0)
                 arrived = len(store.replica) - own
                 if arrived >= len(source) or not seen or arrived >= seen[-1][0] + len(source) // 50:
-                    seen.append((arrived, [store.scores.score(*place, NOW).mean_milli for place in places]))
+                    seen.append((arrived, [store.scores.score(*place, NOW).mean_milli for place in (*places, *known)]))
     assert len(store.replica) == len(source) + own, "the fresh node did not get everything"
-    last = len(places) * 95 // 100
-    final = seen[-1][1]
-    off = [sorted(abs(a - b) / max(b, 1) for a, b in zip(scores, final, strict=True))[last] for _, scores in seen]
-    return [(arrived / len(source), wrong) for (arrived, _), wrong in zip(seen, off, strict=True)]
+    offs = [[abs(a - b) / max(b, 1) for a, b in zip(scores, seen[-1][1], strict=True)] for _, scores in seen]
+    shares = [have / len(source) for have, _ in seen]
+    every = [sorted(off[: len(places)])[len(places) * 95 // 100] for off in offs]
+    of_known = [sorted(off[len(places) :])[len(known) // 2] for off in offs]
+    return list(zip(shares, every, strict=True)), list(zip(shares, of_known, strict=True))
 
 
-def settled_at(curve: list[tuple[float, float]]) -> float:
+def settled_at(curve: Curve) -> float:
     """The share of the claims from which on scores are within 5% and stay there."""
     last_wrong = max((i for i, (_, wrong) in enumerate(curve) if wrong > 0.05), default=-1)
     return curve[last_wrong + 1][0] if last_wrong + 1 < len(curve) else 1.0
 
 
-def off_at(curve: list[tuple[float, float]], share: float) -> float:
+def off_at(curve: Curve, share: float) -> float:
     """How far off scores are once `share` of the claims arrived."""
     return next((wrong for arrived, wrong in curve if arrived >= share), 0.0)
 
@@ -182,6 +191,24 @@ def trusted(raws: list[bytes], store: ClaimStore) -> None:
     store.save()
 
 
+def first_reads(store: ClaimStore, corpus: Corpus) -> list[float]:
+    """Seconds of each peer's first read in each skill, when all its evidence is weighed."""
+    return [_read(store, name, skill, NOW) for name in corpus.names for skill in PLACES]
+
+
+def later_reads(store: ClaimStore, corpus: Corpus) -> list[float]:
+    """Seconds of reads of random peers and skills within a day."""
+    rng = Random(2)
+    picks = [(rng.choice(corpus.names), rng.choice(PLACES), NOW + rng.randrange(86_400_000)) for _ in range(3_000)]
+    return [_read(store, *pick) for pick in picks]
+
+
+def _read(store: ClaimStore, name: PeerId, skill: str, now: int) -> float:
+    begun = time.perf_counter()
+    store.scores.score(name, skill, now)
+    return time.perf_counter() - begun
+
+
 def measure(folder: Path) -> dict[str, Any]:
     corpus = build()
     key = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -189,14 +216,8 @@ def measure(folder: Path) -> dict[str, Any]:
     full = ClaimStore(ClaimStorage(path), key, NOW)
     trusted([raw for log in corpus.logs for raw in log], full)
     count, size = len(full.replica), full.replica.total_bytes
-    reads = []
-    rng = Random(2)
-    for _ in range(3_000):
-        name, skill = rng.choice(corpus.names), rng.choice(("math", "code", "general"))
-        now = NOW + rng.randrange(86_400_000)
-        begun = time.perf_counter()
-        full.scores.score(name, skill, now)
-        reads.append(time.perf_counter() - begun)
+    full.scores.witnesses.settle()  # as at the start of a daemon
+    uncached, reads = first_reads(full, corpus), later_reads(full, corpus)
     jobs = signed(corpus, 3_000)
     rates, openssl = [bare_rate(jobs)], [openssl_rate(jobs)]
     syncs: dict[int, Exchange] = {}
@@ -236,6 +257,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "merged_per_s": largest.claims / largest.seconds,
         "merge_share": largest.claims / largest.seconds / bare,
         "score_us": 1e6 * median(reads),
+        "score_uncached_us": 1e6 * median(uncached),
         "stall_ms": largest.stall_ms,
         "stall_p99_ms": largest.stall_p99_ms,
         "sync": {
@@ -243,9 +265,10 @@ def measure(folder: Path) -> dict[str, Any]:
                      "ratio": s.wire_bytes / s.missing_bytes, "seconds": s.seconds}
             for n, s in syncs.items()
         },
-        "useful_at": {str(met): settled_at(curve) for met, curve in curves.items()},
+        "useful_at": {str(met): settled_at(curve) for met, (curve, _) in curves.items()},
+        "known_at": {str(met): settled_at(curve) for met, (_, curve) in curves.items()},
         "off_at": {str(met): {f"{share:.0%}": off_at(curve, share) for share in (0.1, 0.2, 0.3, 0.5, 0.75)}
-                   for met, curve in curves.items()},
+                   for met, (curve, _) in curves.items()},
         "memory_bytes": int(memory),
         "disk_bytes": path.stat().st_size,
         "load_seconds": float(load_seconds),
@@ -293,11 +316,13 @@ def as_table(found: dict[str, Any]) -> str:
         f"the same without that process   {found['merged_thread_per_s']:8.0f} /s   {found['merge_thread_share']:.0%} of bare;"
         f" {found['cpu_thread_us']:.0f} us of CPU a claim",
         f"loop late while merging         {found['stall_p99_ms']:8.1f} ms at p99, {found['stall_ms']:.1f} at most",
-        f"score read at {found['claims']}          {found['score_us']:8.1f} us median (target 50)",
+        f"score read at {found['claims']}          {found['score_us']:8.1f} us median (target 50);"
+        f" {found['score_uncached_us']:.0f} us where the evidence of some hundred witnesses is weighed anew",
         *(
             f"fresh, probed {met:>2} peers itself     {share:8.0%} of the claims arrived:"
             " within 5% of final from there on (target 50%);"
-            f" off by {', '.join(f'{off:.0%} at {at}' for at, off in found['off_at'][met].items())}"
+            f" off by {', '.join(f'{off:.0%} at {at}' for at, off in found['off_at'][met].items())};"
+            f" half of those that it {'probed' if int(met) else 'would ask'} from {found['known_at'][met]:.0%} on"
             for met, share in found["useful_at"].items()
         ),
         claim_flood.as_line(found["flood"]),
