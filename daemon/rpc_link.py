@@ -11,7 +11,7 @@ from math import inf
 import structlog
 import trio
 
-from daemon.transport.interface import Stream, TransportError
+from daemon.transport.interface import PluggableStream, Stream, TransportError
 from protocol.rpc import RpcMachine
 from protocol.rpc_events import (
     CallEnded,
@@ -123,6 +123,7 @@ class Link:
         self._nursery: trio.Nursery | None = None
         self._room = trio.lowlevel.ParkingLot()
         self._to_write = _Bell()
+        self._ring: Callable[[], None] = self._to_write.ring
         self._rearm = _Bell()
         self._armed = inf
         self._unanswered: deque[tuple[IncomingCall, Inbox]] = deque()
@@ -136,7 +137,11 @@ class Link:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    nursery.start_soon(self._write)
+                    if isinstance(self._stream, PluggableStream):
+                        self._ring = self._stream.plug(self._take, self._arrived)
+                        self._ring()
+                    else:
+                        nursery.start_soon(self._write)
                     nursery.start_soon(self._keep_deadlines)
                     await self._read()
         finally:
@@ -168,7 +173,7 @@ class Link:
         """Open a call; raises RemoteError(gone | overloaded | deadline)."""
         call = self._machine.start(new, now)
         inbox = self._inboxes[call] = Inbox()
-        self._to_write.ring()
+        self._ring()
         self._check_timer(new.deadline)
         return call, inbox
 
@@ -178,14 +183,14 @@ class Link:
             if inbox.outcome is None:
                 inbox.finish(RemoteError(Code.CANCELLED, "the call was left"))
             self._machine.cancel(call)
-            self._to_write.ring()
+            self._ring()
             self._make_room()
 
     def consumed(self, call: int, item: bytes) -> None:
         """`item` was taken by the application."""
         self._machine.consumed(call, len(item))
         if self._machine.wants_to_write:
-            self._to_write.ring()
+            self._ring()
 
     # Both sides.
 
@@ -193,7 +198,7 @@ class Link:
         """Queue one item if the peer's credit and the link have room for it now; False where `send` would wait or raise."""
         if isinstance(inbox.outcome, RemoteError) or not self.has_room(0) or not self._machine.send_item(call, item):
             return False
-        self._to_write.ring()
+        self._ring()
         return True
 
     async def send(self, call: int, inbox: Inbox, item: bytes) -> None:
@@ -207,7 +212,7 @@ class Link:
                 raise RemoteError(Code.CANCELLED, "the peer has ended the call")
             await self._room.park()
             await self.wait_for_room(inbox)
-        self._to_write.ring()
+        self._ring()
 
     async def end(self, call: int, inbox: Inbox, body: bytes) -> None:
         """Send the final body (acceptor) or finish our items (opener)."""
@@ -216,7 +221,7 @@ class Link:
         if inbox.outcome is not None or not self.has_room(0):
             await self.wait_for_room(inbox)
         self._machine.end(call, body)
-        self._to_write.ring()
+        self._ring()
 
     async def wait_for_room(self, inbox: Inbox | None = None, body_bytes: int = 0) -> None:
         """Wait while the link is full; raises RemoteError(gone) once it is closed, or what ended the call of `inbox`."""
@@ -238,7 +243,7 @@ class Link:
     def fault(self, call: int, error: RemoteError) -> None:
         """Answer a call with an error; nothing happens where the call is over."""
         self._machine.fault(call, error)
-        self._to_write.ring()
+        self._ring()
 
     async def _answer_calls(self) -> None:
         """Answer calls one after the other. Whoever takes one first calls another answerer, in case this one has to wait."""
@@ -277,17 +282,25 @@ class Link:
     async def _read(self) -> None:
         try:
             while received := await self._stream.receive_some():
-                self._apply(self._machine.receive(received, trio.current_time()))
+                self._arrived(received)
             self.close("the peer closed the link")
         except TransportError as error:
             self.close(str(error))
 
+    def _arrived(self, received: bytes) -> None:
+        self._apply(self._machine.receive(received, trio.current_time()))
+
+    def _take(self) -> bytes:
+        batch = self._machine.take()
+        if batch:
+            self._make_room()
+        return batch
+
     async def _write(self) -> None:
         try:
             while True:
-                while batch := self._machine.take():
+                while batch := self._take():
                     await self._stream.send_all(batch)
-                    self._make_room()
                 await self._to_write.wait()
         except TransportError as error:
             self.close(str(error))
@@ -325,7 +338,7 @@ class Link:
                     log.warning("link dropped", peer=short(self.peer), breach=breach.value, detail=detail)
                     self.close("the link was closed: the peer broke the contract")
         if self._machine.wants_to_write:
-            self._to_write.ring()
+            self._ring()
 
     def _over(self, call: int, outcome: bytes | RemoteError) -> None:
         if inbox := self._inboxes.pop(call, None):

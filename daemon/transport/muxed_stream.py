@@ -1,6 +1,7 @@
 """One stream of a Yamux connection in the shape that py-libp2p expects: reading, queueing, ending. Frames nothing itself."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -29,10 +30,16 @@ class MuxedStream(IMuxedStream):
         self._readable = trio.Event()
         self._writable: trio.Event | None = None
         self._finished = self._was_reset = self._closed = self._handled = False
+        self._sink: Callable[[bytes], None] | None = None
+        self._source: Callable[[], bytes] | None = None
 
     # ---- told by the connection
 
     def arrived(self, chunk: bytes) -> None:
+        if self._sink is not None:
+            self._connection.taken(self.stream_id, len(chunk))
+            self._sink(chunk)
+            return
         last = self._buffer[-1] if self._buffer else None
         if isinstance(last, bytearray) and len(last) < SMALL_BYTES:
             last += chunk
@@ -47,6 +54,7 @@ class MuxedStream(IMuxedStream):
     def dropped(self) -> None:
         """The peer, we or the connection ended both directions."""
         self._was_reset = True
+        self._source = None
         self._readable.set()
         self.wake_writer()
 
@@ -86,6 +94,28 @@ class MuxedStream(IMuxedStream):
         await trio.lowlevel.checkpoint_if_cancelled()
         if not self._connection.send(self.stream_id, data):
             raise MuxedStreamClosed("our direction is closed")
+
+    def plug(self, source: Callable[[], bytes], sink: Callable[[bytes], None]) -> None:
+        """Hand what is here and what comes to `sink`; `pull` asks `source` for what to send."""
+        self._source, self._sink = source, sink
+        while self._buffer:
+            chunk = bytes(self._buffer.popleft())
+            self._connection.consumed(self.stream_id, len(chunk))
+            sink(chunk)
+
+    def has_more(self) -> None:
+        """The source has something to send."""
+        self._connection.pull(self)
+
+    def pull(self, room: int) -> bool:
+        """Queue what the source has until `room` bytes wait; True where it may have more."""
+        while self._source is not None and not self._closed:
+            if self._connection.pending(self.stream_id) >= room:
+                return True
+            batch = self._source()
+            if not batch or not self._connection.queue(self.stream_id, batch):
+                return False
+        return False
 
     def _check_writable(self) -> None:
         if self._was_reset:

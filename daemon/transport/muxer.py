@@ -100,6 +100,9 @@ class MuxedConnection(IMuxedConn):
         self.event_started = trio.Event()
         self.event_closed = trio.Event()
         self.waiting: set[MuxedStream] = set()
+        self._pulled: dict[MuxedStream, None] = {}
+        """Streams whose source may have something, in the order in which they said so."""
+        self._taken: Counter[int] = Counter()
         self.rtt: float | None = None
         self.path_kind: PathKind | None = None
         """Set by whoever made the connection in a special way, such as by hole punching."""
@@ -209,6 +212,20 @@ class MuxedConnection(IMuxedConn):
         self._flush()
         return taken
 
+    def queue(self, stream_id: int, payload: bytes) -> bool:
+        """As `send`, by the writer itself, which need not be woken."""
+        return self._machine.send(stream_id, payload)
+
+    def pull(self, stream: MuxedStream) -> None:
+        """Have the writer ask `stream` for what it has to send."""
+        if not self.is_closed:
+            self._pulled[stream] = None
+            self._kick.set()
+
+    def taken(self, stream_id: int, size: int) -> None:
+        """As `consumed`, for what the reader hands on itself: it tells the peer once, after all that came at once."""
+        self._taken[stream_id] += size
+
     def consumed(self, stream_id: int, size: int) -> None:
         self._machine.consumed(stream_id, size)
         self._settle()
@@ -274,6 +291,10 @@ class MuxedConnection(IMuxedConn):
             self._heard.set()
             for effect in self._machine.receive(received):
                 self._apply(effect)
+            if self._taken and not getattr(self.secured_conn, "has_more", False):
+                for stream_id, size in self._taken.items():
+                    self._machine.consumed(stream_id, size)
+                self._taken.clear()
             self._settle()
             if memory.held > memory.limit and self._machine.held > memory.share:
                 self._end("memory", "it holds more unread bytes than its share while the network memory is full")
@@ -307,7 +328,7 @@ class MuxedConnection(IMuxedConn):
 
     async def _write_loop(self) -> None:
         while True:
-            while batch := self._machine.take(BATCH_BYTES):
+            while batch := self._next_batch():
                 self._settle()
                 if self.waiting:
                     self._wake_writers()
@@ -317,6 +338,12 @@ class MuxedConnection(IMuxedConn):
             self._idle.set()
             self._kick = trio.Event()
             await self._kick.wait()
+
+    def _next_batch(self) -> bytes:
+        for stream in tuple(self._pulled):
+            if not stream.pull(BATCH_BYTES):
+                self._pulled.pop(stream, None)
+        return self._machine.take(BATCH_BYTES)
 
     def _wake_writers(self) -> None:
         for stream in tuple(self.waiting):
@@ -363,6 +390,7 @@ class MuxedConnection(IMuxedConn):
         for stream in tuple(self._streams.values()):
             stream.dropped()
         self._streams.clear()
+        self._pulled.clear()
         self._accepted.close()
         for _ in tuple(self._slots):
             self.settings.slots.free(self.peer_id)

@@ -112,6 +112,11 @@ class NoiseSession(BaseSession):
             taken = taken[:n]
         return taken
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the next `read` returns at once."""
+        return bool(self._plaintext)
+
     async def write(self, data: bytes) -> None:
         """Seal and send `data`; a cancelled call leaves the connection unusable, so only the muxer's writer task calls it."""
         sealed = self._sealer.seal(data)

@@ -1,5 +1,6 @@
 """Our streams over Yamux: agreeing on a protocol in one round trip, then bytes. Knows nothing of what the bytes mean."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import trio
@@ -54,6 +55,14 @@ class Libp2pStream:
             await self._muxed.write(payload)
         except MuxedStreamError as error:
             raise TransportError(f"the stream to {short(self._peer)} broke: {error}") from None
+
+    def plug(self, take: Callable[[], bytes], arrived: Callable[[bytes], None]) -> Callable[[], None]:
+        """Have the connection move the bytes by itself: see `daemon.transport.interface.PluggableStream`."""
+        early, self._early = self._early, b""
+        if early:
+            arrived(early)
+        self._muxed.plug(take, arrived)
+        return self._muxed.has_more
 
     async def aclose(self) -> None:
         """Finish our direction and release the stream; what is queued still leaves."""

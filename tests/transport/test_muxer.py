@@ -19,7 +19,7 @@ from libp2p.stream_muxer.exceptions import (
 )
 
 from daemon.transport.muxed_stream import MuxedStream
-from daemon.transport.muxer import InboundSlots, MuxedConnection, MuxerSettings, ReceiveMemory
+from daemon.transport.muxer import BATCH_BYTES, InboundSlots, MuxedConnection, MuxerSettings, ReceiveMemory
 from daemon.transport.yamux_frames import DATA, FIN, HEADER, PING, SYN, WINDOW_UPDATE, YamuxConfig
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import peer_id_of
@@ -161,6 +161,53 @@ async def test_a_writer_waits_for_a_slow_reader_however_long_it_pauses(linked: C
             await trio.sleep(60)
             assert written < 600_000
             assert await read_all(into) == (b"x" * 2_000_000, MuxedStreamEOF)
+
+
+async def test_a_plugged_stream_moves_its_bytes_by_itself(linked: Connect, autojump_clock: Any) -> None:
+    async with linked() as (client, server):
+        here, there = await pair_of_streams(client, server)
+        await there.write(b"early, ")
+        await trio.testing.wait_all_tasks_blocked()
+        to_send, arrived = [b"one", b"two", b"three"], bytearray()
+        here.plug(lambda: to_send.pop(0) if to_send else b"", arrived.extend)
+        here.has_more()
+        await there.write(b"late")
+        await trio.testing.wait_all_tasks_blocked()
+        assert (bytes(arrived), await there.read()) == (b"early, late", b"onetwothree")
+        to_send.append(b"more")
+        here.has_more()
+        assert await there.read() == b"more"
+        await there.close()
+        with pytest.raises(MuxedStreamEOF):
+            await here.read()
+
+
+async def test_a_plugged_source_is_asked_for_one_batch_while_nobody_reads(linked: Connect, autojump_clock: Any) -> None:
+    async with linked() as (client, server):
+        here, there = await pair_of_streams(client, server)
+        asked = 0
+
+        def take() -> bytes:
+            nonlocal asked
+            asked += 1
+            return bytes(64 << 10)
+
+        here.plug(take, lambda chunk: None)
+        here.has_more()
+        await trio.testing.wait_all_tasks_blocked()
+        assert asked * (64 << 10) <= client.settings.yamux.max_window + BATCH_BYTES + (64 << 10)
+        before, read = asked, 0
+        while read < 1 << 20:
+            read += len(await there.read())
+        assert asked > before
+        await there.reset()
+        await trio.testing.wait_all_tasks_blocked()
+        stopped = asked
+        here.has_more()
+        await trio.testing.wait_all_tasks_blocked()
+        assert asked == stopped
+        with pytest.raises(MuxedStreamReset):
+            await here.read()
 
 
 async def test_a_silent_peer_is_dropped_and_a_quiet_one_is_not(raw: Connect, linked: Connect, autojump_clock: Any) -> None:
