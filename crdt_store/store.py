@@ -228,7 +228,8 @@ class ClaimStore:
         entries: list[SignedClaim] = []
         for raw in stored.claims:
             try:
-                entries.append(read_claim(raw))
+                read = read_claim(raw)
+                entries.append(SignedClaim(read.claim, read.hash, raw))  # the envelope is half of its memory, and checked long ago
             except RemoteError:
                 damaged += 1
         for entry in entries:
