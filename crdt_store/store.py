@@ -229,7 +229,7 @@ class ClaimStore:
         for raw in stored.claims:
             try:
                 read = read_claim(raw)
-                entries.append(SignedClaim(read.claim, read.hash, raw))  # the envelope is half of its memory, and checked long ago
+                entries.append(SignedClaim(read.claim, read.hash, raw))  # envelopes are half of the memory
             except RemoteError:
                 damaged += 1
         for entry in entries:
