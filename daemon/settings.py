@@ -42,6 +42,7 @@ def transport_options(config: Config, join: Sequence[str]) -> TransportOptions:
         punch=config.nat.punch,
         udp=config.nat.udp,
         birthday=config.nat.birthday,
+        port_mapping=config.nat.port_mapping,
     )
 
 

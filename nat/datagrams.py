@@ -10,7 +10,7 @@ MAGIC = b"\x05swm"
 NONCE_BYTES = 16
 TOKEN_BYTES = 16
 
-_ASK, _TELL, _PROBE, _ACK = 1, 2, 3, 4
+_ASK, _TELL, _PROBE, _ACK, _KNOCK = 1, 2, 3, 4, 5
 _HOST_BYTES = 16
 _ASK_BYTES = len(MAGIC) + 1 + NONCE_BYTES + _HOST_BYTES + 2
 """A question is as long as its answer: whoever forges a source address gains no traffic by it."""
@@ -48,7 +48,14 @@ class Ack:
     starter: bool
 
 
-Datagram = Ask | Tell | Probe | Ack
+@dataclass(frozen=True, slots=True)
+class Knock:
+    """A dial-back over UDP: proves to who chose the nonce that datagrams come in at this port."""
+
+    nonce: bytes
+
+
+Datagram = Ask | Tell | Probe | Ack | Knock
 
 
 def encode(datagram: Datagram) -> bytes:
@@ -60,6 +67,8 @@ def encode(datagram: Datagram) -> bytes:
             ip = ipaddress.ip_address(host)
             mapped = ipaddress.IPv6Address(f"::ffff:{ip}") if ip.version == 4 else ip
             return MAGIC + bytes([_TELL]) + nonce + mapped.packed + port.to_bytes(2, "big")
+        case Knock(nonce):
+            return MAGIC + bytes([_KNOCK]) + nonce
         case Probe(token, starter) | Ack(token, starter):
             kind = _PROBE if isinstance(datagram, Probe) else _ACK
             return MAGIC + bytes([kind]) + token + bytes([starter])
@@ -75,6 +84,8 @@ def decode(raw: bytes) -> Datagram | None:
     if kind == _TELL and len(raw) == _ASK_BYTES:
         ip = ipaddress.IPv6Address(rest[NONCE_BYTES : NONCE_BYTES + _HOST_BYTES])
         return Tell(rest[:NONCE_BYTES], str(ip.ipv4_mapped or ip), int.from_bytes(rest[-2:], "big"))
+    if kind == _KNOCK and len(rest) == NONCE_BYTES:
+        return Knock(rest)
     if kind in (_PROBE, _ACK) and len(rest) == TOKEN_BYTES + 1 and rest[-1] in (0, 1):
         shape = Probe if kind == _PROBE else Ack
         return shape(rest[:TOKEN_BYTES], rest[-1] == 1)

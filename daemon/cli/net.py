@@ -47,7 +47,7 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, object]]:
         ("seen as", ", ".join(report.get("seen_as") or []) or "unknown"),
         ("TCP mapping", _word(report.get("mapping_tcp"))),
         ("UDP mapping", _word(report.get("mapping_udp"))),
-        ("port mapping", _word((report.get("port_mapping") or {}).get("state"))),
+        ("port mapping", _port_mapping(report.get("port_mapping") or {})),
         ("can be reached", _reached(report)),
     ]
     facts += [("relay", _relay(relay)) for relay in held]
@@ -69,6 +69,31 @@ def _reached(report: dict[str, Any]) -> str:
     if verdict:
         return f"yes, at port {report.get('reachable_port')}, by peers that we talk to (from strangers: unknown); {age} ago"
     return f"no: none of {asked} that tried came in; {age} ago"
+
+
+_MAPPING_STATES = {
+    "off": "off (nat.port_mapping)",
+    "idle": "not needed, as far as is known",
+    "asking": "asking the gateway",
+    "double_nat": "refused: another NAT follows the gateway, so that the mapping would lead nowhere",
+}
+
+
+def _port_mapping(known: dict[str, Any]) -> str:
+    state = known.get("state")
+    if state == "none":
+        upnp = "" if known.get("upnp_installed") else "; UPnP was not tried: miniupnpc is not installed"
+        return f"the gateway grants none ({cell(known.get('reason'))}){upnp}"
+    if state not in ("active", "unproved"):
+        return _MAPPING_STATES.get(str(state), "unknown")
+    ports = [f"{name} {known[key]}" for name, key in (("TCP", "tcp_port"), ("UDP", "udp_port")) if known.get(key)]
+    held = f"{', '.join(ports)} by {_method(known.get('method'))}, {_for(known.get('ends_s'))}"
+    proved = ", ".join(str(name).upper() for name in known.get("proved") or [])
+    return f"{held}; peers came in by {proved}" if proved else f"{held}; no peer came in by it yet, so it is told to nobody"
+
+
+def _method(name: object) -> str:
+    return {"pcp": "PCP", "nat_pmp": "NAT-PMP", "upnp": "UPnP"}.get(str(name), "unknown")
 
 
 def _relay(relay: dict[str, Any]) -> str:

@@ -87,6 +87,8 @@ class NatConfig(Section, frozen=True):
     """Open UDP on the number of each listening port; off leaves the pairs of NATs that only UDP passes on relays."""
     birthday: bool = True
     """Send up to 1,024 small packets to find a peer behind a symmetric NAT; off spares touchy networks and loses those peers."""
+    port_mapping: bool = True
+    """Ask the home gateway (PCP, NAT-PMP, UPnP) for our port once peers see us behind a NAT; off leaves that to hole punching."""
 
 
 class LanConfig(Section, frozen=True):

@@ -85,6 +85,7 @@ class Libp2pTransport:
             punch=self._options.punch,
             udp=self._options.udp,
             birthday=self._options.birthday,
+            port_mapping=self._options.port_mapping,
         )
         self._relay = RelayService(self._host, self._options.relays, rng, relaying)
         self._host.slots.limit_of = self._stream_limit

@@ -33,6 +33,7 @@ def net_report(relay: RelayService) -> dict[str, Any]:
         "observers": len(relay.observations.tcp.observations),
         "mapping_tcp": None if mapping is Mapping.UNKNOWN else str(mapping),
         "mapping_udp": None if (udp := relay.udp.mapping()) is Mapping.UNKNOWN else str(udp),
+        "port_mapping": relay.mapper.view() if relay.options.port_mapping else {"state": "off"},
         "reachable": verdict.reachable,
         "reachable_from_strangers": None if verdict.reachable else verdict.reachable,
         "reachable_port": verdict.port or None,

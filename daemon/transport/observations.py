@@ -4,6 +4,7 @@ Only connections that left from, or came to, a port that we listen on count: any
 """
 
 import ipaddress
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -12,7 +13,7 @@ from multiaddr import Multiaddr
 
 from daemon.transport.addresses import bound_addresses, expand, remote_end
 from daemon.transport.tcp import plain_socket
-from nat.addresses import parse
+from nat.addresses import Reach, parse, reach_of
 from nat.observed import Mapping, Observation, ObservedAddresses
 from nat.punch_messages import MAX_CANDIDATES, Endpoint
 
@@ -23,6 +24,10 @@ class Observations:
     def __init__(self, swarm: Any) -> None:
         self._swarm = swarm
         self.tcp = ObservedAddresses()
+        self.heard: Callable[[], None] = lambda: None
+        """Told after each report."""
+        self.mapped: Callable[[], tuple[str, int] | None] = lambda: None
+        """The address that the gateway passes on to us, where a peer has come in by it."""
 
     # ---- asked by the library
 
@@ -37,6 +42,7 @@ class Observations:
         if int(socket.getsockname()[1]) in self.listening_ports():
             peer = conn.muxed_conn.peer_id.to_base58()
             self.tcp = self.tcp.observe(Observation(peer, remote[0], str(observed_addr), trio.current_time()))
+            self.heard()
 
     def addrs(self, _observers: int = 0) -> list[Multiaddr]:
         """Addresses that two observers agree on; whether anybody can come in there is another question."""
@@ -63,11 +69,20 @@ class Observations:
     def candidates(self) -> tuple[Endpoint, ...]:
         """Where a punch could meet us, the likeliest first: as seen, as a NAT that keeps ports would map it, as we listen."""
         seen = [endpoint for one in reversed(self.tcp.observations) if (endpoint := parse(one.address)) is not None]
-        found = [(endpoint.host, endpoint.port) for endpoint in seen]
+        mapped = self.mapped()
+        found = [mapped] if mapped is not None else []
+        found += [(endpoint.host, endpoint.port) for endpoint in seen]
         if self.mapping() in (Mapping.UNKNOWN, Mapping.NONE, Mapping.PORT_PRESERVING):
             found += [(endpoint.host, port) for endpoint in seen for port in sorted(self.listening_ports())]
         found += self.interfaces()
         return tuple(Endpoint(host, port) for host, port in dict.fromkeys(found) if port)[:MAX_CANDIDATES]
+
+    def outside_hosts(self) -> frozenset[str]:
+        """Public IPs at which peers see us; empty where one of them is an interface's own, as no NAT stands between then."""
+        hosts = {endpoint.host for one in self.tcp.observations if (endpoint := parse(one.address)) is not None}
+        own = {host for host, _ in self.interfaces()}
+        public = {host for host in hosts if reach_of(f"/ip{6 if ':' in host else 4}/{host}/tcp/1") is Reach.PUBLIC}
+        return frozenset() if hosts & own else frozenset(public)
 
     def listening_ports(self) -> frozenset[int]:
         return frozenset(port for _, port in self.listening())

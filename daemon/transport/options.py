@@ -31,6 +31,8 @@ class TransportOptions:
     """Open UDP on the number of each listening port, to pass NATs that TCP cannot."""
     birthday: bool = True
     """Send up to 1,024 probes to find a peer behind a symmetric NAT."""
+    port_mapping: bool = False
+    """Ask the gateway to pass our ports on, once a peer sees us behind a NAT."""
     max_connections: int = 128
     reserved_outbound: int = 16
     max_connections_per_peer: int = 4

@@ -37,21 +37,27 @@ _MAX_PORTS = 2
 _MAX_ASKED = 2
 _RECHECK_SECONDS = 300.0
 _SETTLE_SECONDS = 1.0
+_KNOCKS = 3
+_KNOCK_SECONDS = 0.1
 
 log = logging.getLogger(__name__)
 
 
 class DialBack(Message, frozen=True):
-    """Asks for a dial to the IP at which we are seen, at one of these ports, and for the nonce over that connection."""
+    """Asks for a dial to the IP at which we are seen, at these ports, and for the nonce over that connection.
+
+    `udp_port`: also for datagrams with the nonce to that port (0: none).
+    """
 
     nonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     ports: Annotated[
         tuple[Annotated[int, msgspec.Meta(ge=1, le=65535)], ...], msgspec.Meta(min_length=1, max_length=_MAX_PORTS)
     ]
+    udp_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
 
 class DialBackDone(Message, frozen=True):
-    """The port that answered, 0 where none did."""
+    """The first of the ports, in the asker's order, that answered; 0 where none did."""
 
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
@@ -81,6 +87,13 @@ class Reachability:
         self._again = trio.Event()
         self.verdict = Verdict(None, 0, 0, 0.0)
         self.served = 0
+        self._knocked: set[bytes] = set()
+        self.udp_port: Callable[[], int] = lambda: 0
+        """The outside UDP port that is worth trying; 0: none."""
+        self.knock: Callable[[str, int, bytes], None] = lambda _host, _port, _nonce: None
+        """Sends a nonce over UDP, for others."""
+        self.judged: Callable[[set[int], dict[int, bool]], None] = lambda _came, _udp: None
+        """Told after each check at which TCP ports peers came in, and whether they did at the UDP port that was tried."""
 
     async def run(self) -> None:
         """Ask when there is somebody to ask, after every change, and every five minutes."""
@@ -116,11 +129,15 @@ class Reachability:
 
     async def _check(self) -> None:
         answers: list[int] = []
+        udp_port = self.udp_port()
+        knocks: list[bool] = []
 
         async def ask(peer: ID, muxed: MuxedConnection) -> None:
             try:
                 with trio.fail_after(_ASK_SECONDS):
-                    answers.append(await self._ask(peer, muxed))
+                    port, knocked = await self._ask(peer, muxed, udp_port)
+                    answers.append(port)
+                    knocks.append(knocked)
             except (TransportError, RemoteError, trio.TooSlowError) as error:
                 log.debug("%s does not dial back: %s", peer, error)
 
@@ -130,23 +147,30 @@ class Reachability:
         if answers:
             came = [port for port in answers if port]
             self.verdict = Verdict(bool(came), came[0] if came else 0, len(answers), trio.current_time())
+            self.judged(set(came), {udp_port: any(knocks)} if udp_port else {})
 
-    async def _ask(self, peer: ID, muxed: MuxedConnection) -> int:
-        """The port at which `peer` came in; 0 where it did not; raises TransportError where it does not speak this."""
+    async def _ask(self, peer: ID, muxed: MuxedConnection, udp_port: int) -> tuple[int, bool]:
+        """The port at which `peer` came in, 0 where it did not, and whether it did over UDP; raises TransportError."""
         nonce = self._nonce(16)
         self._expected[nonce] = peer
         try:
-            asked = frame(encode(DialBack(nonce, tuple(self._ports()[:_MAX_PORTS]))))
+            asked = frame(encode(DialBack(nonce, tuple(self._ports()[:_MAX_PORTS]), udp_port)))
             stream = await open_stream(PeerId(peer.to_base58()), muxed, ASK, early=asked)
             try:
                 done: DialBackDone = await receive_message(stream, DialBackDone, _MAX_BYTES)
             finally:
                 await stream.aclose()
             # Its word alone says nothing: the nonce must have come in by another connection.
-            return done.port if nonce in self._proved else 0
+            return (done.port if nonce in self._proved else 0), nonce in self._knocked
         finally:
             self._proved.discard(nonce)
+            self._knocked.discard(nonce)
             del self._expected[nonce]
+
+    def take_knock(self, nonce: bytes) -> None:
+        """A nonce came in over UDP."""
+        if nonce in self._expected:
+            self._knocked.add(nonce)
 
     async def take_proof(self, stream: Any) -> bool:
         """Whether a connection that has just come in is a nonce of ours and no peer; it is answered then. Only while we ask.
@@ -189,8 +213,17 @@ class Reachability:
             async with trio.open_nursery() as nursery:
                 for port in dict.fromkeys(request.ports):
                     nursery.start_soon(attempt, port)
-            await own.send_all(frame(encode(DialBackDone(reached[0] if reached else 0))))
+                if request.udp_port:
+                    nursery.start_soon(self._knock, remote[0], request.udp_port, request.nonce)
+            first = next((port for port in request.ports if port in reached), 0)
+            await own.send_all(frame(encode(DialBackDone(first))))
         await own.aclose()
+
+    async def _knock(self, host: str, port: int, nonce: bytes) -> None:
+        """Three datagrams of 21 bytes, fewer than the question had."""
+        for _ in range(_KNOCKS):
+            self.knock(host, port, nonce)
+            await trio.sleep(_KNOCK_SECONDS)
 
     async def _dial_back(self, host: str, port: int, nonce: bytes) -> bool:
         address = f"/ip{6 if ':' in host else 4}/{host}/tcp/{port}"

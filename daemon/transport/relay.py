@@ -21,9 +21,12 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 from multiaddr import Multiaddr
 
-from daemon.transport.interface import TransportError
+from daemon.transport.gateway import Gateway
+from daemon.transport.interface import PathKind, TransportError
+from daemon.transport.muxer import MuxedConnection
 from daemon.transport.network_watch import NetworkWatch
 from daemon.transport.observations import Observations
+from daemon.transport.port_mapper import PortMapper
 from daemon.transport.reachability import ASK as DIAL_BACK
 from daemon.transport.reachability import Reachability
 from daemon.transport.relay_hop import HOP, STOP, Hop, RelayOptions, quietly_reset, receive, send
@@ -31,7 +34,8 @@ from daemon.transport.relay_keep import Reservations, relay_of
 from daemon.transport.relay_punch import DCUTR, Puncher
 from daemon.transport.udp_paths import UdpPaths
 from daemon.transport.witness import WITNESS, Witnessing
-from nat.addresses import parse, with_peer, without_peer
+from nat.addresses import Reach, parse, reach_of, with_peer, without_peer
+from nat.natpmp import Protocol
 from nat.observed import Mapping as NatMapping
 from nat.punch_messages import PROTOCOL as PUNCH
 from protocol.wire.ids import PeerId, is_peer_id
@@ -64,6 +68,9 @@ class RelayService:
         self._witnessing = Witnessing(host, self.hop)
         self.puncher = Puncher(host, self.options, self.observations, self.udp, self._sees)
         self.reachability = Reachability(host, self._ports_to_try, os.urandom)
+        seen, prove = self.observations.outside_hosts, self.reachability.look_again
+        self.mapper = PortMapper(Gateway(os.urandom), self._mappable, seen, prove)
+        self._wire_mapper()
         self._swarm.is_proof = self.reachability.take_proof
         self.network = NetworkWatch(self._swarm, self._network_changed)
         self.hop.willing = lambda: self.reachability.verdict.reachable is not False
@@ -71,6 +78,23 @@ class RelayService:
         self._swarm.relay_dialer = self.dial
         self._swarm.relayed_guesses = self._guesses
         self._swarm.watchers.append(self._watch)
+
+    def _wire_mapper(self) -> None:
+        mapper, reachability = self.mapper, self.reachability
+        if self.options.port_mapping:
+            self.observations.heard = mapper.look_again
+        self.observations.mapped = lambda: mapper.outside(Protocol.TCP)
+        self.udp.mapped = lambda: mapper.outside(Protocol.UDP)
+        reachability.udp_port = lambda: mapper.to_prove(Protocol.UDP) or 0
+        reachability.knock = self.udp.knock
+        self.udp.knocked = reachability.take_knock
+
+        def judged(came: set[int], udp: dict[int, bool]) -> None:
+            mapper.judged(Protocol.TCP, came)
+            if udp:
+                mapper.judged(Protocol.UDP, [port for port, knocked in udp.items() if knocked])
+
+        reachability.judged = judged
 
     @property
     def reservations(self) -> Mapping[PeerId, float]:
@@ -96,6 +120,8 @@ class RelayService:
             self._nursery = self.puncher.nursery = nursery
             for part in (self.keeping.run, self.reachability.run, self.network.run):
                 nursery.start_soon(part)
+            if self.options.port_mapping:
+                nursery.start_soon(self.mapper.run)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -122,6 +148,9 @@ class RelayService:
 
     def reached_at(self) -> tuple[str, ...]:
         """The outside address at which a peer came in, where we know of one and do not listen on it anyway."""
+        mapped = self.mapper.outside(Protocol.TCP)
+        if mapped is not None:
+            return (f"/ip4/{mapped[0]}/tcp/{mapped[1]}",)
         verdict = self.reachability.verdict
         hosts = [endpoint.host for one in self.observations.tcp.observations if (endpoint := parse(one.address)) is not None]
         if not verdict.reachable or not hosts:
@@ -159,19 +188,38 @@ class RelayService:
         return await self._witnessing.sees(relay, peer, host)
 
     def _ports_to_try(self) -> list[int]:
-        """Outside ports at which we may be dialled: as seen, then as we listen."""
+        """Outside ports at which we may be dialled: as mapped, as seen, then as we listen."""
+        mapped = self.mapper.to_prove(Protocol.TCP)
         seen = [endpoint.port for one in self.observations.tcp.observations if (endpoint := parse(one.address)) is not None]
-        return list(dict.fromkeys([*reversed(seen), *sorted(self.observations.listening_ports())]))
+        return list(dict.fromkeys([*([mapped] if mapped else []), *reversed(seen), *sorted(self.observations.listening_ports())]))
 
     def _network_changed(self) -> None:
         self.observations.forget()
         self.udp.forget()
         self.reachability.forget()
+        self.mapper.forget()
+
+    def _mappable(self) -> dict[Protocol, int]:
+        """The ports that a gateway could pass on: the first that listens on IPv4, and UDP beside it."""
+        ports = [port for host, port in self.observations.listening() if ":" not in host and not host.startswith("127.")]
+        udp = [Protocol.UDP] if any(opened.port in ports[:1] for opened in self.udp.ports) else []
+        return dict.fromkeys((Protocol.TCP, *udp), ports[0]) if ports else {}
 
     def _watch(self, conn: INetConn, opened: bool) -> None:
-        if opened and conn.muxed_conn.peer_id in self.keeping.configured:
+        muxed = conn.muxed_conn
+        if opened and isinstance(muxed, MuxedConnection) and self._came_by_mapping(conn, muxed):
+            muxed.path_kind = PathKind.MAPPED
+        if opened and muxed.peer_id in self.keeping.configured:
             self.udp.look_again()
             self.reachability.look_again()
+
+    def _came_by_mapping(self, conn: INetConn, muxed: MuxedConnection) -> bool:
+        """Whether a connection came in by the gateway's word: from outside, neither punched nor relayed."""
+        if muxed.path_kind is not None or muxed.is_initiator or conn.get_connection_type() == ConnectionType.RELAYED:
+            return False
+        addresses = [str(address) for address in conn.get_transport_addresses()]
+        outside = any(reach_of(address) is Reach.PUBLIC for address in addresses)
+        return outside and self.mapper.outside(Protocol.TCP) is not None
 
     # -- relayed connections -----------------------------------------------------------------------------------------
 

@@ -61,6 +61,8 @@ class RelayOptions:
     udp: bool = True
     birthday: bool = True
     """Whether up to 1,024 probes may look for the port of a peer behind a symmetric NAT."""
+    port_mapping: bool = False
+    """Whether the gateway is asked to pass our ports on, once a peer sees us behind a NAT."""
 
 
 _BURST_BYTES = 256 << 10

@@ -20,7 +20,7 @@ from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.quic_pipe import QuicPipe
 from daemon.transport.udp_port import Address, UdpPort, bound_socket, receive_from, send_now
 from nat.addresses import punch_targets
-from nat.datagrams import MAGIC
+from nat.datagrams import MAGIC, Knock, encode
 from nat.observed import Mapping, Observation, ObservedAddresses, ObservedOptions
 from nat.punch_messages import MAX_CANDIDATES, Endpoint, Hello, joint_token, mapping_of, number_of
 from nat.udp_punch import Effect, Found, OpenSockets, Over, PunchOptions, Send, UdpPunch, Way, way_of
@@ -53,6 +53,9 @@ class UdpPaths:
         self.works: bool | None = None
         """Whether any observer answered over UDP; None before one was asked."""
         self.counters: dict[str, int] = {"punched": 0, "failed": 0, "probes": 0}
+        self.mapped: Callable[[], tuple[str, int] | None] = lambda: None
+        """The address that the gateway passes on to our UDP port, where a datagram came in by it."""
+        self.knocked: Callable[[bytes], None] = lambda _nonce: None
         self._spreading = trio.CapacityLimiter(1)
         self._nursery: trio.Nursery | None = None
         self._asked_for = trio.Event()
@@ -69,6 +72,7 @@ class UdpPaths:
                 except OSError as error:
                     log.warning("no UDP on port %s, so that fewer NATs can be passed: %s", port, error.strerror)
                     continue
+                opened.knocked = lambda nonce: self.knocked(nonce)
                 self.ports.append(opened)
                 nursery.start_soon(opened.run)
             task_status.started()
@@ -121,6 +125,8 @@ class UdpPaths:
 
     def mapping(self) -> Mapping:
         """What the NAT does to our UDP port."""
+        if self.mapped() is not None:
+            return Mapping.ENDPOINT_INDEPENDENT  # whoever knocks there comes in
         port = self._port()
         own = frozenset(host for host, _ in self.interfaces())
         return self.observed.mapping(port.port, own, trio.current_time()) if port is not None else Mapping.UNKNOWN
@@ -129,7 +135,8 @@ class UdpPaths:
         """Where our UDP port may be met; empty where no observer answers over UDP."""
         if not self.works:
             return ()
-        found: list[tuple[str, int]] = []
+        mapped = self.mapped()
+        found: list[tuple[str, int]] = [mapped] if mapped is not None else []
         for seen in reversed(self.observed.observations):
             _, _, host, _, port = seen.address.split("/")
             found.append((host, int(port)))
@@ -148,6 +155,13 @@ class UdpPaths:
             udp_mapping=number_of(self.mapping()),
             step=max(0, min(65535, step + _STEP_ORIGIN)),
         )
+
+    def knock(self, host: str, port: int, nonce: bytes) -> None:
+        """One datagram with `nonce`, for a peer that asked to be knocked at."""
+        for own in self.ports:
+            if _same_family(host, own):
+                own.send((host, port), encode(Knock(nonce)))
+                return
 
     # ---- punching
 

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from daemon.transport.gossip_guard import Budgets
-from nat.datagrams import NONCE_BYTES, Ack, Ask, Probe, Tell, decode, encode
+from nat.datagrams import NONCE_BYTES, Ack, Ask, Knock, Probe, Tell, decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ class UdpPort:
         """By token: who takes probes and acks."""
         self.expected: dict[Address, Receiver] = {}
         """From where a QUIC connection may begin now, and who takes its first packet."""
+        self.knocked: Callable[[bytes], None] = lambda _nonce: None
+        """Told of each knock's nonce."""
         self.answered = 0
         self._asked: dict[bytes, tuple[Address, trio.Event, list[Address]]] = {}
         self._budgets = Budgets(rate=5.0, burst=20.0)
@@ -72,6 +74,8 @@ class UdpPort:
             if asked is not None and asked[0] == address:
                 asked[2].append((datagram.host, datagram.port))
                 asked[1].set()
+        elif isinstance(datagram, Knock):
+            self.knocked(datagram.nonce)
         elif isinstance(datagram, Probe | Ack) and datagram.token in self.punches:
             self.punches[datagram.token](address, payload)
 

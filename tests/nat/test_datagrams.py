@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nat.datagrams import Ack, Ask, Probe, Tell, decode, encode
+from nat.datagrams import Ack, Ask, Knock, Probe, Tell, decode, encode
 
 NONCE = bytes(range(16))
 
@@ -14,6 +14,7 @@ GOLDEN = [
     (Tell(NONCE, "2001:db8::1", 1), "0573776d02000102030405060708090a0b0c0d0e0f20010db80000000000000000000000010001"),
     (Probe(NONCE, True), "0573776d03000102030405060708090a0b0c0d0e0f01"),
     (Ack(NONCE, False), "0573776d04000102030405060708090a0b0c0d0e0f00"),
+    (Knock(NONCE), "0573776d05000102030405060708090a0b0c0d0e0f"),
 ]
 
 

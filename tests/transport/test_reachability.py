@@ -34,6 +34,52 @@ async def test_a_port_where_nobody_is_us_is_no_proof(running, until):
         assert asker.relay.reachability.verdict.reachable is False
 
 
+async def test_a_mapped_udp_port_is_proved_by_a_nonce_of_ours(running, until):
+    async with running(2) as (asker, helper):
+        (port,) = asker.relay.udp.ports
+        told = []
+        asker.relay.reachability.judged = lambda came, udp: told.append((came, udp))
+        for tried, came_in in ((port.port, True), (1, False)):
+            asker.relay.reachability.udp_port = lambda tried=tried: tried
+            await asker.connect(helper.peer_id, helper.addresses())
+            asker.relay.reachability.look_again()
+            await until(lambda: told)
+            assert told.pop()[1] == {tried: came_in}
+        port.knocked(bytes(16))
+        assert not asker.relay.reachability._knocked, "a nonce that nobody waits for"
+
+
+async def test_the_port_that_is_named_first_is_told_where_several_work(running):
+    async with running(2) as (asker, helper):
+        (port,) = asker.relay.observations.listening_ports()
+        (other,) = helper.relay.observations.listening_ports()
+        helper.relay.reachability._dial_back = lambda _host, _port, _nonce: _slowly(True, 0.1 if _port == port else 0.0)
+        asker.relay.reachability._proved = _Everything()
+        await asker.connect(helper.peer_id, helper.addresses())
+        (conn,) = [c for conns in asker._swarm.connections.values() for c in conns]
+        for ports in ((port, other), (other, port)):
+            asker.relay.reachability._ports = lambda ports=ports: ports
+            found, _ = await asker.relay.reachability._ask(conn.muxed_conn.peer_id, conn.muxed_conn, 0)
+            assert found == ports[0], "though the other answered sooner"
+
+
+class _Everything(set):
+    def __contains__(self, _):
+        return True
+
+
+async def _slowly(answer, seconds):
+    await trio.sleep(seconds)
+    return answer
+
+
+def test_golden_bytes():
+    assert encode(DialBack(bytes(16), (4711, 80), 4711)).hex() == "93c410" + "00" * 16 + "92cd126750cd1267"
+    assert encode(DialBackDone(4711)).hex() == "91cd1267"
+    older = bytes.fromhex("92c410" + "00" * 16 + "91cd1267")
+    assert decode(DialBack, older) == DialBack(bytes(16), (4711,), 0)
+
+
 async def test_a_helper_that_lies_is_not_believed(running, until, monkeypatch):
     async with running(2) as (asker, helper):
 

@@ -1,0 +1,125 @@
+"""The driver of port mappings under a virtual clock: when the gateway is asked, and that everything is given back."""
+
+import trio
+import trio.testing
+
+from daemon.transport.gateway import default_gateway
+from daemon.transport.port_mapper import PortMapper
+from nat.natpmp import Protocol
+from nat.port_mapping import Granted, Method, Refused
+
+SEEN = frozenset({"44.1.1.21"})
+
+
+class Gateway:
+    """Grants what is asked for; as slow as a real one."""
+
+    def __init__(self, method=Method.NAT_PMP, host="44.1.1.21"):
+        self.method, self.host = method, host
+        self.asked, self.released = [], []
+
+    def methods(self):
+        return (Method.PCP, Method.NAT_PMP)
+
+    def forget(self):
+        pass
+
+    async def ask(self, ask):
+        await trio.sleep(0.5)
+        self.asked.append((round(trio.current_time()), ask.method, ask.protocol))
+        return Granted(self.host, ask.external_port, 3600) if ask.method is self.method else Refused("no answer in time")
+
+    async def release(self, release):
+        await trio.sleep(0.5)
+        self.released.append(release.protocol)
+
+
+class Running:
+    def __init__(self, nursery, **given):
+        self.gateway, self.seen, self.proofs = Gateway(**given), frozenset(), 0
+        ports = {Protocol.TCP: 4711, Protocol.UDP: 4711}
+        self.mapper = PortMapper(self.gateway, lambda: ports, lambda: self.seen, self.prove)
+        nursery.start_soon(self.mapper.run)
+
+    def prove(self):
+        self.proofs += 1
+
+    async def meet(self):
+        self.seen = SEEN
+        self.mapper.look_again()
+        await trio.sleep(10)
+
+
+async def test_it_asks_once_peers_see_us_behind_a_nat_and_gives_back_at_the_end(autojump_clock: trio.testing.MockClock):
+    async with trio.open_nursery() as nursery:
+        one = Running(nursery)
+        await trio.sleep(5000)
+        assert one.gateway.asked == []
+        assert one.mapper.view()["state"] == "idle"
+        await one.meet()
+        assert [method for _, method, _ in one.gateway.asked] == [Method.PCP, Method.NAT_PMP, Method.NAT_PMP]
+        assert one.proofs
+        assert one.mapper.view()["state"] == "unproved"
+        assert one.mapper.outside(Protocol.TCP) is None
+        one.mapper.judged(Protocol.TCP, [4711])
+        assert one.mapper.outside(Protocol.TCP) == ("44.1.1.21", 4711)
+        assert one.mapper.view()["proved"] == ["tcp"]
+        await trio.sleep(4000)
+        assert len(one.gateway.asked) == 3 + 2 * 2, "both were renewed twice"
+        nursery.cancel_scope.cancel()
+    assert sorted(one.gateway.released) == [Protocol.TCP, Protocol.UDP]
+
+
+async def test_another_network_begins_anew(autojump_clock: trio.testing.MockClock):
+    async with trio.open_nursery() as nursery:
+        one = Running(nursery)
+        await one.meet()
+        one.seen = frozenset()
+        one.mapper.forget()
+        await trio.sleep(5000)
+        assert one.mapper.view()["state"] == "idle"
+        assert len(one.gateway.asked) == 3
+        await one.meet()
+        assert len(one.gateway.asked) == 6
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_a_gateway_answers_after_a_change_counts_for_nothing(autojump_clock: trio.testing.MockClock):
+    async with trio.open_nursery() as nursery:
+        one = Running(nursery, method=Method.PCP)
+        one.seen = SEEN
+        one.mapper.look_again()
+        await trio.sleep(0.2)
+        one.seen = frozenset()
+        one.mapper.forget()
+        await trio.sleep(10)
+        assert one.mapper.view() | {"methods": [], "upnp_installed": False} == {
+            "state": "idle", "method": None, "methods": [], "tcp_port": None, "udp_port": None, "proved": [], "ends_s": None,
+            "reason": None, "upnp_installed": False,
+        }  # fmt: skip
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_private_outside_address_is_given_back(autojump_clock: trio.testing.MockClock):
+    async with trio.open_nursery() as nursery:
+        one = Running(nursery, method=Method.PCP, host="100.64.1.2")
+        await one.meet()
+        assert one.mapper.view()["state"] == "double_nat"
+        assert one.gateway.released == [Protocol.TCP]
+        assert one.proofs == 0
+        nursery.cancel_scope.cancel()
+
+
+def test_the_gateway_is_the_default_route_of_least_metric(tmp_path, monkeypatch):
+    table = tmp_path / "route"
+    table.write_text(
+        "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"
+        "wlan0 00000000 FE01A8C0 0003 0 0 600 00000000 0 0 0\n"
+        "eth0 00000000 0101A8C0 0003 0 0 100 00000000 0 0 0\n"
+        "eth0 0001A8C0 00000000 0001 0 0 100 00FFFFFF 0 0 0\n"
+        "tun0 00000000 00000000 0001 0 0 50 00000000 0 0 0\n"
+    )
+    monkeypatch.setattr("daemon.transport.gateway._ROUTES", table)
+    assert default_gateway() == "192.168.1.1"
+    monkeypatch.setattr("daemon.transport.gateway._ROUTES", tmp_path / "none")
+    assert default_gateway() is None
