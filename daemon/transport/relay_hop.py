@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import trio
+from google.protobuf.unknown_fields import UnknownFieldSet
 from libp2p.connection_types import ConnectionType
 from libp2p.custom_types import TProtocol
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 from libp2p.utils import encode_varint_prefixed
-from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+from libp2p.utils.varint import encode_uvarint, read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 from nat.addresses import Reach, reach_of, with_peer, without_peer
@@ -27,6 +28,7 @@ HOP = TProtocol("/libp2p/circuit/relay/0.2.0/hop")
 STOP = TProtocol("/libp2p/circuit/relay/0.2.0/stop")
 MAX_MESSAGE_BYTES = 4096
 _CHUNK_BYTES = 64 << 10
+_LOAD_FIELD = 4711
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class RelayOptions:
     max_circuit_bytes: int = 4 << 30
     max_circuit_duration: float = 24 * 3600.0
     rate: int = 0
-    """Bytes a second for all circuits together, shared alike by those in use; 0 means no limit."""
+    """Bytes a second for all circuits together, shared alike by the peers that opened those in use; 0 means no limit."""
     reservation_lifetime: float = 3600.0
     message_timeout: float = 10.0
     retry_min: float = 1.0
@@ -72,10 +74,11 @@ _RATE_SECONDS = 1.0
 
 @dataclass(slots=True)
 class _Budget:
-    """What one circuit may still carry, and when it may carry the next of it."""
+    """What one circuit may still carry, and when it may carry the next of it. `owner` opened it."""
 
     left: int | None
-    level: float = float(_BURST_BYTES)
+    owner: ID
+    level: float = 0.0
     since: float = 0.0
     used: float = float("-inf")
 
@@ -104,6 +107,12 @@ class Hop:
     def circuits(self) -> int:
         """Circuits open now."""
         return self._circuits.total() // 2
+
+    @property
+    def load(self) -> float:
+        """The share of our places or circuits that is taken, whichever is more."""
+        options = self._options
+        return max(self.reservations / max(1, options.max_reservations), self.circuits / max(1, options.max_circuits))
 
     def joins(self, one: ID, other: ID) -> bool:
         """Whether a circuit between the two is open."""
@@ -136,15 +145,9 @@ class Hop:
         self.counters["reserved"] += 1
         me = self._host.get_id().to_base58()
         addresses = [Multiaddr(with_peer(address, me)).to_bytes() for address in direct_addresses(self._host)]
-        await send(
-            stream,
-            pb.HopMessage(
-                type=pb.HopMessage.STATUS,
-                status=pb.OK,
-                reservation=pb.Reservation(expire=int(expire), addrs=addresses),
-                limit=self._limit(),
-            ),
-        )
+        reservation = pb.Reservation(expire=int(expire), addrs=addresses)
+        answer = pb.HopMessage(type=pb.HopMessage.STATUS, status=pb.OK, reservation=reservation, limit=self._limit())
+        await stream.write(encode_varint_prefixed(answer.SerializeToString() + _load_field(self.load)))
         await stream.close()
 
     async def _connect(self, stream: Any, source: ID, target: ID) -> None:
@@ -165,7 +168,7 @@ class Hop:
             self.counters["circuits"] += 1
             await send(stream, pb.HopMessage(type=pb.HopMessage.STATUS, status=pb.OK, limit=self._limit()))
             with trio.move_on_after(self._options.max_circuit_duration):
-                await self._join(stream, onward)
+                await self._join(stream, onward, source)
         finally:
             self._joined[source, target] -= 1
             if not self._joined[source, target]:
@@ -209,9 +212,9 @@ class Hop:
             await quietly_reset(onward)
         return None
 
-    async def _join(self, one: Any, other: Any) -> None:
+    async def _join(self, one: Any, other: Any, owner: ID) -> None:
         """Copy both ways until both have ended, or 5 s after one has, or until the data is used up or one fails."""
-        budget = _Budget(self._options.max_circuit_bytes or None, since=trio.current_time())
+        budget = _Budget(self._options.max_circuit_bytes or None, owner, since=trio.current_time())
         self._budgets.append(budget)
         try:
             await self._copy_both(one, other, budget)
@@ -251,13 +254,13 @@ class Hop:
             await sink.write(chunk)
 
     async def _pace(self, budget: _Budget, size: int) -> None:
-        """Wait until the circuit's share of the rate covers `size` more bytes."""
+        """Wait until the circuit's share of the rate covers `size` more bytes: many of one peer share its share."""
         if not self._options.rate:
             return
         while True:
             now = trio.current_time()
-            in_use = sum(now - one.used < _RATE_SECONDS for one in self._budgets if one is not budget) + 1
-            share = self._options.rate / in_use
+            in_use = Counter(one.owner for one in self._budgets if one is budget or now - one.used < _RATE_SECONDS)
+            share = self._options.rate / len(in_use) / in_use[budget.owner]
             budget.used = now
             budget.level = min(float(_BURST_BYTES), budget.level + (now - budget.since) * share)
             budget.since = now
@@ -283,6 +286,18 @@ def direct_addresses(host: Any) -> list[str]:
     """The host's own addresses without relayed and undialable ones, and without /p2p."""
     texts = [str(address) for address in host.get_addrs()]
     return [without_peer(text) for text in texts if reach_of(text) not in (Reach.NOWHERE, Reach.RELAYED)]
+
+
+def load_of(message: Any) -> float:
+    """The load that a relay of ours said it has, 0.0 to 1.0; 0.0 where it is of another make, or says nonsense."""
+    fields: Any = UnknownFieldSet(message)
+    said = [field.data for field in fields if field.field_number == _LOAD_FIELD and field.wire_type == 0]
+    return min(said[-1], 1000) / 1000 if said else 0.0
+
+
+def _load_field(load: float) -> bytes:
+    """A field that the specification does not have, and that every protobuf decoder passes over: thousandths, as a varint."""
+    return bytes(encode_uvarint(_LOAD_FIELD << 3) + encode_uvarint(round(1000 * min(load, 1.0))))
 
 
 async def send(stream: Any, message: Any) -> None:

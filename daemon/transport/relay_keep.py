@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -19,7 +19,7 @@ from multiaddr import Multiaddr
 from daemon.transport.addresses import bound_addresses
 from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.muxer import MuxedConnection
-from daemon.transport.relay_hop import HOP, RelayOptions, quietly_reset, receive, send
+from daemon.transport.relay_hop import HOP, RelayOptions, load_of, quietly_reset, receive, send
 from daemon.transport.tcp_punch import source_for
 from nat.addresses import Reach, parse, reach_of, with_peer, without_peer
 from nat.relay_choice import RelayCandidate, choose
@@ -32,6 +32,11 @@ _MAX_ADDRESSES_PER_RELAY = 4
 _LISTEN_SECONDS = 0.2
 _SHORTEST_RESERVATION = 2.0
 _LOOK_SECONDS = 5.0
+_SILENCE_SECONDS = 0.5
+"""How often relays that hold us are looked at."""
+
+_PING_SECONDS = 1.5
+"""Between pings to them. A dead one is to be replaced within 5 s: 1.5 to the ping, 1 in doubt, 0.5 to the look, then the dial."""
 
 
 @dataclass(slots=True)
@@ -39,6 +44,7 @@ class _Known:
     address: Multiaddr
     configured: bool
     failures: int = 0
+    load: float = 0.0
     ready: float = 0.0
     keeper: trio.CancelScope | None = None
     lost: trio.Event = field(default_factory=trio.Event)
@@ -86,6 +92,8 @@ class Reservations:
                 "expires_s": round(self._held[peer][0] - now) if peer in self._held else None,
                 "rtt_ms": None if (rtt := self._rtt(peer)) is None else round(rtt * 1000, 1),
                 "configured": known.configured,
+                "load": known.load if peer in self._held else None,
+                "circuits": self._circuits(peer),
                 "failures": known.failures,
             }
             for peer, known in self._known.items()
@@ -120,19 +128,49 @@ class Reservations:
                     elif peer.to_base58() not in wanted and known.keeper is not None:
                         known.keeper.cancel()
                 with trio.move_on_at(self._next_look()):
-                    await self._changed.wait()
+                    await self._until_changed()
 
     def _next_look(self) -> float:
         now = trio.current_time()
         due = [known.ready for known in self._known.values() if known.keeper is None and known.ready > now]
         return min([now + _LOOK_SECONDS, *due])
 
+    async def _until_changed(self) -> None:
+        """Until something happened, which includes that a relay that holds us fell silent or spoke again."""
+        silent = self._silent_ones()
+        while not self._changed.is_set() and silent == self._silent_ones():
+            with trio.move_on_after(_SILENCE_SECONDS if self._held else _LOOK_SECONDS):
+                await self._changed.wait()
+
+    def _silent_ones(self) -> set[ID]:
+        return {relay for relay in self._held if self._silent(relay)}
+
+    def _silent(self, relay: ID) -> bool:
+        direct = [conn.muxed_conn for conn in self.swarm.get_connections(relay) if not conn.is_closed]
+        return bool(direct) and all(isinstance(muxed, MuxedConnection) and muxed.is_suspect for muxed in direct)
+
+    def _ping_often(self, relay: ID) -> None:
+        for conn in self.swarm.get_connections(relay):
+            muxed = conn.muxed_conn
+            if isinstance(muxed, MuxedConnection):
+                interval = min(muxed.settings.keepalive_interval, _PING_SECONDS)
+                muxed.settings = replace(muxed.settings, keepalive_interval=interval)
+
+    def _circuits(self, relay: ID) -> int:
+        """Connections of ours that run through `relay`."""
+        via = f"/p2p/{relay.to_base58()}/p2p-circuit"
+        relayed = [conn for conn in self.swarm.get_connections() if conn.get_connection_type() == ConnectionType.RELAYED]
+        return sum(any(via in str(at) for at in conn.get_transport_addresses()) for conn in relayed if not conn.is_closed)
+
     def _wake(self) -> None:
         self._changed.set()
 
     def _candidates(self) -> list[RelayCandidate]:
         return [
-            RelayCandidate(peer.to_base58(), self._rtt(peer), known.keeper is not None, 0, known.ready, known.configured)
+            RelayCandidate(
+                peer.to_base58(), self._rtt(peer), known.keeper is not None, self._circuits(peer), known.ready, known.configured,
+                known.load, self._silent(peer),
+            )
             for peer, known in self._known.items()
         ]
 
@@ -171,6 +209,8 @@ class Reservations:
                     with trio.fail_after(3 * self._options.message_timeout):
                         await self.connect_from_listening_port(relay, known.address)
                         expire = await self.reserve(relay)
+                    self._ping_often(relay)
+                    self._wake()
                     known.failures, known.ready = 0, 0.0
                     with trio.move_on_after(max(1.0, (expire - time.time()) / 2)):
                         await known.lost.wait()
@@ -221,6 +261,8 @@ class Reservations:
             raise TransportError(f"it refused with {pb.Status.Name(answer.status)}")
         now = time.time()
         expire = min(max(float(answer.reservation.expire), now + _SHORTEST_RESERVATION), now + 24 * 3600)
+        if relay in self._known:
+            self._known[relay].load = load_of(answer)
         self._held[relay] = expire, self._relay_addresses(relay, answer.reservation.addrs)
         log.info("reserved a place at the relay %s until %.0f", relay, expire)
         return expire

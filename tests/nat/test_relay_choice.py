@@ -20,6 +20,17 @@ TABLE = {
         [One("a", 0.05, True), One("b", 0.2, True, circuits=1), One("c", 0.04, False)], ("a", "b"),
     ),
     "nor for a few milliseconds": ([One("a", 0.01, True), One("b", 0.02, True), One("c", 0.005, False)], ("a", "b")),
+    "a full relay is far": ([One("a", 0.01, False, load=0.9), One("b", 0.05, False), One("c", 0.06, False)], ("b", "c")),
+    "a full one that we hold gives way": (
+        [One("a", 0.03, True), One("b", 0.02, True, load=0.9), One("c", 0.03, False)], ("a", "c"),
+    ),
+    "half full is not worth a change": (
+        [One("a", 0.03, True), One("b", 0.03, True, load=0.4), One("c", 0.03, False)], ("a", "b"),
+    ),
+    "a silent one is replaced and held on to": (
+        [One("a", 0.01, True, silent=True), One("b", 0.02, True), One("c", 0.03, False)], ("b", "c", "a"),
+    ),
+    "a silent one that we do not hold is not asked": ([One("a", 0.01, False, silent=True), One("b", 0.02, True)], ("b",)),
     "too many held": ([One("a", 0.01, True), One("b", 0.02, True), One("c", 0.03, True)], ("a", "b")),
 }  # fmt: skip
 
