@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 import msgspec
 import trio
 
-from daemon.admission import FairSlots, PeerSlots
+from daemon.admission import FairSlots, PeerSlots, Ticket
 from daemon.calls import InboundCall
 from daemon.config import LimitsConfig
 from daemon.engine.continuing import CannotContinue
@@ -180,12 +180,16 @@ class Serving:
         Raises RemoteError(not_found | overloaded | oversized | refused | engine_failed).
         """
         engine = self._ready_engine(job.model)
-        async with self._slot(engine, caller):
-            try:
-                async with engine.generate(job, begun) as chunks:
-                    yield chunks
-            except EngineError as error:
-                raise _fault_of(error) from None
+        ticket = self._enter(engine, caller)
+        try:  # not by way of `_slot`: each context manager that is entered costs a hundredth of a small answer
+            if ticket.since is None:
+                await self._turn(ticket)
+            async with engine.generate(job, begun) as chunks:
+                yield chunks
+        except EngineError as error:
+            raise _fault_of(error) from None
+        finally:
+            self._slots.leave(ticket, trio.current_time())
 
     async def choose(self, turns: tuple[Turn, ...], choices: tuple[str, ...]) -> tuple[float, ...]:
         """Log-probabilities of one-token choices, for a round; raises RemoteError as `generate` does."""
@@ -227,21 +231,28 @@ class Serving:
 
     @asynccontextmanager
     async def _slot(self, engine: Engine, caller: Hashable) -> AsyncIterator[None]:
-        queue, now = self._slots, trio.current_time
-        queue.resize(engine.model.slots if engine.model is not None else 1, now())  # another model's may be another number
-        ticket = queue.enter(caller, now())
+        ticket = self._enter(engine, caller)
         try:
-            if not ticket.decided.is_set():
-                with trio.move_on_after(self._patience.queue):
-                    await ticket.decided.wait()
-            if ticket.refusal is not None:
-                raise ticket.refusal
             if ticket.since is None:
-                reason = f"no slot became free within {self._patience.queue:g} s"
-                raise RemoteError(Code.OVERLOADED, reason, retry_after=max(self._patience.queue, queue.retry_after()))
+                await self._turn(ticket)
             yield
         finally:
-            queue.leave(ticket, now())
+            self._slots.leave(ticket, trio.current_time())
+
+    def _enter(self, engine: Engine, caller: Hashable) -> Ticket:
+        now = trio.current_time()
+        self._slots.resize(engine.model.slots if engine.model is not None else 1, now)  # another model's may be another number
+        return self._slots.enter(caller, now)
+
+    async def _turn(self, ticket: Ticket) -> None:
+        """Wait until the ticket has its slot; raises RemoteError(overloaded) where it gets none in time."""
+        with trio.move_on_after(self._patience.queue):
+            await ticket.decided.wait()
+        if ticket.refusal is not None:
+            raise ticket.refusal
+        if ticket.since is None:
+            reason = f"no slot became free within {self._patience.queue:g} s"
+            raise RemoteError(Code.OVERLOADED, reason, retry_after=max(self._patience.queue, self._slots.retry_after()))
 
 
 def completion_of(last: Chunk) -> Completion:
