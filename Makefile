@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover demo-partition test check wheel models test-vllm interop bench lock clean natlab natlab-quick sim-probes sim-reputation sim-rounds sim-claims bench-claims crash-claims
+.PHONY: help demo demo-failover demo-partition test check wheel models test-vllm interop bench lock clean natlab natlab-quick sim-probes sim-reputation sim-rounds sim-claims sim-mesh bench-claims crash-claims
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -71,6 +71,9 @@ sim-probes: $(VENV)/.installed-dev ## cheat on probes in simulation: canned answ
 
 sim-rounds: $(VENV)/.installed-dev ## attack rounds in simulation, R1 to R9, over 1,000 seeds (SEEDS=n, or SEED=n for one)
 	$(BIN)/python -m tests.sim.run_rounds $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
+
+sim-mesh: $(VENV)/.installed-dev ## attack finding in simulation, D1 to D7, over ten seeds (SEEDS=n, or SEED=n for one)
+	$(BIN)/python -m tests.sim.run_mesh $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10)) $(ARGS)
 
 sim-reputation: $(VENV)/.installed-dev ## attack reputation in simulation over many seeds (SEEDS=n, or SEED=n for one)
 	$(BIN)/python -m tests.sim.run_reputation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5)) $(ARGS)

@@ -200,7 +200,7 @@ def measure(seed: int, peers: int, lookups: int) -> Row:
     row.get = mesh.sample(lookups, mesh.get).figures()
     row.find = mesh.sample(lookups // 4, mesh.find).figures()
     row.absent = mesh.sample(lookups // 10, mesh.miss).figures()
-    seconds = 1800.0 if peers <= 1_000 else 900.0
+    seconds = 1800.0 if peers <= 1_000 else 600.0
     mesh.churn(seconds + lookups / LOOKUP_RATE)
     mesh.net.run(mesh.net.now + seconds)
     row.churn = mesh.sample(lookups, mesh.get).figures()

@@ -11,7 +11,11 @@ SAMPLES = 8
 """Looked-up places remembered; an attacker who crowds one place moves one sample, and the median not at all."""
 
 OWN = 20
-"""Entries of our own table that make an estimate too, always of this moment: it has three votes against the lookups' eight."""
+"""Entries of our own table that make an estimate too, always of this moment."""
+
+FEW = 4
+"""Of fewer estimates the least counts: peers crowded next to us or to a key only ever make the mesh look larger, and its regions
+smaller; too large a region costs questions alone."""
 
 
 class Density:
@@ -32,8 +36,10 @@ class Density:
     def peers(self) -> int:
         """The estimate; 0 while hardly anybody is known."""
         near = [contact.place for contact in self._table.closest(self._table.me, OWN)]
-        own = [_estimate(self._table.me, near)] if len(near) >= 4 else []
-        return round(median([*self._samples, *own * 3])) if own or self._samples else 0
+        estimates = [*self._samples, *([_estimate(self._table.me, near)] if len(near) >= 4 else [])]
+        if len(estimates) < FEW:
+            return round(min(estimates, default=0))
+        return round(median(estimates))
 
     def region_bits(self, members: int) -> int:
         """How many bits a peer shares with a key in whose region `members` to twice as many peers stand; 0: all of them."""

@@ -6,7 +6,8 @@ everyone in the key's region is asked, and the region is also looked through fro
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from heapq import nsmallest
 from random import Random
 
 from dht.contacts import Contact
@@ -43,7 +44,8 @@ _OUTCOME = ("known", "waiting", "answered", "failed")
 
 class _Candidate:
     __slots__ = (
-        "asked_at", "by", "contact", "distance", "gave_dead", "gave_live", "helping", "hop", "path", "seconds", "state", "useful",
+        "asked_at", "by", "contact", "distance", "gave_dead", "gave_live", "helping", "hop", "path", "seconds", "silent", "state",
+        "useful",
     )  # fmt: skip
 
     def __init__(self, contact: Contact, distance: int, hop: int, by: "_Candidate | None") -> None:
@@ -57,11 +59,12 @@ class _Candidate:
         self.seconds: float | None = None
         self.useful = False
         self.helping = 0
+        self.silent = False
         self.gave_dead = self.gave_live = 0
 
     def doubtful(self) -> bool:
-        """Whether all that named it named mostly peers that do not answer."""
-        return bool(self.by) and all(giver.gave_dead > giver.gave_live + 3 for giver in self.by)
+        """Whether it was silent lately, or all that named it named mostly peers that do not answer."""
+        return self.silent or (bool(self.by) and all(giver.gave_dead > giver.gave_live + 3 for giver in self.by))
 
 
 class _Path:
@@ -91,6 +94,8 @@ class Lookup:
         self._useful: list[_Candidate] = []
         self._pending: list[tuple[_Candidate, bytes]] = []
         self._outside: dict[PeerId, _Candidate] = {}
+        self._elders: list[Contact] = []
+        self._silent: Container[PeerId] = ()
         self._scans = 0
         self._scanned_members = 0
         self._wake = float("inf")
@@ -100,7 +105,9 @@ class Lookup:
         if self.done is not None:
             return []
         match event:
-            case Begin(starts):
+            case Begin(starts, elders, silent):
+                self._silent = silent
+                self._elders = list(elders)
                 self._begin(starts)
                 return self._advance(self._paths, now)
             case Answered(peer, closer, useful):
@@ -175,6 +182,7 @@ class Lookup:
         candidate = self._candidates.get(contact.peer)
         if candidate is None:
             candidate = _Candidate(contact, contact.place ^ self.place, hop, by)
+            candidate.silent = contact.peer in self._silent
             self._candidates[contact.peer] = candidate
         else:
             if by is not None and by not in candidate.by and len(candidate.by) < 8:
@@ -201,6 +209,8 @@ class Lookup:
                 asks += self._ask_on(path, now)
         if not asks and not self._busy(now):
             asks += self._ask_region(now)
+        if not asks and not self._busy(now):
+            asks += self._ask_elders(now)
         if not asks and not self._busy(now):
             asks += self._ask_parts(now)
         if not asks and not self._busy(now):
@@ -251,6 +261,19 @@ class Lookup:
         for index in range(min(room, len(fresh))):
             candidate = fresh.pop(0 if index % 2 else -1)
             asks.append(self._ask(candidate, self._shortest(), now))
+        return asks
+
+    def _ask_elders(self, now: float) -> list[Effect]:
+        """Some that stand far off: whoever crowds our own neighbourhood may be all that is near a key that is near us."""
+        if self.config.answers and self._useful:
+            return []
+        asks: list[Effect] = []
+        for number, contact in enumerate(self._elders):
+            self._learn(self._paths[number % len(self._paths)], contact, 1, None)
+            candidate = self._candidates.get(contact.peer)
+            if candidate is not None and candidate.state == _FRESH and self._asked < self.config.queries:
+                asks.append(self._ask(candidate, number % len(self._paths), now))
+        self._elders = []
         return asks
 
     def _ask_parts(self, now: float) -> list[Effect]:
@@ -305,8 +328,13 @@ class Lookup:
         config = self.config
         if not config.answers or len(self._useful) < config.answers:
             return False
-        networks = {c.contact.network.wide if c.contact.network else c.contact.peer for c in self._useful}
-        return len(networks) >= 2 and len({c.path for c in self._useful}) >= min(config.answer_paths, len(self._paths))
+        useful = self._useful
+        if config.nearest:
+            living = nsmallest(config.nearest, (c.distance for c in self._candidates.values() if c.state != _FAILED))
+            useful = [c for c in useful if c.distance <= living[-1]]
+        networks = {c.contact.network.wide if c.contact.network else c.contact.peer for c in useful}
+        enough_paths = len({c.path for c in useful}) >= min(config.answer_paths, len(self._paths))
+        return len(useful) >= config.answers and len(networks) >= 2 and enough_paths
 
     def _suspicious(self) -> bool:
         """Whether the region may hold peers that nobody named: nothing was found, it is crowded, or the paths disagree."""

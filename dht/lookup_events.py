@@ -1,5 +1,6 @@
 """What goes into a lookup and what comes out of it. Holds values alone; `lookup` decides."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,9 +13,11 @@ class LookupConfig:
     """Counts, and seconds where said.
 
     `paths` disjoint paths (S/Kademlia advises 4 to 8), each with `parallel` questions at once, each asking the `width` nearest
-    that it knows. `answers` on `answer_paths` paths are enough; 0: none ever is, the closest peers are what is wanted. `region`:
-    how many peers a key's region should have at least. `queries` and `hops` bound what liars can cost. A question unanswered for
-    `slow` seconds no longer holds its path up. `reply` contacts of one answer are read.
+    that it knows. `answers` on `answer_paths` paths are enough; 0: none ever is, the closest peers are what is wanted. With
+    `nearest` only those of the so many nearest known peers count, because others may hold an older or a shorter list. `region`:
+    how many peers a key's region should have at least; `elders`: how many that stand elsewhere are asked as well. `queries` and
+    `hops` bound what liars can cost. A question unanswered for `slow` seconds no longer holds its path up. `reply` contacts of
+    one answer are read.
     """
 
     paths: int = 4
@@ -22,7 +25,9 @@ class LookupConfig:
     width: int = 20
     answers: int = 0
     answer_paths: int = 2
+    nearest: int = 0
     region: int = 20
+    elders: int = 6
     queries: int = 200
     hops: int = 20
     slow: float = 0.5
@@ -43,9 +48,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Ask these first: the closest in the routing table, or whoever is connected; peers known for long first."""
+    """Ask `starts` first: the closest in the table, or whoever is connected.
+
+    `elders` stand elsewhere, and are known for long or drawn. `silent` did not answer lately, and are asked last.
+    """
 
     starts: tuple[Contact, ...]
+    elders: tuple[Contact, ...] = ()
+    silent: Container[PeerId] = ()
 
 
 @dataclass(frozen=True, slots=True)

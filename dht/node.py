@@ -14,6 +14,9 @@ from dht.table import Admission, Table, TableConfig
 from dht.upkeep import Upkeep, UpkeepConfig
 from protocol.wire.ids import PeerId
 
+SILENT = 256
+"""Peers remembered that did not answer: others go on naming them for a while."""
+
 HELD = 40
 """A record this close to us that so many peers, or fewer, stand closer: ours to hold."""
 
@@ -39,6 +42,7 @@ class Node:
         self.density = Density(self.table)
         self.upkeep = Upkeep(name_of_peer(me.peer), self.table, rng, upkeep or UpkeepConfig())
         self._rng = rng
+        self._silent: dict[PeerId, None] = {}
 
     def lookup(self, name: bytes, config: LookupConfig, others: tuple[Contact, ...] = ()) -> tuple[Lookup, Begin]:
         """A lookup of `name` and its first event. `others` can be asked though they have no place in the table."""
@@ -47,8 +51,12 @@ class Node:
         if len(starts) < config.width:
             for contact in sorted(others, key=lambda c: c.place ^ place):
                 starts.setdefault(contact.peer, contact)
+        begin = tuple(starts.values())[: config.width]
+        elders = self.table.elders(config.elders // 2, starts)
+        rest = [contact for contact in self.table if contact.peer not in starts and contact not in elders]
+        elders += self._rng.sample(rest, min(config.elders - len(elders), len(rest)))
         bits = self.density.region_bits(config.region)
-        return Lookup(self.me.peer, place, bits, self._rng, config), Begin(tuple(starts.values())[: config.width])
+        return Lookup(self.me.peer, place, bits, self._rng, config), Begin(begin, tuple(elders), self._silent)
 
     def concluded(self, lookup: Lookup, done: Done) -> None:
         """A lookup ended: what it says of how many peers there are."""
@@ -58,8 +66,12 @@ class Node:
 
     def answered(self, contact: Contact, now: float) -> Admission:
         """`contact` answered, where it was met."""
+        self._silent.pop(contact.peer, None)
         return self.table.answered(contact, now)
 
     def silent(self, peer: PeerId) -> Contact | None:
         """`peer` did not answer. Returns who waits for its place and should be asked."""
+        self._silent[peer] = None
+        while len(self._silent) > SILENT:
+            del self._silent[next(iter(self._silent))]
         return self.table.failed(peer)

@@ -29,7 +29,7 @@ class ProviderLimits:
     narrow: int = 2
     wide: int = 6
     per_peer: int = 64
-    named: int = 20
+    named: int = 40
     lifetime: float = 3600.0
 
 

@@ -15,17 +15,20 @@ K = 20
 GET = LookupConfig(answers=4)
 """A record is signed: four that hold it, on two paths, say which is the newest as well as twenty."""
 
-FIND = LookupConfig(answers=8)
+FIND = LookupConfig(answers=8, nearest=20)
 """A list of providers is a stranger's word, and each holder knows a part of it."""
 
 STORE = LookupConfig()
-REFRESH = LookupConfig(paths=2, width=8, region=8)
+REFRESH = LookupConfig(paths=2, width=8, region=8, elders=2)
 """Enough to find a few peers in a bucket."""
 
 MAX_HOLDERS = 64
 """Peers that one record is stored with: twenty in peace; all of a region that somebody crowded, up to this."""
 
 MAX_PROVIDERS = 200
+
+NAMED = 40
+"""Providers that are read of one answer."""
 
 
 class Values:
@@ -64,7 +67,7 @@ class Providers:
 
     def take(self, answer: Answer) -> bool:
         """Whether `answer` named any that may be believed."""
-        named = [c for c in answer.providers[:K] if c.peer != self._me and self._credible(c)]
+        named = [c for c in answer.providers[:NAMED] if c.peer != self._me and self._credible(c)]
         for contact in named:
             known = self.found.get(contact.peer)
             if known is None and len(self.found) < MAX_PROVIDERS:

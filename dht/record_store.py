@@ -17,6 +17,9 @@ from protocol.wire.limits import MAX_RECORD_BYTES
 
 MAX_NAME_BYTES = 128
 
+REMEMBERED_MS = 3_600_000
+"""How long the rank of an expired record still keeps older ones out: no offer that is older lives longer than that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -63,6 +66,7 @@ class RecordStore:
         self._held: dict[bytes, _Held] = {}
         self._order: list[tuple[int, bytes]] = []
         self._shares: Counter[str] = Counter()
+        self._floors: dict[bytes, Opened] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -101,7 +105,12 @@ class RecordStore:
         """Forget what is past its time; how many."""
         gone = [name for name, held in self._held.items() if held.opened.expires <= wall]
         for name in gone:
+            self._floors.pop(name, None)
+            self._floors[name] = self._held[name].opened
             self._remove(name)
+        forgotten = [name for name, floor in self._floors.items() if floor.expires + REMEMBERED_MS <= wall]
+        for name in (*forgotten, *list(self._floors)[: max(0, len(self._floors) - self._limits.records)]):
+            self._floors.pop(name, None)
         return len(gone)
 
     def _put(self, name: bytes, value: bytes, sender: Contact | None, wall: int) -> None:
@@ -115,8 +124,10 @@ class RecordStore:
         if sender is not None and (standing is None or standing.sender is None or standing.sender.peer != sender.peer):
             self._check_share(sender)
         opened = self._open(key, value, wall)
-        if standing is not None and opened.order <= standing.opened.order and standing.opened.expires > wall:
-            raise RemoteError(Code.REFUSED, f"a better record stands under {key}")
+        floor = self._floors.get(name)
+        worse = standing is not None and opened.order <= standing.opened.order
+        if worse or (floor is not None and opened.order < floor.order and floor.expires + REMEMBERED_MS > wall):
+            raise RemoteError(Code.REFUSED, f"a better record stands under {key}, or stood there")
         if standing is not None and standing.sender is None and sender is not None:
             raise RemoteError(Code.REFUSED, f"{key} is ours")
         self._make_room(name, value, standing, sender)

@@ -5,7 +5,7 @@ fresh identities fills what is empty, as far as one network may.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -149,6 +149,17 @@ class Table:
             if other in self._buckets:
                 found += self._sorted([other], place)
         return found[:count]
+
+    def elders(self, count: int, without: Container[PeerId]) -> list[Contact]:
+        """Entries from all over the key space: of each bucket the one that has been there longest, the widest bucket first."""
+        found: list[Contact] = []
+        for bits in sorted(self._buckets):
+            if len(found) >= count:
+                break
+            listed = [entry for peer, entry in self._buckets[bits].entries.items() if peer not in without]
+            if listed:
+                found.append(min(listed, key=lambda entry: entry.since).contact)
+        return found
 
     def doubtful(self, now: float, count: int) -> list[Contact]:
         """Up to `count` entries that were silent for `fresh` seconds, the longest silent first: they should be asked."""

@@ -18,7 +18,9 @@ from protocol.wire.ids import PeerId
 
 MAX_MESSAGE_BYTES = 256 << 10
 MAX_PEERS = 20
-"""Peers that are read of one message: k of Kademlia."""
+"""Closer peers that are read of one message: k of Kademlia."""
+
+MAX_PROVIDERS = 40
 
 _KIND = Message.MessageType
 
@@ -145,14 +147,14 @@ def decode_answer(raw: bytes, question: Question) -> Answer:
     if isinstance(question, GetValue) and message.HasField("record") and message.record.key == question.name:
         value = message.record.value
     closer = contacts_of(message.closerPeers)
-    providers = contacts_of(message.providerPeers) if isinstance(question, GetProviders) else ()
+    providers = contacts_of(message.providerPeers, MAX_PROVIDERS) if isinstance(question, GetProviders) else ()
     return Answer(closer, value, providers)
 
 
-def contacts_of(peers: "Iterable[Message.Peer]") -> tuple[Contact, ...]:
+def contacts_of(peers: "Iterable[Message.Peer]", most: int = MAX_PEERS) -> tuple[Contact, ...]:
     """The peers of a message, without those whose id is none that we can meet."""
     found = []
-    for peer in list(peers)[:MAX_PEERS]:
+    for peer in list(peers)[:most]:
         name = text_of_id(peer.id)
         contact = valid_contact(name, _texts(peer.addrs)) if name else None
         if contact is not None:

@@ -47,9 +47,14 @@ def test_the_better_record_stands_until_it_expires() -> None:
     store.put(b"/swarmd/a", b"2", b, WALL)
     assert store.get(b"/swarmd/a", WALL) == b"2"
     assert store.get(b"/swarmd/a", WALL + HOUR) is None, "what is past its time is not served"
-    store.put(b"/swarmd/a", b"1:3", b, WALL + HOUR)
+    assert refusal(store.put, b"/swarmd/a", b"1:9", b, WALL + HOUR) is Code.REFUSED, "an older one never comes back"
+    assert store.expire(WALL + HOUR) == 1
+    assert refusal(store.put, b"/swarmd/a", b"1:9", b, WALL + HOUR) is Code.REFUSED, "not after it was swept either"
+    store.put(b"/swarmd/a", b"3:3", b, WALL + HOUR)
     assert store.expire(WALL + 2 * HOUR) == 0
     assert store.expire(WALL + 3 * HOUR) == 1
+    assert store.expire(WALL + 9 * HOUR) == 0
+    assert not store._floors
     assert len(store) == store.size == 0
     assert store._order == []
     assert not store._shares
@@ -134,9 +139,13 @@ def test_a_squatter_holds_no_list() -> None:
         assert store.add(b"m", contact, 0.0)
     honest = stranger("99.1.1.1")
     assert store.add(b"m", honest, 1.0), "a full list is no closed one"
-    named = sum(honest in store.get(b"m", 1.0) for _ in range(100))
-    assert 25 < named < 75, "twenty of forty are named, drawn anew"
+    assert honest in store.get(b"m", 1.0)
     assert len(store) == 40
+    some = ProviderStore(0, Random(1), ProviderLimits(named=20))
+    for contact in (*rented[:39], honest):
+        some.add(b"m", contact, 0.0)
+    named = sum(honest in some.get(b"m", 1.0) for _ in range(100))
+    assert 25 < named < 75, "where not all are named, they are drawn anew"
 
 
 def test_providers_are_forgotten_in_time_and_give_their_places_back() -> None:

@@ -8,7 +8,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from random import Random
 
@@ -17,11 +17,10 @@ from dht.contacts import Contact, contact_of
 from dht.kad_messages import AddProvider, Answer, FindNode, GetProviders, GetValue, Ping, PutValue, Question
 from dht.keyspace import name_of_peer
 from dht.lookup import Lookup
-from dht.lookup_events import Ask, Done, LookupConfig, Verdict
+from dht.lookup_events import Ask, Done, LookupConfig
 from dht.node import Node
 from dht.queries import FIND, GET, REFRESH, STORE, Providers, Values, holders
 from dht.record_store import Opened, OpenRecord
-from dht.table import Admission
 from protocol.wire.errors import RemoteError, malformed
 from protocol.wire.ids import PeerId, peer_id_of
 
@@ -110,6 +109,8 @@ class Network:
         self.now = 0.0
         self.open_record = open_record
         self.hosts: dict[PeerId, Host] = {}
+        self.plain = False
+        """Look up on one path and ask nobody but the nearest, as stock Kademlia: what our lookups are compared with."""
         self.purposes: Counter[str] = Counter()
         """Messages, questions and answers, by what they were for: lookup, publish or upkeep."""
         self.purpose_bytes: Counter[str] = Counter()
@@ -225,6 +226,9 @@ class Network:
     ) -> Lookup:
         """Run one lookup to its end."""
         lookup, begin = host.node.lookup(name, config)
+        if self.plain:
+            plain = replace(config, paths=1, parallel=config.paths * config.parallel, answer_paths=1)
+            lookup, begin = Lookup(host.contact.peer, lookup.place, 256, self.rng, plain), replace(begin, elders=())
         run = Run(host, lookup, question, ended, take, purpose)
         self._feed(run, begin)
         return lookup
@@ -274,7 +278,7 @@ class Network:
 
     def _tell(self, host: Host, name: bytes, question: Question, ended: Callable[[int], None]) -> None:
         def found(done: Done) -> None:
-            targets = holders(done)
+            targets = done.closest if self.plain else holders(done)
             left, took = len(targets), 0
 
             def told(answer: Answer | None) -> None:
@@ -350,13 +354,3 @@ def answer_bytes(answer: Answer) -> int:
     """Bytes of an answer on the wire."""
     value = len(answer.value) + 60 if answer.value is not None else 0
     return STREAM_BYTES // 2 + 40 + value + CONTACT_BYTES * (len(answer.closer) + len(answer.providers))
-
-
-def verdicts(outcomes: Sequence[Done]) -> Counter[Verdict]:
-    """How many lookups came to what."""
-    return Counter(done.verdict for done in outcomes)
-
-
-def settled(admission: Admission) -> bool:
-    """Whether a peer has a place."""
-    return admission in (Admission.ADDED, Admission.KEPT)
