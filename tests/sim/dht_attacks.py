@@ -16,7 +16,7 @@ from dht.kad_messages import AddProvider, Answer, GetValue, Ping, PutValue, Ques
 from dht.keyspace import place_of, provider_name, shared_bits
 from dht.lookup_events import Done, LookupConfig, Verdict
 from dht.offers import LIFETIME_MS, Offer, sign_offer
-from dht.peer_cache import ANCHORS, PeerCache, decode_cache
+from dht.peer_cache import PeerCache, decode_cache
 from dht.queries import FIND, GET, Providers
 from dht.record_store import Opened, RecordStore
 from dht.records import model_key, offer_key, open_for_store
@@ -34,6 +34,9 @@ PEERS = 500
 GANGS = (20, 40, 60)
 NEAR_BITS = 14
 """What an attacker grinds its keys to: 16,000 tries each. In a mesh of 500 an honest peer shares nine bits with a key at best."""
+
+DIALS = 8
+"""Cached peers that a daemon dials at once, the anchors among the first."""
 
 GETTERS = 20
 PROTECTED = replace(GET, paths=8)
@@ -197,8 +200,9 @@ def d3_squat(mesh: Mesh) -> Figures:
             net.ask(squatter, holder.contact, AddProvider(name, squatter.contact.addresses), lambda _: None)
     net.run(net.now + 10)
     honest = mesh.one()
-    net.provide(honest, name)
-    net.run(net.now + 5)
+    told: list[int] = []
+    net.provide(honest, name, told.append)
+    net.run(net.now + 30, lambda: bool(told))
     waits, placed = list[float](), [host for host in mesh.honest if honest.contact in host.node.providers.get(name, net.now)]
     for _ in range(GETTERS):
         begun = net.now
@@ -206,7 +210,7 @@ def d3_squat(mesh: Mesh) -> Figures:
         def ended(done: Done, providers: Providers, begun: float = begun) -> None:
             waits.append(net.now - begun if honest.contact.peer in providers.found else 60.0)
 
-        net.find(mesh.one(), name, ended, FIND)
+        net.find(net.rng.choice([host for host in mesh.honest if host is not honest]), name, ended, FIND)
     net.run(net.now + 30)
     shares = [sum(c.addresses[0].startswith(f"/ip4/{block}.") for c in h.node.providers.get(name, net.now)) for h in placed]
     mesh.disband(squatters)
@@ -316,9 +320,9 @@ def d6_poison(mesh: Mesh, victims: int = 10, sybils: int = 30) -> Figures:
             cache = cache.seen(host.contact.peer, host.contact.addresses, WALL - 1_000)
         listed = decode_cache(cache.encode()).ordered()
         places = {host.contact.peer: host.contact for host in (*mesh.honest, *gang)}
-        net.join(victim, [places[PeerId(entry.peer)] for entry in listed[:ANCHORS]])
-        net.run(net.now + 0.3)  # a daemon dials four of its cache at a time, the anchors first
-        net.join(victim, [places[PeerId(entry.peer)] for entry in listed[ANCHORS:]])
+        for start in range(0, len(listed), DIALS):
+            net.join(victim, [places[PeerId(entry.peer)] for entry in listed[start : start + DIALS]])
+            net.run(net.now + 0.5)
         late += _joined(mesh, victim, key) > 30
         net.kill(victim)
     mesh.disband(gang)
@@ -371,7 +375,7 @@ def play(seed: int, peers: int = PEERS, only: str = "") -> Figures:
     """Every attack on one mesh, one after the other."""
     figures: Figures = {}
     mesh = Mesh.grown(seed, peers)
-    for name, attack in (("D1", d1_hide), ("D2", d2_lie), ("D3", d3_squat), ("D6", d6_poison), ("D7", d7_bootstraps_gone)):
+    for name, attack in (("D3", d3_squat), ("D1", d1_hide), ("D2", d2_lie), ("D6", d6_poison), ("D7", d7_bootstraps_gone)):
         if only in name:
             figures |= attack(mesh)
     if only in "D4":
