@@ -123,7 +123,8 @@ class Link:
         self._nursery: trio.Nursery | None = None
         self._room = trio.lowlevel.ParkingLot()
         self._to_write = _Bell()
-        self._ring: Callable[[], None] = self._to_write.ring
+        self._wake_writer: Callable[[], None] = self._to_write.ring
+        self._is_rung = False
         self._rearm = _Bell()
         self._armed = inf
         self._unanswered: deque[tuple[IncomingCall, Inbox]] = deque()
@@ -138,8 +139,8 @@ class Link:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
                     if isinstance(self._stream, PluggableStream):
-                        self._ring = self._stream.plug(self._take, self._arrived)
-                        self._ring()
+                        self._wake_writer = self._stream.plug(self._take, self._arrived)
+                        self._wake_writer()
                     else:
                         nursery.start_soon(self._write)
                     nursery.start_soon(self._keep_deadlines)
@@ -290,7 +291,14 @@ class Link:
     def _arrived(self, received: bytes) -> None:
         self._apply(self._machine.receive(received, trio.current_time()))
 
+    def _ring(self) -> None:
+        """Have the writer take what waits: once for all that was queued since it took the last."""
+        if not self._is_rung:
+            self._is_rung = True
+            self._wake_writer()
+
     def _take(self) -> bytes:
+        self._is_rung = False
         batch = self._machine.take()
         if batch:
             self._make_room()
