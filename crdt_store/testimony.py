@@ -115,9 +115,14 @@ def _gather(cell: Cell, bench: Bench, now: int, full: int, without: Collection[P
     own = Witnessed(bench.me, OWN_WORTH * MILLI, full)
     known = {bench.me: own} if bench.me in cell.totals else {}
     trusted = max(1, bench.total - sum(map(bench.weight, without)))
+    strangers: set[PeerId] = set()
     for issuer in cell.totals:
         weight = bench.weight(issuer)
-        if weight > STRANGER_MILLI and issuer != bench.me and issuer not in without:
+        if issuer == bench.me or issuer in without:
+            continue
+        if weight == STRANGER_MILLI:
+            strangers.add(issuer)
+        elif weight > STRANGER_MILLI:
             part = max(full * weight // trusted, full // LEAST_SHARE)
             known[issuer] = Witnessed(issuer, weight, part * OWN_WORTH * MILLI // weight)
     filled = _reserve(cell, own, now, full) if bench.me in known else 0
@@ -127,7 +132,7 @@ def _gather(cell: Cell, bench: Bench, now: int, full: int, without: Collection[P
         if step <= now:  # a clock that runs ahead makes a claim wait, never count more
             filled += _fill(known, cell.steps[step], step, DECAY_MILLI[now - step], full - filled)
     said = [known[issuer] for issuer in sorted(known) if known[issuer].mass]
-    return said + _gather_strangers(cell, bench, now, full, without)
+    return said + _gather_strangers(cell, strangers, now, full)
 
 
 def _fill(known: Mapping[PeerId, Witnessed], sums_of: Mapping[PeerId, Sums], step: int, decay: int, room: int) -> int:
@@ -149,21 +154,21 @@ def _fill(known: Mapping[PeerId, Witnessed], sums_of: Mapping[PeerId, Sums], ste
     return min(mass, room)
 
 
-def _gather_strangers(cell: Cell, bench: Bench, now: int, full: int, without: Collection[PeerId]) -> list[Witnessed]:
+def _gather_strangers(cell: Cell, strangers: Collection[PeerId], now: int, full: int) -> list[Witnessed]:
     found: dict[PeerId, Witnessed] = {}
+    cap = full // LEAST_SHARE * OWN_WORTH * MILLI // STRANGER_MILLI
     mass = walked = 0
-    for step in reversed(cell.order):
+    for step in reversed(cell.order) if strangers else ():
         if now - step >= len(DECAY_MILLI) or mass >= full // STRANGERS_SHARE or walked >= MAX_WALK:
             break
         if step > now:
             continue
         walked += len(cell.steps[step])
         for issuer, sums in cell.steps[step].items():
-            if issuer == bench.me or bench.weight(issuer) != STRANGER_MILLI or issuer in without:
+            if issuer not in strangers:
                 continue
             one = found.get(issuer)
             if one is None:
-                cap = full // LEAST_SHARE * OWN_WORTH * MILLI // STRANGER_MILLI
                 one = found[issuer] = Witnessed(issuer, STRANGER_MILLI, cap)
             one.said_right += sums[0]
             one.said_wrong += sums[1]
