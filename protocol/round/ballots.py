@@ -4,50 +4,77 @@ A judge's two looks at a swapped pair are averaged, which cancels a taste for th
 pairs it saw one way round. A judge of negative weight counts by its opposite.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from protocol.round.logistic import probability_milli
 from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters, Judgement
+from protocol.wire.limits import MAX_COMMITTEE
 
 Pair = tuple[int, int]
 
 TASTE_PRIOR_PAIRS = 2
 """A judge is taken for unbiased as firmly as so many swapped pairs that show no bias would say."""
 
+_WEIGHT_SHIFT = 9
+_EVIDENCE_SHIFT = 41
+_LOW = (1 << _EVIDENCE_SHIFT) - 1
+_FEW = (1 << _WEIGHT_SHIFT) - 1
+"""A pair's sums are one number: evidence, above 32 bits of weight, above 9 of judges (511, each of 8,000,000 at most). One
+addition instead of three, and the evidence of one judgement still fits two digits of a Python integer."""
+
+
+PairSum = tuple[int, int, int, int, int, int]
+"""A judged pair a < b: a, b, weighted evidence for a, weight, judges, and the evidence per weight in millionths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One judge's ballot. `odds` by a * classes + b, a < b: log-odds for a, the mean where it was asked both ways (`swapped`
+    pairs, in `consistent` of which it preferred the same answer)."""
+
+    odds: dict[int, int]
+    swapped: int
+    consistent: int
+
 
 def preferences(judgements: Sequence[Judgement], position_bias: bool = False) -> dict[Pair, int]:
     """A judge's log-odds (milli-nats) that the lower-numbered class of each pair wins; the mean where it was asked both ways."""
-    return _preferences(asked_of(judgements), position_bias)
+    said = heard(judgements, MAX_COMMITTEE, position_bias)
+    return {divmod(key, MAX_COMMITTEE): odds for key, odds in said.odds.items()}
 
 
-def asked_of(judgements: Sequence[Judgement]) -> dict[Pair, int]:
-    """What a judge said (log-odds for the first, milli-nats) by the pair as it was shown."""
-    return {(judgement.first, judgement.second): judgement.log_odds_milli for judgement in judgements}
-
-
-def _preferences(asked: Mapping[Pair, int], position_bias: bool) -> dict[Pair, int]:
-    taste = taste_milli(asked) if position_bias else 0
-    found: dict[Pair, int] = {}
-    for pair, odds in asked.items():
-        first, second = pair
-        turned = (second, first)
-        if turned not in asked:
-            if first < second:
-                found[pair] = odds - taste
-            else:
-                found[turned] = taste - odds
-        elif first < second:
-            found[pair] = ratio(odds - asked[turned], 2)
-    return found
-
-
-def taste_milli(asked: Mapping[Pair, int]) -> int:
-    """By how much (log-odds, milli-nats) a judge favours the answer it is shown first, as its swapped pairs say."""
-    swapped = [
-        odds + asked[second, first] for (first, second), odds in asked.items() if first < second and (second, first) in asked
-    ]
-    return ratio(sum(swapped), 2 * (len(swapped) + TASTE_PRIOR_PAIRS))
+def heard(judgements: Sequence[Judgement], count: int, position_bias: bool) -> Said:
+    """What a judge of `count` classes said; each ordered pair is there once at most, and log-odds are within the clamp."""
+    said: dict[int, int] = {}
+    both: list[tuple[int, int, bool]] = []
+    for judgement in judgements:
+        a, b, odds = judgement.first, judgement.second, judgement.log_odds_milli
+        if a < b:
+            key = a * count + b
+        else:
+            key, odds = b * count + a, -odds
+        if key in said:
+            both.append((key, odds, a < b))
+        else:
+            said[key] = odds
+    consistent = tastes = 0
+    for key, odds, lower_first in both:
+        other = said[key]
+        consistent += odds * other >= 0
+        tastes += odds - other if lower_first else other - odds
+        said[key] = ratio(odds + other, 2)
+    if position_bias and (taste := ratio(tastes, 2 * (len(both) + TASTE_PRIOR_PAIRS))):
+        asked_once = said.keys() - {key for key, _, _ in both}
+        for judgement in judgements:
+            a, b = judgement.first, judgement.second
+            if a < b and (key := a * count + b) in asked_once:
+                said[key] -= taste
+            elif a > b and (key := b * count + a) in asked_once:
+                said[key] += taste
+    return Said(said, len(both), consistent)
 
 
 def favourites(said: Mapping[Pair, int]) -> frozenset[int]:
@@ -71,43 +98,58 @@ def evidence_micro(log_odds_milli: int, parameters: FoldParameters) -> int:
 
 @cache
 def _evidence_table(evidence: str) -> tuple[int, ...]:
-    """`evidence_micro` of every clamped value, from -LOG_ODDS_CLAMP_MILLI on: looked up once per judgement."""
+    """`evidence_micro`, shifted to its place in a pair's sums, by log-odds up to twice the clamp (a taste may be taken off);
+    negative ones count from the end, as Python's indexes do. Equal values are one object: the table stays in the cache."""
     parameters = FoldParameters(evidence="log_odds" if evidence == "log_odds" else "probability")
-    return tuple(evidence_micro(odds, parameters) for odds in range(-LOG_ODDS_CLAMP_MILLI, LOG_ODDS_CLAMP_MILLI + 1))
+    reach = range(2 * LOG_ODDS_CLAMP_MILLI + 1)
+    shared: dict[int, int] = {}
+    values = [evidence_micro(odds, parameters) << _EVIDENCE_SHIFT for odds in (*reach, *(-odds for odds in reach[:0:-1]))]
+    return tuple(shared.setdefault(value, value) for value in values)
 
 
 class PairSums:
-    """Of each judged pair a < b: the weighted evidence for a (weight * evidence), the weight, and how many judges."""
+    """Of each judged pair a < b of `count` classes: the weighted evidence for a (weight * evidence), the weight, and how many
+    judges."""
 
-    def __init__(self) -> None:
-        self.sums: dict[Pair, list[int]] = {}
+    def __init__(self, count: int, parameters: FoldParameters) -> None:
+        self._count = count
+        self._evidence = _evidence_table(parameters.evidence)
+        self._sums: list[int] | defaultdict[int, int] = [0] * (count * count) if count <= MAX_COMMITTEE else defaultdict(int)
 
-    def add(self, judge: tuple[int, int], asked: Mapping[Pair, int], parameters: FoldParameters) -> None:
-        """Count one judge's ballot (`asked_of`). `judge` is its weight for pairs that hold its favourite and for the others, in
-        millionths."""
-        said = _preferences(asked, parameters.position_bias)
-        favourite, other = judge
-        chosen = favourites(said) if favourite != other else frozenset()
-        table, sums, size = _evidence_table(parameters.evidence), self.sums, abs(other)
-        for pair, odds in said.items():
-            weight = other
-            if chosen and (pair[0] in chosen) != (pair[1] in chosen):
-                weight = favourite
-            if -LOG_ODDS_CLAMP_MILLI <= odds <= LOG_ODDS_CLAMP_MILLI:
-                evidence = weight * table[odds + LOG_ODDS_CLAMP_MILLI]
+    def add(self, favourite: int, other: int, said: Mapping[int, int]) -> None:
+        """Count one judge's ballot. Its weight for pairs that hold its favourite and for the others, in millionths."""
+        evidence, sums, base = self._evidence, self._sums, (abs(other) << _WEIGHT_SHIFT) + 1
+        if favourite == other:
+            for key, odds in said.items():
+                sums[key] += other * evidence[odds] + base
+            return
+        chosen = favourites({divmod(key, self._count): odds for key, odds in said.items()})
+        special = (abs(favourite) << _WEIGHT_SHIFT) + 1
+        for key, odds in said.items():
+            if (key // self._count in chosen) != (key % self._count in chosen):
+                sums[key] += favourite * evidence[odds] + special
             else:
-                evidence = weight * evidence_micro(odds, parameters)
-            whole = size if weight is other else abs(weight)
-            row = sums.get(pair)
-            if row is None:
-                sums[pair] = [evidence, whole, 1]
-            else:
-                row[0] += evidence
-                row[1] += whole
-                row[2] += 1
+                sums[key] += other * evidence[odds] + base
+
+    def rows(self) -> list[PairSum]:
+        """Every judged pair, in order."""
+        count = self._count
+        found: list[PairSum] = []
+        for key, sums in enumerate(self._sums) if isinstance(self._sums, list) else sorted(self._sums.items()):
+            if sums:
+                total, weight = sums >> _EVIDENCE_SHIFT, (sums & _LOW) >> _WEIGHT_SHIFT
+                if not weight:
+                    centred = 0
+                elif total < 0:  # `ratio`, without a call for each of hundreds of pairs
+                    centred = -((weight - 2 * total) // (2 * weight))
+                else:
+                    centred = (2 * total + weight) // (2 * weight)
+                found.append((key // count, key % count, total, weight, sums & _FEW, centred))
+        return found
 
 
 def ratio(numerator: int, denominator: int) -> int:
     """Nearest whole number, halves away from zero, so that f(-x) is exactly -f(x); the denominator is positive."""
-    magnitude = (2 * abs(numerator) + denominator) // (2 * denominator)
-    return -magnitude if numerator < 0 else magnitude
+    if numerator < 0:
+        return -((denominator - 2 * numerator) // (2 * denominator))
+    return (2 * numerator + denominator) // (2 * denominator)

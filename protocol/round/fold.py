@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from protocol.round.ballots import Pair, PairSums, asked_of, ratio
+from protocol.round.ballots import PairSum, PairSums, Said, heard, ratio
 from protocol.round.bradley_terry import strengths_milli
 from protocol.round.classes import AnswerClass, tie_break, voices
 from protocol.round.logistic import softmax_first_milli
@@ -107,42 +107,47 @@ def verdict_hash(result: Result) -> Hash:
 def fold(given: Contributions) -> Result:
     """The result, whatever the order in which contributions came. Needs at least one class with a seat that is not dropped."""
     dropped = set(given.dropped)
-    voters = {seat for found in given.classes for seat in found.seats} - dropped
-    votes = _votes(given, voters)
-    ballots = {seat: asked_of(given.ballots[seat]) for seat in sorted(given.ballots) if seat not in dropped}
+    count = len(given.classes)
+    members = [tuple(seat for seat in found.seats if seat not in dropped) for found in given.classes]
+    votes = _votes(given, {seat for seats in members for seat in seats})
+    ballots = {
+        seat: heard(given.ballots[seat], count, given.fold.position_bias) for seat in sorted(given.ballots) if seat not in dropped
+    }
     judged, judge_total = _judged(given, ballots)
-    pairs = {pair: (ratio(total, weight) if weight else 0, judges) for pair, (total, weight, judges) in judged.sums.items()}
-    standing = [index for index, found in enumerate(given.classes) if set(found.seats) & voters]
-    vote_micro = [sum(votes[seat] for seat in found.seats if seat in voters) for found in given.classes]
-    wins = _mean_wins(len(given.classes), set(standing), pairs)
-    distinct = all(len(set(found.seats) & voters) < 2 for found in given.classes)
-    ranked = given.fold.arm == "rank" and distinct and bool(pairs)
+    standing = [index for index, seats in enumerate(members) if seats]
+    vote_micro = [sum(votes[seat] for seat in seats) for seats in members]
+    wins = _mean_wins(count, standing, judged)
+    ranked = given.fold.arm == "rank" and bool(judged) and all(len(seats) < 2 for seats in members)
     scores = _ranked(given, judged, judge_total) if ranked else _scores(given, vote_micro, wins, judge_total)
     order = sorted(standing, key=lambda index: (-scores[index], tie_break(given.round, given.classes[index].key)))
     ranks = {index: place + 1 for place, index in enumerate(order)}
     winner = order[0]
-    rows = tuple(
-        ClassRow(
-            sha256(found.text.encode()),
-            tuple(seat for seat in found.seats if seat in voters),
-            vote_micro[index],
-            500 + ratio(wins[index], 1000),
-            scores[index],
-            ranks.get(index, len(given.classes)),
-        )
-        for index, found in enumerate(given.classes)
-    )
     return Result(
         round=given.round,
         strategy=given.strategy,
-        basis=_basis(given, bool(pairs), ranked),
-        classes=rows,
-        pairs=tuple(PairRow(a, b, judges, 500 + ratio(centred, 1000)) for (a, b), (centred, judges) in sorted(pairs.items())),
-        judges=tuple(_judge_row(seat, ballots[seat]) for seat in ballots),
+        basis=_basis(given, bool(judged), ranked),
+        classes=tuple(
+            ClassRow(
+                sha256(found.text.encode()),
+                members[index],
+                vote_micro[index],
+                500 + ratio(wins[index], 1000),
+                scores[index],
+                ranks.get(index, count),
+            )
+            for index, found in enumerate(given.classes)
+        ),
+        pairs=tuple(
+            [
+                PairRow(a, b, judges, 500 + (-((500 - centred) // 1000) if centred < 0 else (centred + 500) // 1000))
+                for a, b, _, _, judges, centred in judged
+            ]
+        ),
+        judges=tuple([JudgeRow(seat, len(said.odds), said.swapped, said.consistent) for seat, said in ballots.items()]),
         aborted=tuple(sorted(given.aborted)),
         dropped=tuple(sorted(given.dropped)),
         winner=winner,
-        winner_seat=rows[winner].seats[0],
+        winner_seat=members[winner][0],
         confidence_milli=softmax_first_milli(tuple((scores[winner] - scores[index]) // 1000 for index in order[1:])),
     )
 
@@ -167,7 +172,7 @@ def _votes(given: Contributions, seats: set[int]) -> dict[int, int]:
     return voices(milli, {seat: voice.config_digest for seat, voice in chosen.items()}, given.fold.one_voice)
 
 
-def _judged(given: Contributions, ballots: Mapping[int, Mapping[Pair, int]]) -> tuple[PairSums, int]:
+def _judged(given: Contributions, ballots: Mapping[int, Said]) -> tuple[list[PairSum], int]:
     """What judges say of each pair, and the weight of all of them."""
     chosen = {seat: given.voices[seat] for seat in ballots}
     digests = {seat: voice.config_digest for seat, voice in chosen.items()}
@@ -178,10 +183,10 @@ def _judged(given: Contributions, ballots: Mapping[int, Mapping[Pair, int]]) -> 
     }
     others = voices(plain, digests, given.fold.one_voice)
     favourites = others if plain == first else voices(first, digests, given.fold.one_voice)
-    judged = PairSums()
-    for seat, asked in ballots.items():
-        judged.add((favourites[seat], others[seat]), asked, given.fold)
-    return judged, sum(max(abs(favourites[seat]), abs(others[seat])) for seat in ballots)
+    judged = PairSums(len(given.classes), given.fold)
+    for seat, said in ballots.items():
+        judged.add(favourites[seat], others[seat], said.odds)
+    return judged.rows(), sum(max(abs(favourites[seat]), abs(others[seat])) for seat in ballots)
 
 
 def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[int], judge_total: int) -> list[int]:
@@ -194,33 +199,27 @@ def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[i
     ]
 
 
-def _ranked(given: Contributions, judged: PairSums, judge_total: int) -> list[int]:
+def _ranked(given: Contributions, judged: Sequence[PairSum], judge_total: int) -> list[int]:
     """Bradley-Terry strengths in millionths of a nat, judges' weights scaled to a mean of one; what was not judged comes last."""
     count, judges, scale = len(given.classes), max(1, len(given.ballots)), max(1, judge_total)
     wins = {}
-    for pair, (total, weight, _) in judged.sums.items():
+    for a, b, total, weight, _, _ in judged:
         whole = weight * 1000 * judges // scale
-        wins[pair] = (whole // 2 + ratio(total * judges, 1000 * scale), whole)
+        wins[a, b] = (whole // 2 + ratio(total * judges, 1000 * scale), whole)
     strengths = strengths_milli(count, wins)
     seen = {index for pair in wins for index in pair}
     lowest = min(strengths[index] for index in seen) - 1000
     return [(strengths[index] if index in seen else lowest) * given.fold.judge_gain_milli for index in range(count)]
 
 
-def _mean_wins(count: int, standing: set[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:
+def _mean_wins(count: int, standing: Sequence[int], judged: Sequence[PairSum]) -> list[int]:
     """Of each class the mean over the opponents it was judged against, centred, in millionths; 0 where it was not judged."""
-    sums, met = [0] * count, [0] * count
-    for (a, b), (centred, _) in pairs.items():
-        if b in standing:
+    sums, met, still = [0] * count, [0] * count, [index in standing for index in range(count)]
+    for a, b, _, _, _, centred in judged:
+        if still[b]:
             sums[a] += centred
             met[a] += 1
-        if a in standing:
+        if still[a]:
             sums[b] -= centred
             met[b] += 1
     return [ratio(total, opponents) if opponents else 0 for total, opponents in zip(sums, met, strict=True)]
-
-
-def _judge_row(seat: int, asked: Mapping[Pair, int]) -> JudgeRow:
-    both = [(odds, asked[pair[1], pair[0]]) for pair, odds in asked.items() if pair[0] < pair[1] and (pair[1], pair[0]) in asked]
-    consistent = sum(odds * swapped <= 0 for odds, swapped in both)
-    return JudgeRow(seat, len(asked) - len(both), len(both), consistent)

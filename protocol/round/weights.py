@@ -198,8 +198,7 @@ def _capped(weights: Sequence[int], new: Sequence[bool], part: int = NEWCOMER_SH
     if new.count(False) < LEAST_KNOWN or fresh * (part - 1) <= known:
         return tuple(weights)
     return tuple(
-        _signed(weight * known, fresh * (part - 1)) if is_new else weight
-        for weight, is_new in zip(weights, new, strict=True)
+        _signed(weight * known, fresh * (part - 1)) if is_new else weight for weight, is_new in zip(weights, new, strict=True)
     )
 
 
