@@ -72,8 +72,9 @@ sim-probes: $(VENV)/.installed-dev ## cheat on probes in simulation: canned answ
 sim-rounds: $(VENV)/.installed-dev ## attack rounds in simulation, R1 to R9, over 1,000 seeds (SEEDS=n, or SEED=n for one)
 	$(BIN)/python -m tests.sim.run_rounds $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
 
-sim-mesh: $(VENV)/.installed-dev ## attack finding in simulation, D1 to D7, over ten seeds (SEEDS=n, or SEED=n for one)
+sim-mesh: $(VENV)/.installed-dev ## attack finding (D1 to D7) and gossip (G1 to G10) in simulation, ten seeds (SEEDS=n, or SEED=n for one)
 	$(BIN)/python -m tests.sim.run_mesh $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10)) $(ARGS)
+	$(BIN)/python -m tests.sim.gossip_attacks $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10))
 
 sim-reputation: $(VENV)/.installed-dev ## attack reputation in simulation over many seeds (SEEDS=n, or SEED=n for one)
 	$(BIN)/python -m tests.sim.run_reputation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5)) $(ARGS)

@@ -28,7 +28,7 @@ COMPANY = 3
 """While fewer peers than this are connected beside the bootstraps, cached ones are tried, the anchors first: a bootstrap that
 answers may be hostile and show us its own friends alone."""
 
-SAVE_SECONDS = 60.0
+SAVE_NEW_SECONDS, SAVE_SECONDS = 2.0, 60.0
 
 PUBLIC: tuple[str, ...] = ()
 """Bootstraps of the public mesh, tried where nobody names any. Empty: nobody runs public ones yet."""
@@ -148,11 +148,14 @@ class Bootstrap:
             log.debug("a cached peer does not answer", reason=str(error))
 
     async def _save_now_and_then(self) -> None:
-        saved = self._cache
+        """A new peer soon, so that a killed daemon finds it again; mere times of known ones now and then."""
+        saved, since = self._cache, trio.current_time()
         try:
             while True:
-                await trio.sleep(SAVE_SECONDS)
-                saved = await self._save(saved)
+                await trio.sleep(SAVE_NEW_SECONDS)
+                new = {entry.peer for entry in self._cache.entries} != {entry.peer for entry in saved.entries}
+                if new or trio.current_time() - since >= SAVE_SECONDS:
+                    saved, since = await self._save(saved), trio.current_time()
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(2):
                 await self._save(saved)

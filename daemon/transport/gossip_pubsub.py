@@ -59,6 +59,7 @@ class GuardedPubsub(Pubsub):
         self.seen_messages = cast("LastSeenCache", _SeenView(options))
         self.options = options
         self.judge = judge
+        self.scores = router.scores
         self.counters: Counter[str] = Counter()
         self.graylist = Graylist(options.fault_limit, options.graylist_duration)
         self._frames = Budgets(options.rpc_rate, options.rpc_burst)
@@ -98,7 +99,7 @@ class GuardedPubsub(Pubsub):
             await trio.sleep(1 / self.options.rpc_rate)
 
     async def _receive(self, peer: ID, raw: bytes) -> None:
-        if self.graylist.holds(peer, trio.current_time()):
+        if self.is_peer_blacklisted(peer):
             self.counters["ignored"] += 1
             return
         rpc = rpc_pb2.RPC()
@@ -150,6 +151,7 @@ class GuardedPubsub(Pubsub):
             return False
         if self.seen_messages.has(message_id):
             self.counters["duplicate"] += 1
+            self.scores.again(message_id, forwarder, now)
             return False
         if len(msg.data) > self.options.max_payload:
             self.blame(forwarder, "oversized")
@@ -170,11 +172,13 @@ class GuardedPubsub(Pubsub):
             self.blame(forwarder, "invalid")
         elif verdict:
             self.counters["accepted"] += 1
+            self.scores.arrived(message_id, topic, ID(msg.from_id), forwarder, tuple(self.router.mesh.get(topic, ())), now)
         return verdict is True
 
     def blame(self, peer: ID, fault: str, weight: float = 1.0) -> None:
         """Count a fault; a peer with too many leaves the mesh and is ignored for a while, connected or not."""
         self.counters[fault] += 1
+        self.scores.fault(peer, trio.current_time(), weight)
         if self.graylist.blame(peer, trio.current_time(), weight):
             self.counters["graylisted"] += 1
             log.info("gossip of %s is ignored for %.0f s: too many faults, last %s", peer, self.options.graylist_duration, fault)
@@ -184,7 +188,8 @@ class GuardedPubsub(Pubsub):
 
     def is_peer_blacklisted(self, peer_id: ID) -> bool:
         """Whether `peer_id` is graylisted now."""
-        return self.graylist.holds(peer_id, trio.current_time())
+        now = trio.current_time()
+        return self.graylist.holds(peer_id, now) or self.scores.graylisted(peer_id, now)
 
     # -- streams over changing connections -----------------------------------------------------------------------------
 
