@@ -20,6 +20,7 @@ from itertools import pairwise
 from statistics import mean, median
 from typing import Any
 
+from bench import mesh_live
 from dht.keyspace import provider_name
 from dht.lookup_events import Done, Verdict
 from dht.queries import Providers
@@ -265,9 +266,16 @@ def main() -> int:
     parser.add_argument("--lookups", type=int, default=LOOKUPS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="100 and 400 peers, 200 lookups: half a minute")
+    parser.add_argument("--live", action="store_true", help="real hosts on loopback instead, beside stock py-libp2p")
+    parser.add_argument("--hosts", type=int, default=mesh_live.HOSTS, help="of --live, a side")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    if options.live:
+        found = mesh_live.run(options.hosts)
+        print(json.dumps(found, indent=1) if options.json else mesh_live.as_table(found))
+        print("\n".join(mesh_live.shortfalls(found)), file=sys.stderr)
+        return 1 if options.check and mesh_live.shortfalls(found) else 0
     gc.set_threshold(200_000, 20, 100)
     if options.quick:
         options.peers, options.lookups = [100, 400], 200

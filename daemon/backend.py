@@ -20,6 +20,7 @@ from daemon.round_view import round_view
 from daemon.serving import Serving
 from daemon.transport.interface import Path, Transport, TransportError
 from daemon.version import version
+from dht import records
 from dht.standing import IDLE, PeerView
 from protocol.round.transcript import replay
 from protocol.wire.errors import Code, RemoteError
@@ -186,6 +187,10 @@ class NodeBackend:
 
     async def netcheck(self) -> dict[str, Any]:
         return self._parts.transport.netcheck()
+
+    async def lookup(self, what: str) -> dict[str, Any]:
+        """Ask the DHT now, and show every question; raises RemoteError(malformed) for what has no key."""
+        return await self._parts.transport.look_up(records.key_of(what))
 
     async def ping(self, peer_id: str) -> dict[str, Any]:
         """One round trip, connecting first where needed; raises RemoteError(gone) where it cannot be reached."""

@@ -262,7 +262,7 @@ class Membership:
         while True:
             if self._transport.paths():
                 try:
-                    providers = await self._transport.find_providers(records.ANY_KEY)
+                    providers = await self._transport.find_providers(records.ANY_KEY, self._may_serve)
                 except TransportError as error:
                     log.debug("the DHT could not be asked", reason=str(error))
                     providers = {}
@@ -273,6 +273,11 @@ class Membership:
                 await trio.sleep(_DISCOVER_SECONDS * self._rng.uniform(0.8, 1.2))
             else:
                 await trio.sleep(1.0)
+
+    def _may_serve(self, peer: PeerId) -> bool:
+        """Whether a claim to provide may be true: what a peer signed itself overrules what is listed of it."""
+        known = self._directory.offer_of(peer)
+        return known is None or bool(known.offer.model and not known.offer.withdrawn)
 
     def _offer(self) -> None:
         """Sign what we serve at this moment and make it known."""

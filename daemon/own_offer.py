@@ -122,4 +122,6 @@ class OwnOffer:
         await self._transport.put_record(records.offer_key(self._transport.peer_id), signed.raw)
         if signed.offer.model and not signed.offer.withdrawn:
             await self._transport.provide(records.ANY_KEY)
-            await self._transport.provide(records.model_key(signed.offer.model))
+            keys = [records.model_key(signed.offer.model), records.config_key(signed.offer.config_digest)]
+            for key in (*keys, *(records.skill_key(word) for word in signed.offer.features)):
+                await self._transport.provide(key)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from dht.offers import SignedOffer, open_any_offer, open_offer, rank
-from dht.record_store import Opened
+from dht.record_store import MAX_NAME_BYTES, Opened
 from protocol.wire.errors import Code, LocalError, RemoteError, malformed
 from protocol.wire.ids import PeerId, is_model_name, is_peer_id
 
@@ -46,6 +46,19 @@ def config_key(digest: str) -> str:
 def content_key(address: bytes) -> str:
     """The provider key of a file's content address."""
     return CONTENT_PREFIX + address.hex()
+
+
+def key_of(what: str) -> str:
+    """The key that people mean by a peer id, a config digest, a model's name, or a key itself; raises RemoteError(malformed)."""
+    if what.startswith("/swarmd/") and len(what) <= MAX_NAME_BYTES:
+        return what
+    if is_peer_id(what):
+        return offer_key(PeerId(what))
+    if re.fullmatch(r"[0-9a-f]{64}", what):
+        return config_key(what)
+    if is_model_name(what):
+        return model_key(what)
+    raise malformed(f"{what[:64]!r} is no peer id, no model's name, no config digest and no key such as {ANY_KEY}")
 
 
 def open_record(key: str, value: bytes, wall_ms: int) -> SignedOffer:

@@ -144,6 +144,10 @@ class Client:
         """What the daemon knows of its place in the network; None where it does not know."""
         return self._call("GET", "/netcheck")
 
+    def lookup(self, what: str) -> dict[str, Any]:
+        """Look in the DHT for a peer's offer, a model's peers, a config digest or a key; every question on every path."""
+        return self._call("GET", f"/lookup/{quote(what, safe='/')}")
+
     def ping(self, peer: str) -> dict[str, Any]:
         """One round trip to a peer, with the path that it took."""
         return self._call("POST", f"/ping/{_part(peer)}")

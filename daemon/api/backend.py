@@ -225,6 +225,9 @@ class Backend(Protocol):
     async def netcheck(self) -> Json:
         """What is known of our place in the network."""
 
+    async def lookup(self, what: str) -> Json:
+        """Look in the DHT for a peer's offer, a model's peers or a key, and how that went; raises RemoteError."""
+
     async def ping(self, peer_id: str) -> Json:
         """One round trip to a peer and the path it took; raises RemoteError."""
 

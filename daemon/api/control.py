@@ -73,6 +73,7 @@ class Control:
             Route("/swarmd/v1/why/{named}", self.why),
             Route("/swarmd/v1/config", self.config),
             Route("/swarmd/v1/netcheck", self.netcheck),
+            Route("/swarmd/v1/lookup/{what:path}", self.lookup),
             Route("/swarmd/v1/ping/{peer_id}", self.ping, methods=["POST"]),
             Route("/swarmd/v1/reputation", self.reputation),
             Route("/swarmd/v1/reputation/{peer_id}", self.reputation),
@@ -116,6 +117,9 @@ class Control:
 
     async def netcheck(self, request: Request) -> Response:
         return json_response(await self._backend.netcheck())
+
+    async def lookup(self, request: Request) -> Response:
+        return json_response(await self._backend.lookup(request.path_params["what"]))
 
     async def ping(self, request: Request) -> Response:
         return json_response(await self._backend.ping(request.path_params["peer_id"]))

@@ -25,6 +25,7 @@ COMMANDS = {
     "ask": ("daemon.cli.ask:ask", "Ask one peer, or a committee that ranks its answers."),
     "peers": ("daemon.cli.mesh:peers", "List the peers and how each is reached."),
     "ping": ("daemon.cli.net:ping", "Measure round trips to a peer, until a direct path stands if you like."),
+    "lookup": ("daemon.cli.lookup:lookup", "Look for a peer or a model in the DHT and show the paths that it took."),
     "netcheck": ("daemon.cli.net:netcheck", "Show how this box can be reached, and what stands in the way."),
     "models": ("daemon.cli.models:models", "List the models that can be asked for; share and fetch model files."),
     "reputation": ("daemon.cli.reputation:reputation", "Show how good peers are at what, and who says so."),

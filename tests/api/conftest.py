@@ -65,6 +65,9 @@ class FakeBackend:
     async def netcheck(self) -> dict[str, Any]:
         return {"advice": "nothing to do"}
 
+    async def lookup(self, what: str) -> dict[str, Any]:
+        return {"key": what, "verdict": "absent", "steps": []}
+
     async def ping(self, peer_id: str) -> dict[str, Any]:
         return {"peer_id": peer_id, "rtt_ms": 1.0, "path": None}
 

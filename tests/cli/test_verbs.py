@@ -473,3 +473,21 @@ def test_ping_until_direct(ask_daemon: Call, server: Any) -> None:
     assert "direct after 231 ms" in ran.out
     unknown = ask_daemon("ping", "12D3KooW")
     assert (unknown.code, "give more of the id" in unknown.err) == (1, True)
+
+
+LOOKED_UP = {
+    "key": "/swarmd/model/tiny", "verdict": "found", "reason": "", "providers": [PEER], "ms": 12.5, "paths": 4, "agreeing": 4,
+    "asked": 9, "failed": 1, "hops": 2, "region_scanned": False, "mesh_estimate": 312, "table": 80,
+    "steps": [{"path": 0, "hop": 1, "peer_id": PEER, "bits": 5, "outcome": "answered", "useful": True, "ms": 1.5}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("found", 0), ("absent", 4), ("failed", 1)])
+def test_lookup_shows_its_paths_and_exits_by_its_verdict(ask_daemon: Call, server: Any, verdict: str, code: int) -> None:
+    server.answers["GET", "/swarmd/v1/lookup/acme/tiny"] = LOOKED_UP | {"verdict": verdict}
+    ran = ask_daemon("lookup", "acme/tiny")
+    assert ran.code == code
+    assert PEER[-8:] in ran.out
+    assert "4 of 4 end at the same peers, 2 hops away" in ran.out
+    assert "about 312 peers" in ran.out
+    assert json.loads(ask_daemon("lookup", "acme/tiny", "--json").out)["verdict"] == verdict

@@ -175,3 +175,12 @@ def test_a_store_gets_order_expiry_and_issuer_of_an_offer(alice) -> None:
     assert {(o.expires, o.issuer) for o in opened} == {(WALL + LIFETIME_MS, alice.id)}
     with pytest.raises(RemoteError):
         records.open_for_store(records.offer_key(alice.id), new.raw, WALL + LIFETIME_MS)
+
+
+def test_people_mean_a_key_by_what_they_say(alice):
+    said = {alice.id: offer_key(alice.id), "acme/small": model_key("acme/small"), "ab" * 32: records.config_key("ab" * 32)}
+    assert {what: records.key_of(what) for what in said} == said
+    assert records.key_of(ANY_KEY) == ANY_KEY
+    for what in ("", "two words", "../x", "/swarmd/" + "x" * 200):
+        with pytest.raises(RemoteError):
+            records.key_of(what)
