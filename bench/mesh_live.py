@@ -1,7 +1,7 @@
 """Finding among real hosts on loopback, in one process a side: ours, and stock py-libp2p kad-dht, one after the other.
 
-`python -m bench.mesh_scale --live [--hosts N]`. All hosts of a side share one core, so that a figure is what the work costs and not
-what a network takes: a host joins when all others stand, and looks up what some other host has just stored.
+`python -m bench.mesh_scale --live [--hosts N]`. All hosts of a side share one core, so that a figure is what the work costs and
+not what a network takes: a host joins when all others stand, and looks up what some other host has just stored.
 """
 
 import contextlib
@@ -25,6 +25,16 @@ TARGETS_MS = {"get": 10.0, "find": 10.0}
 JOINED = 20
 
 
+SETTLE = 3.0
+"""Seconds for what joining began to end: refreshes, identify."""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that nothing announces."""
+    while not condition():  # noqa: ASYNC110 - the table of a transport is no event
+        await trio.sleep(0.01)
+
+
 async def ours(hosts: int) -> dict[str, Any]:
     """The daemon's transport as it is."""
     from daemon.transport.host import Libp2pTransport
@@ -43,18 +53,16 @@ async def ours(hosts: int) -> dict[str, Any]:
         for node in mesh[1:]:
             await node.connect(mesh[0].peer_id, mesh[0].addresses())
         with trio.move_on_after(90):
-            while any(node._kademlia.peers < min(JOINED, hosts - 2) for node in mesh):
-                await trio.sleep(0.1)
-        await trio.sleep(5)
+            await until(lambda: all(node._kademlia.peers >= min(JOINED, hosts - 2) for node in mesh))
+        await trio.sleep(SETTLE)
         late = build()
         begun = time.perf_counter()
         await stack.enter_async_context(late.running())
         await late.connect(mesh[0].peer_id, mesh[0].addresses())
-        while late._kademlia.peers < min(JOINED, hosts - 2):
-            await trio.sleep(0.01)
+        await until(lambda: late._kademlia.peers >= min(JOINED, hosts - 2))
         joined = time.perf_counter() - begun
         mesh.append(late)
-        await trio.sleep(5)
+        await trio.sleep(SETTLE)
         figures = await measured(
             len(mesh),
             lambda n, key, value: mesh[n].put_record(key, value),
