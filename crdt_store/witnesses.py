@@ -28,6 +28,7 @@ class Witnesses:
         self._weights: dict[PeerId, int] = {}
         self.total = 0
         """The weights of all that are no strangers."""
+        self._excluded: set[PeerId] = set()
         self.stamp = 0
         """Changes whenever a weight does."""
 
@@ -37,6 +38,11 @@ class Witnesses:
 
     def freeze(self, issuer: PeerId) -> None:
         """Believe nothing of an issuer that the ledger has just frozen."""
+        self._weigh(issuer)
+
+    def exclude(self, issuer: PeerId) -> None:
+        """Believe nothing of an issuer that a private mesh has removed, whenever it said it."""
+        self._excluded.add(issuer)
         self._weigh(issuer)
 
     def shared(self, issuer: PeerId) -> tuple[int, int]:
@@ -85,7 +91,7 @@ class Witnesses:
         honest = max(0, _LIE_MILLI - error)
         weight = MILLI * trials * honest // ((trials + FAMILIAR_TRIALS) * _LIE_MILLI)
         weight = max(STRANGER_MILLI, weight // STRANGER_MILLI * STRANGER_MILLI)  # coarse, so that a claim seldom moves all scores
-        if issuer in self._ledger.frozen:
+        if issuer in self._ledger.frozen or issuer in self._excluded:
             weight = 0
         before = self._weights.pop(issuer, STRANGER_MILLI)
         if weight != STRANGER_MILLI:

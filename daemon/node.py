@@ -115,6 +115,7 @@ class Node:
         if self._mesh is not None:
             self._membership.admits = self._mesh.admits
             self._mesh.attach(self._transport, self._calls)
+            self._mesh.removed = self._store.scores.witnesses.exclude
         network = self._mesh.mesh.id.hex()[:32] if self._mesh is not None else ""
         self._lan = LanDiscovery(self._transport.peer_id, self._transport.addresses, self._membership.learn, network)
         self._rounds = Rounds(identity.key, self._calls, self._serving, os.urandom, _unix_ms, self._membership.reach)

@@ -86,6 +86,8 @@ class PrivateMesh:
         self._calls: Calls | None = None
         self._nursery: trio.Nursery | None = None
         self.refused: dict[str, int] = {}
+        self.removed: Callable[[PeerId], None] = lambda _: None
+        """Called for each peer that a revocation puts out, those of earlier runs once at the start."""
 
     # ---- the gate
 
@@ -184,6 +186,8 @@ class PrivateMesh:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                for known in self.revocations.known():
+                    self._put_out(known)
                 transport.listen_to_peers(self._on_connection)
                 await transport.subscribe(TOPIC, self._on_gossip)
                 for peer in transport.paths():
@@ -252,7 +256,14 @@ class PrivateMesh:
             log.error("revocations could not be written; a restart forgets them", reason=error.strerror)
         for one in known:
             said = one.revocation
+            self._put_out(one)
             log.info("revoked", invite=said.serial.hex()[:8], peer=short(said.subject), by=short(one.signer))
+
+    def _put_out(self, known: Known) -> None:
+        said = known.revocation
+        gone = PeerId(said.subject) if said.subject else self._users.get(said.serial)
+        if gone is not None and gone != self.me and not self.admits(gone):
+            self.removed(gone)
 
     async def _expel(self) -> None:
         """Close every path to peers that are members no more; their calls end with it."""

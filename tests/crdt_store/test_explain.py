@@ -98,3 +98,14 @@ def test_a_peer_with_two_histories_is_believed_nothing_and_weighs_nothing(mesh):
     assert [line.note for line in told("dave") if line.entry.claim.issuer == frank.id] == ["its issuer signed two histories"]
     assert scores.score(frank.id, "string", NOW).weight_milli == 0
     assert sums([line for line in told("dave") if line.entry.claim.issuer == frank.id]) == (0, 0)
+
+
+def test_a_witness_that_a_private_mesh_removed_is_believed_nothing(mesh):
+    people, scores, _, say, told = mesh
+    bob = people["bob"]
+    assert sums([line for line in told("dave") if line.entry.claim.issuer == bob.id]) != (0, 0)
+    scores.witnesses.exclude(bob.id)
+    assert scores.witnesses.weight(bob.id) == 0
+    assert sums([line for line in told("dave") if line.entry.claim.issuer == bob.id]) == (0, 0)
+    say("bob", "dave", Kind.PROBE_PASSED, 35)  # nor what comes of it later
+    assert sums([line for line in told("dave") if line.entry.claim.issuer == bob.id]) == (0, 0)

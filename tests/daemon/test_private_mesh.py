@@ -176,11 +176,14 @@ async def test_a_revocation_closes_all_paths_and_is_learned_from_others(box: Cal
             await newcomer.reach(founder)
         await fallen.reach(member)
         await until(lambda: founder.sees(member, fallen) and member.sees(fallen) and not fallen.provisional)
+        put_out: list[PeerId] = []
+        member.mesh.removed = put_out.append
         said = await founder.desk.revoke(fallen.peer_id[-8:])
         assert said["peer_id"] == fallen.peer_id
         assert Kind.MEMBER_REMOVED in [claim.kind for claim in founder.claims]
         await until(lambda: not founder.sees(fallen) and not member.sees(fallen))
         assert not member.mesh.admits(fallen.peer_id)
+        assert put_out == [fallen.peer_id]
         await stack.enter_async_context(late.running())  # it was away when it was said, and never meets the founder
         await late.reach(member)
         await until(lambda: not late.mesh.admits(fallen.peer_id))
