@@ -1,6 +1,6 @@
 """How long joining takes, with real daemons on loopback: cold by a bootstrap, and from the cache while the bootstrap is dead.
 
-`python -m bench.joining [--peers N] [--json] [--check]`. Counted from the moment that the daemon itself runs (`status` says it) to
+`python -m bench.joining [--peers N] [--json] [--check]`. Counted from when the daemon itself runs (`status` has it) to
 the first connection and to half of all peers, so that the interpreter's start, 3 s of CPU, does not weigh in.
 """
 
