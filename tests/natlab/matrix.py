@@ -40,6 +40,12 @@ class Cell:
     def direct(self) -> bool:
         return self.kind in DIRECT
 
+    def told(self) -> str:
+        """In one line, for people."""
+        after = "" if self.relayed_ms is None else f" after {self.relayed_ms:.0f} ms"
+        service = f"served over {self.served_over}" if self.served else "NOT SERVED"
+        return f"{self.kind or 'no path'} {self.transport}{after}, {service} {self.note}".rstrip()
+
     def shown(self) -> dict[str, Any]:
         return asdict(self) | {"direct": self.direct}
 
@@ -84,13 +90,13 @@ def run_cell(lab: Lab, left: str, right: str, patience: float = 12.0, extra: Seq
 def _follow(cell: Cell, asker: Peer, server: Peer, patience: float) -> None:
     began = time.monotonic()
     target = server.peer_id
-    path = _until(lambda: asker.path_to(target), MEET_SECONDS)
+    path = until(lambda: asker.path_to(target), MEET_SECONDS)
     if not path:
         cell.note = "the two never met"
         return
     cell.meet_s = round(time.monotonic() - began, 2)
     cell.joined = True
-    _until(lambda: any(row["name"] == MODEL for row in asker.client.models()), MEET_SECONDS)
+    until(lambda: any(row["name"] == MODEL for row in asker.client.models()), MEET_SECONDS)
     _ask(cell, asker)
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
@@ -112,7 +118,8 @@ def _ask(cell: Cell, asker: Peer) -> None:
             cell.served_over = (cell.served_over + " " + event.fields["path"]).strip()
 
 
-def _until(holds: Any, seconds: float) -> Any:
+def until(holds: Any, seconds: float) -> Any:
+    """The first true answer of `holds` within `seconds`, else None; a daemon that does not answer is asked again."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(ClientError, OSError):

@@ -4,11 +4,13 @@ import atexit
 from dataclasses import dataclass
 
 from tests.natlab.forkserver import ForkServer
-from tests.natlab.namespaces import Namespaces, sweep
-from tests.natlab.routers import rules
+from tests.natlab.namespaces import Namespaces, run, sweep
+from tests.natlab.routers import IPV6_FIREWALL, rules
 from tests.natlab.switch import Switch
 
 RELAYS = ("44.1.1.10", "44.1.1.11")
+BACKBONE6 = "2a00:4401:1:0"
+"""Of the public space, since private and documentation addresses are treated otherwise."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Lab:
         self.forkserver = ForkServer()
         self.resets = resets
         self._taps: dict[str, int] = {}
+        self._routes6: list[tuple[str, str]] = []
         self.switch = Switch(rtt / 2, loss)
         atexit.register(self.close)
         self._closed = False
@@ -82,6 +85,59 @@ class Lab:
             if name in self._taps:
                 self.switch.unplug(self._taps.pop(name))
             self.spaces.remove(name)
+
+    def relay_address(self, number: int) -> str:
+        return f"44.1.1.{9 + number}"
+
+    def add_relay(self, number: int) -> None:
+        """Room for one more relay on the backbone, for as long as the laboratory stands."""
+        if f"R{number}" not in self._taps:
+            self.spaces.add(f"R{number}")
+            self._outside(f"R{number}", "eth0", self.relay_address(number))
+
+    def add_neighbour(self, name: str, other: str, number: int) -> None:
+        """A box `other` on the same cable as the box of the site `name`, whose `number` is given."""
+        home, full = f"H{name}", self.spaces.full(f"H{name}")
+        self.spaces.add(other)
+        for command in (
+            ("link", "set", "lan0", "down"), ("addr", "flush", "dev", "lan0"), ("link", "set", "lan0", "name", "port0"),
+            ("link", "add", "lan0", "type", "bridge"), ("link", "set", "port0", "master", "lan0"), ("link", "set", "port0", "up"),
+        ):  # fmt: skip
+            run("ip", "-n", full, *command)
+        self.spaces.address(home, "lan0", f"192.168.{number}.1/24")
+        self.spaces.link((home, "port1"), (other, "eth0"))
+        run("ip", "-n", full, "link", "set", "port1", "master", "lan0", "up")
+        self.spaces.address(other, "eth0", f"192.168.{number}.3/24")
+        self.spaces.route(other, f"192.168.{number}.1")
+
+    def add_ipv6_relays(self) -> list[str]:
+        """IPv6 addresses of the relays, which keep their IPv4 ones."""
+        found = []
+        for index in range(1, len(RELAYS) + 1):
+            found.append(f"{BACKBONE6}::{index:x}0")
+            self.spaces.address(f"R{index}", "eth0", f"{found[-1]}/64")
+        return found
+
+    def add_ipv6(self, name: str, number: int) -> Site:
+        """A site without IPv4 whose router is a stateful firewall; every station of the backbone gets a route to it."""
+        home, prefix, outside = f"H{name}", f"{BACKBONE6[:-1]}{number:x}", f"{BACKBONE6}::1{number:02x}"
+        self.spaces.add(name)
+        self.spaces.add(home, forwards=True)
+        self._taps[home] = self.spaces.tap(home, "wan0")
+        self.spaces.address(home, "wan0", f"{outside}/64")
+        self.switch.plug(self._taps[home])
+        self.spaces.link((home, "lan0"), (name, "eth0"))
+        self.spaces.address(home, "lan0", f"{prefix}::1/64")
+        self.spaces.address(name, "eth0", f"{prefix}::2/64")
+        self.spaces.route(name, f"{prefix}::1")
+        self.spaces.execute(home, "nft", "-f", "-", text=IPV6_FIREWALL)
+        for station in self._taps:
+            if station != home:
+                run("ip", "-6", "-n", self.spaces.full(station), "route", "replace", f"{prefix}::/64", "via", outside)
+        self._routes6.append((prefix, outside))
+        for other, gateway in self._routes6[:-1]:
+            run("ip", "-6", "-n", self.spaces.full(home), "route", "replace", f"{other}::/64", "via", gateway)
+        return Site(name, "ipv6", f"{prefix}::2", outside, (home,))
 
     def _outside(self, name: str, device: str, *addresses: str) -> None:
         self._taps[name] = self.spaces.tap(name, device)
