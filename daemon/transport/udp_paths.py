@@ -101,22 +101,23 @@ class UdpPaths:
         observers = list(dict.fromkeys(self.observers()))[:MAX_OBSERVERS]
         if port is None or not observers:
             return
-        answers: list[bool] = []
+        answers: dict[Address, Address | None] = {}
 
         async def ask(observer: Address) -> None:
-            seen = await port.observe(observer)
-            answers.append(seen is not None)
-            if seen is not None:
-                address = f"/ip{6 if ':' in seen[0] else 4}/{seen[0]}/udp/{seen[1]}"
-                heard = Observation(f"{observer[0]}:{observer[1]}", observer[0], address, trio.current_time())
-                self.observed = self.observed.observe(heard)
+            answers[observer] = await port.observe(observer)
 
-        # In turn for a sequential NAT, whose step shows only where the questions leave in order.
+        # In turn for a sequential NAT, whose step shows only where the questions leave, and count, in order.
         async with trio.open_nursery() as nursery:
             for observer in observers:
                 nursery.start_soon(ask, observer)
                 await trio.lowlevel.checkpoint()
-        self.works = any(answers)
+        for observer in observers:
+            seen = answers[observer]
+            if seen is not None:
+                address = f"/ip{6 if ':' in seen[0] else 4}/{seen[0]}/udp/{seen[1]}"
+                heard = Observation(f"{observer[0]}:{observer[1]}", observer[0], address, trio.current_time())
+                self.observed = self.observed.observe(heard)
+        self.works = any(seen is not None for seen in answers.values())
 
     def _port(self) -> UdpPort | None:
         return self.ports[0] if self.ports else None

@@ -33,7 +33,7 @@ class Miniupnpd:
         configuration = folder / f"{router}.conf"
         configuration.write_text(
             f"ext_ifname=wan0\next_ip={outside}\nlistening_ip=lan0\nhttp_port=0\n"
-            "enable_natpmp=yes\nenable_upnp=yes\next_allow_private_ipv4=yes\n"
+            "enable_natpmp=yes\nenable_upnp=yes\n"
             "upnp_table_name=upnp\nupnp_nat_table_name=upnp\nupnp_forward_chain=granted\nupnp_nat_chain=inward\n"
             f"upnp_nat_postrouting_chain=outward\nlease_file={self.leases}\nsecure_mode=yes\nsystem_uptime=yes\n"
             f"uuid=00000000-0000-0000-0000-000000000001\nallow 1024-65535 {network} 1024-65535\n"
