@@ -37,9 +37,12 @@ def main() -> int:
     options = parser.parse_args()
     gc.set_threshold(200_000, 20, 100)
     seeds = [options.seed] if options.seed is not None else list(range(1, options.seeds + 1))
+    found: dict[int, Figures] = {}
     with Pool(min(options.processes, len(seeds))) as pool:
-        found = pool.map(partial(play, peers=options.peers, only=options.only), seeds, chunksize=1)
-    rows = rows_of(dict(zip(seeds, found, strict=True)))
+        for seed, figures in zip(seeds, pool.imap(partial(play, peers=options.peers, only=options.only), seeds), strict=True):
+            found[seed] = figures
+            print(f"seed {seed}: {json.dumps(figures)}", file=sys.stderr, flush=True)
+    rows = rows_of(found)
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
