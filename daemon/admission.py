@@ -117,6 +117,13 @@ class FairSlots:
             self._drop(ticket)
         self._fill(now)
 
+    @property
+    def queued_s(self) -> float:
+        """Seconds until a new request would have been served, by the queue and the mean service time; 0 where a slot is free or
+        nothing was measured."""
+        ahead = self.waiting + 1 - (self._slots - len(self._running))
+        return (ahead / max(1, self._slots) + 1) * (self._mean_s or 0.0) if ahead > 0 else 0.0
+
     def retry_after(self) -> float:
         """Seconds until a new request would be given a slot, as far as the queue and the mean service time tell; 1 to 120."""
         free = self._slots - len(self._running)

@@ -39,8 +39,8 @@ class Invitations:
         self._entropy = entropy
         self._unix_ms = unix_ms
 
-    def answer(self, held: Held, sender: PeerId, stopping: str) -> tuple[Role, str]:
-        """Our role in the round, and why it declines ("": it takes part); raises RemoteError for a header not meant for us."""
+    def answer(self, held: Held, sender: PeerId, stopping: str) -> tuple[Role, RemoteError | None]:
+        """Our role in the round, and why it declines (None: it takes part); raises RemoteError for a header not meant for us."""
         if sender != held.signer:
             raise RemoteError(Code.REFUSED, "an invitation comes from the requester itself")
         engine = self._serving.engine
@@ -48,25 +48,32 @@ class Invitations:
         if engine is not None and engine.model is not None and engine.model.judge_prompt == "compact":
             style = "compact"
         role = Role(MemberMachine(self._key, held.raw, self._entropy, self._unix_ms(), style), held.signer)
-        return role, stopping or self._refusal(role.header, held.signer)
+        if stopping:
+            return role, RemoteError(Code.OVERLOADED, stopping)
+        try:
+            self._check(role.header, held.signer)
+        except RemoteError as refusal:
+            return role, refusal
+        return role, None
 
-    def _refusal(self, header: Header, requester: PeerId) -> str:
+    def _check(self, header: Header, requester: PeerId) -> None:
+        """Raises RemoteError where we cannot take part."""
         engine = self._serving.engine
         if engine is None or engine.model is None:
-            return "this peer serves no model"
+            raise RemoteError(Code.NOT_FOUND, "this peer serves no model")
         if not self._serving.ready:
-            return "this peer's engine is not ready"
+            raise RemoteError(Code.OVERLOADED, "this peer's engine is not ready")
         mine = next((candidate for candidate in header.candidates if candidate.peer_id == self._me), None)
         if mine is not None and mine.config_digest.hex() != engine.model.config_digest:
-            return "this peer serves another model by now"
+            raise RemoteError(Code.NOT_FOUND, "this peer serves another model by now")
         if len(seated := [role.requester for role in self._table.open() if not role.requested]) >= MAX_OPEN:
-            return "this peer sits in as many rounds as it can"
+            raise RemoteError(Code.OVERLOADED, "this peer sits in as many rounds as it can")
+        queued = self._serving.queued_seconds
+        if queued > header.durations.answer_ms / 1000:
+            have = f"{header.durations.answer_ms / 1000:g} s"
+            raise RemoteError(Code.DEADLINE, f"an answer would take {queued:.0f} s here by our queue, and the round has {have}")
         if requester == self._me:
-            return ""
+            return
         if seated.count(requester) >= MAX_OPEN_OF_PEER:
-            return "this peer sits in as many of your rounds as it can"
-        try:
-            self._serving.within_limits(header.job)
-        except RemoteError as error:
-            return error.message
-        return ""
+            raise RemoteError(Code.OVERLOADED, "this peer sits in as many of your rounds as it can")
+        self._serving.within_limits(header.job)

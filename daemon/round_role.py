@@ -79,11 +79,11 @@ class Role:
         """End after what is queued."""
         self._inbox.close()
 
-    async def run(self, refusal: str, perform: "Callable[[Role, ev.Effect, trio.Nursery], None]") -> None:
-        """Events in, effects out, until it closed and has served pulls for the length of a round."""
+    async def run(self, refusal: RemoteError | None, perform: "Callable[[Role, ev.Effect, trio.Nursery], None]") -> None:
+        """Events in, effects out (first `refusal`, if any), until it closed and has served pulls for as long as a round lasts."""
         try:
             async with trio.open_nursery() as nursery:
-                event: ev.Event | None = ev.Started(refusal)
+                event: ev.Event | None = ev.Started(refusal.message, refusal.code) if refusal is not None else ev.Started()
                 while event is not None:
                     for effect in self.machine.handle(event, trio.current_time()):
                         perform(self, effect, nursery)

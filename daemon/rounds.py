@@ -94,7 +94,7 @@ class Rounds:
 
         if self._stopping:
             raise RemoteError(Code.OVERLOADED, self._stopping, retry_after=5.0)
-        role = self._begin(Role(RequesterMachine(self._key, header), self.me, on_report), "")
+        role = self._begin(Role(RequesterMachine(self._key, header), self.me, on_report), None)
         if plant is not None:
             self._effects.plants[role.machine.round] = plant
         try:
@@ -165,14 +165,14 @@ class Rounds:
 
     # ---- roles
 
-    def _begin(self, role: Role, refusal: str) -> Role:
+    def _begin(self, role: Role, refusal: RemoteError | None) -> Role:
         if self._nursery is None:
             raise RemoteError(Code.OVERLOADED, "not ready for rounds yet", retry_after=1.0)
         self._table.add(role)
         self._nursery.start_soon(self._drive, role, refusal)
         return role
 
-    async def _drive(self, role: Role, refusal: str) -> None:
+    async def _drive(self, role: Role, refusal: RemoteError | None) -> None:
         try:
             await role.run(refusal, self._effects.perform)
         except Exception as error:  # noqa: BLE001 - a bug of ours in one round must not end the others

@@ -56,6 +56,11 @@ class Serving:
         """Requests that run or wait."""
         return self._slots.running + self._slots.waiting
 
+    @property
+    def queued_seconds(self) -> float:
+        """How long a new request would take, by those before it and what requests took lately; 0 where a slot is free."""
+        return self._slots.queued_s
+
     def load(self, now: float) -> Load:
         """What we tell others of our load, `now` on trio's clock."""
         slots, times = self._slots, self._first_tokens

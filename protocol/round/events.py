@@ -13,9 +13,10 @@ from protocol.wire.ids import Hash, PeerId
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Begin. A member that cannot take part now says why in `refusal` and so declines."""
+    """Begin. A member that cannot take part now says why in `refusal`, and by which code, and so declines."""
 
     refusal: str = ""
+    code: Code | None = None
 
 
 @dataclass(frozen=True, slots=True)

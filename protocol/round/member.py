@@ -60,7 +60,7 @@ from protocol.round.tally import Tally
 from protocol.round.transcript import check_verdict, write
 from protocol.round.wants import Wants
 from protocol.wire.envelope import public_bytes
-from protocol.wire.errors import LocalError, RemoteError
+from protocol.wire.errors import Code, LocalError, RemoteError
 from protocol.wire.ids import Hash, PeerId, peer_id_of, sha256
 from protocol.wire.limits import MAX_ANSWER_BYTES, MAX_TOKENS
 
@@ -163,7 +163,7 @@ class MemberMachine:
     def _start(self, event: Started, now: float) -> None:
         self._give_up_at = now + self.header.durations.total_ms / 1000 + VERDICT_GRACE_S
         if event.refusal:
-            self._leave(event.refusal)
+            self._leave(event.refusal, event.code)
             self._close(NoResult("declined"))
             return
         self._nudge_at = now + self.header.durations.join_ms / 1000 + NUDGE_S
@@ -348,9 +348,10 @@ class MemberMachine:
         self._effects.append(Send(self._others() if everyone else (self._record.requester,), raw))
         return held
 
-    def _leave(self, reason: str) -> None:
+    def _leave(self, reason: str, code: Code | None = None) -> None:
         if self._outcome is None and self._record.find(self._me, "leave") is None:
-            self._contribute(Leave(self.round, reason[:MAX_REASON_CHARS]), self._tally.head, everyone=False)
+            leave = Leave(self.round, reason[:MAX_REASON_CHARS], str(code or ""))
+            self._contribute(leave, self._tally.head, everyone=False)
 
     def _stop_work(self) -> None:
         if self._working:

@@ -145,10 +145,12 @@ class Acceptance(Message, frozen=True, tag="accept"):
 
 
 class Leave(Message, frozen=True, tag="leave"):
-    """A candidate declines, or a member can no longer take part; the requester stops waiting for it."""
+    """A candidate declines, or a member can no longer take part; the requester stops waiting for it. `code` is one of `Code`'s
+    values ("": not said), as in a refused call; a later version may say others."""
 
     round: HashField
     reason: Reason
+    code: Annotated[str, msgspec.Meta(max_length=32)] = ""
 
 
 class Roster(Message, frozen=True, tag="roster"):

@@ -16,7 +16,7 @@ from daemon.round_links import GONE_SECONDS, METHOD, PULL_METHOD
 from daemon.round_role import Finished
 from protocol.job import Job
 from protocol.round import events as ev
-from protocol.round.messages import Acceptance, Candidate, Durations, Header, sign
+from protocol.round.messages import Acceptance, Candidate, Durations, Header, Leave, sign
 from protocol.round.pulling import PullRequest, read_reply
 from protocol.round.transcript import replay
 from protocol.wire.codec import encode
@@ -249,8 +249,10 @@ async def test_one_peer_has_us_in_a_bounded_number_of_its_rounds(swarm: Swarm, a
     assert member.rounds.open_rounds == MAX_OPEN_OF_PEER + 1
 
 
-@pytest.mark.parametrize("why", ["limits", "restarting", "another model", "no engine"])
+@pytest.mark.parametrize("why", ["limits", "restarting", "another model", "no engine", "a long queue"])
 async def test_a_member_that_cannot_take_part_declines_at_once(swarm: Swarm, autojump_clock: Clock, why: str) -> None:
+    codes = {"limits": "oversized", "restarting": "overloaded", "a long queue": "deadline"}
+    codes |= dict.fromkeys(("another model", "no engine"), "not_found")
     peers, _ = await committee(swarm, 3)
     asked = header(peers[0], peers)
     declining = peers[2]
@@ -260,6 +262,12 @@ async def test_a_member_that_cannot_take_part_declines_at_once(swarm: Swarm, aut
         asked = header(peers[0], peers, job=job("x" * 2000))
     elif why == "restarting":
         declining.engine.state = EngineState.RESTARTING
+    elif why == "a long queue":
+        slots = declining.serving._slots
+        slots.leave(slots.enter("before", trio.current_time() - 6.0), trio.current_time())
+        running = [slots.enter(number, trio.current_time()) for number in range(slots.free)]
+        assert running
+        assert declining.serving.queued_seconds > DURATIONS.answer_ms / 1000
     elif why == "no engine":
         declining.serving._engine = None
     else:
@@ -269,6 +277,10 @@ async def test_a_member_that_cannot_take_part_declines_at_once(swarm: Swarm, aut
     assert trio.current_time() - started < 2.0
     assert len(replay(finished.transcript).members) == 2
     assert declining.engine.jobs == []
+    (role,) = list(declining.rounds._table)
+    leave = role.machine._record.find(declining.id, "leave")
+    assert leave is not None
+    assert leave.message == Leave(finished.round, leave.message.reason, codes[why])  # type: ignore[union-attr]
 
 
 async def test_the_tokens_of_a_strangers_round_are_held_to_our_limits(swarm: Swarm, autojump_clock: Clock) -> None:

@@ -60,7 +60,7 @@ HEADER = Header(
 MESSAGES: dict[str, RoundMessage] = {
     "header": HEADER,
     "acceptance": Acceptance(ROUND, b"\x55" * 32),
-    "leave": Leave(ROUND, "busy"),
+    "leave": Leave(ROUND, "busy", "deadline"),
     "roster": Roster(ROUND, (b"envelope",), (ALICE, BOB)),
     "seal": Seal(ROUND, PARENT, "seal", b"\x66" * 32),
     "ballot_seal": Seal(ROUND, PARENT, "ballot_seal", b"\x66" * 32),
@@ -168,3 +168,8 @@ def test_arbitrary_bytes_are_refused_as_a_peers_fault(raw: bytes) -> None:
         open_message(raw)
     with pytest.raises(RemoteError):
         open_message(seal(DOMAIN, raw, KEY))
+
+
+def test_a_leave_of_a_peer_that_knows_no_codes_is_read() -> None:
+    shorter = msgpack.packb(msgpack.unpackb(encode(MESSAGES["leave"]))[:3])
+    assert open_message(seal(DOMAIN, shorter, KEY)).message == Leave(ROUND, "busy")
