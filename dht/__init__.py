@@ -36,4 +36,10 @@ The public surface (wall times are unix milliseconds, `now` is the monotonic clo
 
     peer_cache.PeerCache(entries), .encode() -> bytes, peer_cache.decode_cache(raw) -> PeerCache,
         .seen(peer, addresses, wall_ms) -> PeerCache, .forget(peer) -> PeerCache, .ordered() -> tuple[CachedPeer, ...]
+
+    grants.Mesh(name, founder, salt).id                  grants.Grant(mesh, serial, subject, rights, issued, expires)
+    grants.verify_chain(mesh, chain, peer, wall_ms, revoked) -> Membership, raises RemoteError(refused)
+    revocations.Revocations(mesh).add(raw) -> Known | None, .voids(grant, authorities), .digest(), .all()
+    invites.write_invite(invite, recipient, key, ephemeral) -> str, read_invite(text, key, wall_ms) -> Invite,
+        accept(invite, key, wall_ms) -> chain, InviteBook(entries).with_entry, .admit, .revoke
 """

@@ -8,7 +8,9 @@ class DialError(SwarmException):
 
     def __init__(self, failures: list[tuple[str, str]]) -> None:
         self.failures = failures
-        super().__init__("; ".join(f"{address}: {reason}" for address, reason in failures) or "no address is known")
+        # The library knows an address with and without the peer's name: for people that is one.
+        shown = dict.fromkeys((a if "/p2p-circuit" in a else a.partition("/p2p/")[0], reason) for a, reason in failures)
+        super().__init__("; ".join(f"{address}: {reason}" for address, reason in shown) or "no address is known")
 
 
 class WrongPeerError(SwarmException):
