@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from statistics import median
 
 from daemon.backend import Parts
 from daemon.calls import Calls
@@ -12,9 +13,6 @@ from daemon.rounds import Rounds
 
 def register_gauges(metrics: Metrics, parts: Parts, calls: Calls, rounds: Rounds) -> None:
     """Register every reading once. Labels are words of our own, never a peer's."""
-
-    def paths() -> dict[str, float]:
-        return _floats(Counter(str(path.kind) for path in parts.transport.paths().values()))
 
     def peers() -> dict[str, float]:
         return _floats(Counter(str(view.standing) for view in parts.membership.peers()))
@@ -46,7 +44,7 @@ def register_gauges(metrics: Metrics, parts: Parts, calls: Calls, rounds: Rounds
 
     metrics.read_counter("swarmd_probes", "Probes of ours, by what came of them", "outcome", probes)
     metrics.read_counter("swarmd_output_checks", "Answers that another engine weighed, by verdict", "verdict", checks)
-    metrics.read_gauge("swarmd_mesh_connections", "Connected peers by kind of path", "kind", paths)
+    _register_paths(metrics, parts)
     metrics.read_gauge("swarmd_mesh_peers", "Known peers by state", "state", peers)
     metrics.read_gauge("swarmd_engine_state", "1 for the state the engine is in", "state", engine)
     metrics.read_gauge("swarmd_serving_busy", "Requests running or waiting", "kind", lambda: {"all": float(parts.serving.busy)})
@@ -56,6 +54,30 @@ def register_gauges(metrics: Metrics, parts: Parts, calls: Calls, rounds: Rounds
     metrics.read_counter("swarmd_round_faults", "Round messages that broke the protocol", "reason", faults)
     metrics.read_counter("swarmd_claim_faults", "Answers about claims that broke the protocol", "reason", claim_faults)
     metrics.read_counter("swarmd_presence_refused", "Heartbeats that were not believed", "reason", presence_refused)
+
+
+def _register_paths(metrics: Metrics, parts: Parts) -> None:
+    """How peers are reached: by kind of path, and what punching and relaying came to."""
+
+    def paths() -> dict[str, float]:
+        return _floats(Counter(str(path.kind) for path in parts.transport.paths().values()))
+
+    def round_trips() -> dict[str, float]:
+        measured: dict[str, list[float]] = {}
+        for path in parts.transport.paths().values():
+            if path.rtt is not None:
+                measured.setdefault(str(path.kind), []).append(path.rtt)
+        return {kind: median(seconds) for kind, seconds in measured.items()}
+
+    def service(name: str) -> dict[str, float]:
+        counted: Mapping[str, Mapping[str, int]] = getattr(parts.transport, "service_counters", dict)()
+        return _floats(counted.get(name, {}))
+
+    metrics.read_gauge("swarmd_mesh_connections", "Connected peers by kind of path", "kind", paths)
+    metrics.read_gauge("swarmd_mesh_rtt_seconds", "Median round trip by kind of path", "kind", round_trips)
+    metrics.read_counter("swarmd_mesh_paths", "Connections since start by kind of path", "kind", lambda: service("paths"))
+    metrics.read_counter("swarmd_punch", "Upgrades of relayed paths, and UDP punches", "outcome", lambda: service("punch"))
+    metrics.read_counter("swarmd_relay", "Relayed for others: places, circuits, bytes", "what", lambda: service("relay"))
 
 
 def _floats(counts: Mapping[str, int]) -> dict[str, float]:

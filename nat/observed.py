@@ -22,6 +22,26 @@ class Mapping(StrEnum):
     SYMMETRIC = "symmetric"
 
 
+class Filtering(StrEnum):
+    """What the NAT lets in (RFC 4787 section 5), as far as dial-backs can tell."""
+
+    UNKNOWN = "unknown"
+    ENDPOINT_INDEPENDENT = "endpoint_independent"
+    """Strangers come in: one did, from an IP that we never dialled."""
+    ADDRESS_DEPENDENT_AT_MOST = "address_dependent_at_most"
+    """Another port of a peer that we talk to comes in; of strangers nothing is known."""
+    ADDRESS_AND_PORT_DEPENDENT = "address_and_port_dependent"
+
+
+def filtering(reachable: bool | None, stranger_came: bool) -> Filtering:
+    """`reachable`: a peer that we dialled came in from another port than the one we dialled; None: none tried."""
+    if stranger_came:
+        return Filtering.ENDPOINT_INDEPENDENT
+    if reachable is None:
+        return Filtering.UNKNOWN
+    return Filtering.ADDRESS_DEPENDENT_AT_MOST if reachable else Filtering.ADDRESS_AND_PORT_DEPENDENT
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """`observer` (a peer at the IP `observer_host`) saw us as the multiaddr `address` at `time` (seconds, monotonic)."""

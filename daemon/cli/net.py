@@ -47,6 +47,7 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, object]]:
         ("seen as", ", ".join(report.get("seen_as") or []) or "unknown"),
         ("TCP mapping", _word(report.get("mapping_tcp"))),
         ("UDP mapping", _word(report.get("mapping_udp"))),
+        ("lets in", _word(report.get("filtering"))),
         ("port mapping", _port_mapping(report.get("port_mapping") or {})),
         ("can be reached", _reached(report)),
     ]
@@ -67,8 +68,14 @@ def _reached(report: dict[str, Any]) -> str:
         return "unknown: nobody was asked yet"
     age, asked = ago(report.get("reachable_age_s")), report.get("reachable_asked")
     if verdict:
-        return f"yes, at port {report.get('reachable_port')}, by peers that we talk to (from strangers: unknown); {age} ago"
+        return f"yes, at port {report.get('reachable_port')}, {_by_whom(report)}; {age} ago"
     return f"no: none of {asked} that tried came in; {age} ago"
+
+
+def _by_whom(report: dict[str, Any]) -> str:
+    if report.get("reachable_from_strangers"):
+        return "also by peers that we never talked to"
+    return "by peers that we talk to (from strangers: unknown)"
 
 
 _MAPPING_STATES = {

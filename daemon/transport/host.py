@@ -1,6 +1,7 @@
 """The libp2p implementation of `Transport`: one hardened host, its services, their life and bookkeeping. Decides no policy."""
 
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random, SystemRandom
@@ -91,6 +92,7 @@ class Libp2pTransport:
         self._host.slots.limit_of = self._stream_limit
         self._relayed_since: dict[ID, float] = {}
         self._relayed_for: dict[ID, float] = {}
+        self._paths_ended: Counter[str] = Counter()
 
     # ---- life
 
@@ -140,8 +142,15 @@ class Libp2pTransport:
         return list(dict.fromkeys([*announced, *own]))
 
     def service_counters(self) -> Mapping[str, Mapping[str, int]]:
-        """Totals since start of gossip, the DHT and relaying, by service; those of connections and streams are in `counters`."""
-        return {"gossip": self._gossip.counters, "kademlia": self._kademlia.counters, "relay": self._relay.hop.counters}
+        """Totals since start, by service; those of connections and streams are in `counters`. "paths": opened, by kind."""
+        puncher = self._relay.puncher
+        return {
+            "gossip": self._gossip.counters,
+            "kademlia": self._kademlia.counters,
+            "relay": self._relay.hop.counters,
+            "punch": {"succeeded": puncher.succeeded, "failed": puncher.failed} | dict(self._relay.udp.counters),
+            "paths": self._paths_ended + Counter(str(_path(conn, None).kind) for conn in self._swarm.get_connections()),
+        }
 
     @property
     def relay(self) -> RelayService:
@@ -176,6 +185,8 @@ class Libp2pTransport:
     def _watch(self, conn: INetConn, opened: bool) -> None:
         peer = conn.muxed_conn.peer_id
         remaining = len(self._swarm.connections.get(peer, ()))
+        if not opened:
+            self._paths_ended[str(_path(conn, None).kind)] += 1
         if opened and conn.get_connection_type() == ConnectionType.RELAYED:
             if remaining == 1:
                 self._relayed_since[peer] = trio.current_time()

@@ -6,7 +6,7 @@ import trio
 
 from daemon.transport.relay import RelayService
 from nat.advice import Standing, advice, failing_leg
-from nat.observed import Mapping
+from nat.observed import Filtering, Mapping, filtering
 
 
 def net_report(relay: RelayService) -> dict[str, Any]:
@@ -16,6 +16,7 @@ def net_report(relay: RelayService) -> dict[str, Any]:
     mapping = relay.observations.mapping()
     interfaces = relay.observations.interfaces()
     known = verdict.reachable is not None
+    lets_in = filtering(verdict.reachable, relay.stranger_came)
     standing = Standing(
         udp=relay.udp.works,
         reachable=verdict.reachable,
@@ -33,9 +34,10 @@ def net_report(relay: RelayService) -> dict[str, Any]:
         "observers": len(relay.observations.tcp.observations),
         "mapping_tcp": None if mapping is Mapping.UNKNOWN else str(mapping),
         "mapping_udp": None if (udp := relay.udp.mapping()) is Mapping.UNKNOWN else str(udp),
+        "filtering": None if lets_in is Filtering.UNKNOWN else str(lets_in),
         "port_mapping": relay.mapper.view() if relay.options.port_mapping else {"state": "off"},
         "reachable": verdict.reachable,
-        "reachable_from_strangers": None if verdict.reachable else verdict.reachable,
+        "reachable_from_strangers": True if relay.stranger_came else False if verdict.reachable is False else None,
         "reachable_port": verdict.port or None,
         "reachable_age_s": round(trio.current_time() - verdict.time, 1) if known else None,
         "reachable_asked": verdict.asked,

@@ -74,6 +74,8 @@ class RelayService:
         self._swarm.is_proof = self.reachability.take_proof
         self.network = NetworkWatch(self._swarm, self._network_changed)
         self.hop.willing = lambda: self.reachability.verdict.reachable is not False
+        self.stranger_came = False
+        """A peer came in over TCP from a public IP that we did not dial before."""
         self._nursery: trio.Nursery | None = None
         self._swarm.relay_dialer = self.dial
         self._swarm.relayed_guesses = self._guesses
@@ -198,6 +200,7 @@ class RelayService:
         self.udp.forget()
         self.reachability.forget()
         self.mapper.forget()
+        self.stranger_came = False
 
     def _mappable(self) -> dict[Protocol, int]:
         """The ports that a gateway could pass on: the first that listens on IPv4, and UDP beside it."""
@@ -207,11 +210,23 @@ class RelayService:
 
     def _watch(self, conn: INetConn, opened: bool) -> None:
         muxed = conn.muxed_conn
+        if opened:
+            self._note_stranger(conn)
         if opened and isinstance(muxed, MuxedConnection) and self._came_by_mapping(conn, muxed):
             muxed.path_kind = PathKind.MAPPED
         if opened and muxed.peer_id in self.keeping.configured:
             self.udp.look_again()
             self.reachability.look_again()
+
+    def _note_stranger(self, conn: INetConn) -> None:
+        muxed = conn.muxed_conn
+        remote = muxed.get_remote_address() if isinstance(muxed, MuxedConnection) else None
+        if remote is None or muxed.is_initiator or conn.get_connection_type() == ConnectionType.RELAYED:
+            return
+        host = remote[0]
+        public = reach_of(f"/ip{6 if ':' in host else 4}/{host}/tcp/1") is Reach.PUBLIC
+        if public and host not in self._swarm.tcp.contacted and host not in self.observations.outside_hosts():
+            self.stranger_came = True
 
     def _came_by_mapping(self, conn: INetConn, muxed: MuxedConnection) -> bool:
         """Whether a connection came in by the gateway's word: from outside, neither punched nor relayed."""

@@ -83,7 +83,8 @@ class HardenedSwarm(Swarm):
         counters: TransportCounters,
     ) -> None:
         config = _connection_config(options)
-        super().__init__(peer_id, peerstore, upgrader, transports=[SharedPortTCP()], connection_config=config)
+        self.tcp = SharedPortTCP()
+        super().__init__(peer_id, peerstore, upgrader, transports=[self.tcp], connection_config=config)
         self.options = options
         self.counters = counters
         self.relay_dialer: RelayDialer | None = None

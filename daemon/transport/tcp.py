@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import OrderedDict
 
 import trio
 from libp2p.abc import IRawConnection
@@ -13,13 +14,36 @@ from multiaddr import Multiaddr
 
 from daemon.transport.addresses import host_and_port
 from daemon.transport.interface import TransportError
+from nat.addresses import parse
+
+_MAX_CONTACTED = 1024
 
 
 class SharedPortTCP(TCP):
-    """The stock transport, whose dial from a given source leaves its socket to the collector when it is cancelled."""
+    """The stock transport, whose dial from a given source leaves its socket to the collector when it is cancelled.
+
+    `contacted` are the hosts that were dialled lately: a NAT may let them in that lets nobody else in.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contacted: OrderedDict[str, None] = OrderedDict()
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        self._note(maddr)
+        return await super().dial(maddr)
+
+    def _note(self, maddr: Multiaddr) -> None:
+        endpoint = parse(str(maddr))
+        if endpoint is not None:
+            self.contacted[endpoint.host] = None
+            self.contacted.move_to_end(endpoint.host)
+            if len(self.contacted) > _MAX_CONTACTED:
+                self.contacted.popitem(last=False)
 
     async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int]) -> IRawConnection:
         """Connect to `maddr` from `source`; raises OpenConnectionError. A host name is the stock transport's to resolve."""
+        self._note(maddr)
         try:
             target = host_and_port(maddr)
         except TransportError:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nat.observed import Mapping, Observation, ObservedAddresses, ObservedOptions
+from nat.observed import Filtering, Mapping, Observation, ObservedAddresses, ObservedOptions, filtering
 
 OUTSIDE = "203.0.113.9"  # documentation range: stands for our address as the world sees it
 
@@ -65,3 +65,18 @@ def test_observations_age_and_are_bounded():
     for number in range(10):
         state = state.observe(Observation(f"p{number}", f"3.3.3.{number}", at(8), 20.0))
     assert len(state.observations) == 3
+
+
+@pytest.mark.parametrize(
+    ("reachable", "stranger_came", "wanted"),
+    [
+        (None, False, Filtering.UNKNOWN),
+        (True, False, Filtering.ADDRESS_DEPENDENT_AT_MOST),
+        (False, False, Filtering.ADDRESS_AND_PORT_DEPENDENT),
+        (None, True, Filtering.ENDPOINT_INDEPENDENT),
+        (True, True, Filtering.ENDPOINT_INDEPENDENT),
+        (False, True, Filtering.ENDPOINT_INDEPENDENT),
+    ],
+)
+def test_filtering_is_said_as_far_as_it_is_known(reachable, stranger_came, wanted):
+    assert filtering(reachable, stranger_came) is wanted

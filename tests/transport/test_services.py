@@ -84,4 +84,4 @@ async def test_a_peer_is_served_through_a_relay(echoes: Any, until: Any) -> None
             assert visitor.paths()[hidden.peer_id].kind == PathKind.RELAYED
             assert "/p2p-circuit" in visitor.paths()[hidden.peer_id].address
             assert await echoes(visitor, hidden.peer_id, b"over the relay" * 1000)
-            assert visitor.service_counters().keys() == {"gossip", "kademlia", "relay"}
+            assert visitor.service_counters().keys() == {"gossip", "kademlia", "relay", "punch", "paths"}
