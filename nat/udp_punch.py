@@ -49,6 +49,8 @@ class PunchOptions:
     interval: float = 0.1
     knocks: int = 24
     """Datagrams to one address that nothing was heard from."""
+    unheard: int = 192
+    """Datagrams of a session to all such addresses together: eight of them with 24 knocks. A witness's word allows 1,024 more."""
     guess_after: float = 0.1
     guesses: int = 1024
     guess_burst: int = 20
@@ -116,6 +118,8 @@ class UdpPunch:
         self._paths: dict[tuple[int, str, int], int] = {}
         self._found = self._over = False
         self._may_send_many = False
+        self.blind = 0
+        """Datagrams sent so far to addresses that nothing was heard from."""
         self._guessing = self._next_knock = self._next_guess = self._end = 0.0
         self._spread = 1
         self._ports: list[int] = []
@@ -183,14 +187,22 @@ class UdpPunch:
             return self._open_mappings(now)
         self._next_knock = now + self._options.interval * (2 if self._way is Way.WALK else 1)
         effects += [Send(*path, self._probe) for path in self._paths]
-        for host, port in self._targets:
+        # A walk is along one address: the others are where the peer's NAT does not stand.
+        for host, port in self._targets[:1] if self._way is Way.WALK else self._targets:
             ports = [(port + step * self._step) % 65536 or 1 for step in range(1, self._options.walked + 1)]
             for wanted in ports if self._way is Way.WALK else [port]:
                 knocks = self._knocked.get((host, wanted), 0)
-                if knocks < self._options.knocks:
+                if knocks < self._options.knocks and self._may_send_blindly(1):
                     self._knocked[host, wanted] = knocks + 1
                     effects.append(Send(0, host, wanted, self._probe))
         return effects
+
+    def _may_send_blindly(self, count: int) -> bool:
+        allowed = self._options.unheard + (self._options.guesses if self._may_send_many else 0)
+        if self.blind + count > allowed:
+            return False
+        self.blind += count
+        return True
 
     def _open_mappings(self, now: float) -> list[Effect]:
         """One knock from each socket, in bursts; all of them again after a while, for those that were lost."""
@@ -204,7 +216,7 @@ class UdpPunch:
         effects: list[Effect] = []
         target = self._targets[0]
         knocks = self._knocked.get(target, 0)
-        if knocks < 4 * self._options.sockets:
+        if knocks < 4 * self._options.sockets and self._may_send_blindly(last - first):
             self._knocked[target] = knocks + last - first
             effects += [Send(socket, *target, self._probe) for socket in range(first, last)]
         return effects
@@ -215,5 +227,7 @@ class UdpPunch:
         self._next_guess = now + self._options.guess_interval
         host = self._targets[0][0]
         chosen = self._ports[self.probes : self.probes + self._options.guess_burst]
+        if not self._may_send_blindly(len(chosen)):
+            return []
         self.probes += len(chosen)
         return [Send(0, host, port, self._probe) for port in chosen]

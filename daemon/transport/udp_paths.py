@@ -261,7 +261,7 @@ class _Punch:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._perform(self.machine.start(trio.current_time(), step))
-                if way in (Way.GUESS, Way.SPREAD):
+                if way in (Way.GUESS, Way.SPREAD, Way.WALK):
                     nursery.start_soon(self._ask_witness, witness, target)
                 while not self._over:
                     self._kick = trio.Event()

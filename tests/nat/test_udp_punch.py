@@ -239,3 +239,23 @@ def test_the_way_follows_from_both_kinds(ours, theirs, way):
     assert way_of(ours, theirs, True) is way
     matching = {Way.SPREAD: Way.GUESS, Way.GUESS: Way.SPREAD}
     assert way_of(theirs, ours, True) is matching.get(way, way)
+
+
+@pytest.mark.parametrize("witness", [False, True])
+@pytest.mark.parametrize("way", [Way.PLAIN, Way.GUESS, Way.SPREAD, Way.WALK])
+def test_a_session_that_nobody_answers_sends_no_more_than_its_bound(way, witness):
+    options = PunchOptions()
+    targets = tuple((f"203.0.113.{number}", 4001) for number in range(8))
+    one = UdpPunch(True, bytes(16), way, targets, Random(1), options)
+    effects, now = one.start(0.0, step=1), 0.0
+    if witness:
+        one.allow_many(0.0)
+    while not any(isinstance(effect, Over) for effect in effects):
+        now = max(now + 0.001, one.wake)
+        effects += one.tick(now)
+    sent = [effect for effect in effects if isinstance(effect, Send)]
+    allowed = options.unheard + (options.guesses if witness else 0)
+    assert 24 <= len(sent) == one.blind <= allowed
+    assert sum(28 + len(effect.payload) for effect in sent) <= 50 * allowed, "with UDP and IP headers: 9.6 KB, 61 KB by a witness"
+    others = [effect for effect in sent if effect.host != targets[0][0]]
+    assert len(others) <= 7 * options.knocks, "only whom a witness saw gets more"
