@@ -330,7 +330,7 @@ def test_what_a_candidate_may_send_is_bounded_by_its_seat_and_kind(calm_network:
     assert record.add(early).new
     with pytest.raises(RemoteError, match="without a seat"):
         record.add(calm_network.sign(5, Reveal(record.round, bytes(32), "unseated", bytes(32))))
-    padded = seal(DOMAIN, encode(Leave(record.round, "x"))[:-2] + b"\xd9\xc8" + b"x" * 200, key_of(2))
+    padded = seal(DOMAIN, encode(Leave(record.round, "x"))[:-3] + b"\xd9\xc8" + b"x" * 200 + b"\xa0", key_of(2))
     assert record.add(padded).new
     long = msgpack.packb([*msgpack.unpackb(encode(Acceptance(record.round, bytes(32)))), b"x" * 2000])
     with pytest.raises(RemoteError, match="1024 are allowed"):
