@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
 
 import structlog
 import trio
 
+from daemon.lines import Lines
 from daemon.rpc_link import Inbox, Link
-from daemon.transport.interface import PathKind, Stream, Transport, TransportError
+from daemon.transport.interface import Stream, Transport, TransportError
 from protocol.rpc import RpcMachine
 from protocol.rpc_events import IncomingCall, NewCall
 from protocol.rpc_frames import PROTOCOL, Hello
@@ -33,14 +33,6 @@ oldest, so that a restarted peer is served at once."""
 
 RETIRE_SECONDS = 1.0
 """Between looks at whether the calls on a link that was taken over are done."""
-
-PACKED_FROM_SECONDS = 0.003
-"""Round trip from which big bodies are compressed: what is nearer is on a line of a gigabit, where it would take longer."""
-
-LOOK_SECONDS = 1.0
-"""How long what was found of a peer's path holds: a big body is cut into many frames, each of which asks."""
-
-MAX_LINES = 1024
 
 HELLO = Hello(capabilities=(CAPABILITY,))
 
@@ -141,14 +133,6 @@ class StreamedCall:
         await self._link.end(self._id, self._inbox, b"")
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    looked_at: float
-    since: float
-    shortest: float
-    packs: bool
-
-
 @dataclass(slots=True)
 class _Opening:
     done: trio.Event = field(default_factory=trio.Event)
@@ -172,7 +156,7 @@ class Calls:
         self._links: dict[tuple[PeerId, bool], Link] = {}
         self._openings: dict[tuple[PeerId, bool], _Opening] = {}
         self._inbound: dict[PeerId, list[Link]] = {}
-        self._lines: dict[PeerId, _Line] = {}
+        self._lines = Lines(transport)
         self._nursery: trio.Nursery | None = None
 
     def serve(self, method: str, handler: Handler) -> None:
@@ -285,7 +269,7 @@ class Calls:
         try:
             with trio.fail_after(OPEN_SECONDS):
                 stream = await self._transport.open_stream(key[0], PROTOCOL)
-            machine = RpcMachine(opener=True, hello=self._hello, packs=partial(self._packs, key[0]))
+            machine = RpcMachine(opener=True, hello=self._hello, packs=partial(self._lines.are_slow, key[0]))
             opening.link = self._links[key] = Link(stream, machine, self.breaches)
         except TransportError as error:
             opening.reason = str(error)
@@ -319,7 +303,7 @@ class Calls:
         if self._nursery is None:
             await stream.reset()
             return
-        machine = RpcMachine(opener=False, hello=self._hello, packs=partial(self._packs, stream.peer))
+        machine = RpcMachine(opener=False, hello=self._hello, packs=partial(self._lines.are_slow, stream.peer))
         link = Link(stream, machine, self.breaches, self._answer)
         links = self._inbound.setdefault(stream.peer, [])
         links.append(link)
@@ -331,25 +315,6 @@ class Calls:
             links.remove(link)
             if not links and self._inbound.get(stream.peer) is links:
                 del self._inbound[stream.peer]
-
-    def _packs(self, peer: PeerId) -> bool:
-        """Whether compressing for `peer` pays: not on this box or in one room, where the line is faster than the work.
-
-        The shortest round trip of the path counts: a busy process on either side makes its mean longer, and the line no slower.
-        """
-        now, line = trio.current_time(), self._lines.get(peer)
-        if line is not None and now - line.looked_at < LOOK_SECONDS:
-            return line.packs
-        path = self._transport.paths().get(peer)
-        if path is None:
-            return False
-        known = line.shortest if line is not None and line.since == path.since else inf
-        shortest = min(known, inf if path.rtt is None else path.rtt)
-        packs = path.kind is PathKind.RELAYED or PACKED_FROM_SECONDS <= shortest < inf
-        if len(self._lines) >= MAX_LINES:
-            self._lines.clear()
-        self._lines[peer] = _Line(now, path.since, shortest, packs)
-        return packs
 
     # Answering.
 

@@ -29,7 +29,8 @@ from daemon.transport.dial_errors import causes
 from daemon.transport.interface import MeshGate, TransportError
 from daemon.transport.mesh_noise import MESH_NOISE, MeshNoise, NotAdmitted
 from daemon.transport.muxed_stream import MuxedStream
-from daemon.transport.muxer import InboundSlots, MuxedConnection, MuxerSettings, ReceiveMemory
+from daemon.transport.muxer import MuxedConnection
+from daemon.transport.muxer_settings import InboundSlots, MuxerSettings, ReceiveMemory
 from daemon.transport.noise_session import NOISE, NoiseSecurity
 from daemon.transport.options import TransportCounters, TransportOptions
 from daemon.transport.swarm import HardenedSwarm

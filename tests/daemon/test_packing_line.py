@@ -6,7 +6,7 @@ from typing import Any, cast
 import trio
 from trio.testing import MockClock
 
-from daemon.calls import LOOK_SECONDS, PACKED_FROM_SECONDS, Calls
+from daemon.lines import LOOK_SECONDS, PACKED_FROM_SECONDS, Lines
 from daemon.transport.interface import PathKind
 from protocol.wire.ids import PeerId
 
@@ -17,22 +17,22 @@ NEAR, FAR = PACKED_FROM_SECONDS / 10, PACKED_FROM_SECONDS * 2
 async def test_the_shortest_round_trip_of_a_path_decides(autojump_clock: MockClock) -> None:
     path = SimpleNamespace(kind=PathKind.DIRECT, rtt=None, since=0.0)
     paths = {ALICE: path}
-    calls = Calls(cast("Any", SimpleNamespace(paths=lambda: paths)))
+    lines = Lines(cast("Any", SimpleNamespace(paths=lambda: paths)))
 
     async def packs(rtt: float | None, **changes: object) -> bool:
         await trio.sleep(LOOK_SECONDS)
         path.rtt = rtt
         vars(path).update(changes)
-        return calls._packs(ALICE)
+        return lines.are_slow(ALICE)
 
     assert not await packs(None)
     assert await packs(FAR)
     path.rtt = NEAR
-    assert calls._packs(ALICE)  # looked at a moment ago
+    assert lines.are_slow(ALICE)  # looked at a moment ago
     assert not await packs(NEAR)
     assert not await packs(FAR)  # the same path, under load
     assert await packs(FAR, since=1.0)  # another path
     assert await packs(NEAR, kind=PathKind.RELAYED)
     paths.clear()
     await trio.sleep(LOOK_SECONDS)
-    assert not calls._packs(ALICE)
+    assert not lines.are_slow(ALICE)

@@ -19,7 +19,8 @@ from libp2p.stream_muxer.exceptions import (
 )
 
 from daemon.transport.muxed_stream import MuxedStream
-from daemon.transport.muxer import BATCH_BYTES, InboundSlots, MuxedConnection, MuxerSettings, ReceiveMemory
+from daemon.transport.muxer import BATCH_BYTES, MuxedConnection
+from daemon.transport.muxer_settings import InboundSlots, MuxerSettings, ReceiveMemory
 from daemon.transport.yamux_frames import DATA, FIN, HEADER, PING, SYN, WINDOW_UPDATE, YamuxConfig
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import peer_id_of
