@@ -451,6 +451,27 @@ def test_netcheck_for_people_prints_unknown_as_unknown(ask_daemon: Call, server:
     assert "unknown: nobody was asked yet" in ask_daemon("netcheck").out
 
 
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        ({"state": "off"}, "off (nat.port_mapping)"),
+        ({"state": "idle"}, "not needed, as far as is known"),
+        ({"state": "none", "reason": "pcp: no answer"}, "the gateway grants none (pcp: no answer); UPnP was not tried"),
+        ({"state": "double_nat"}, "another NAT follows"),
+        ({"state": "unproved", "method": "nat_pmp", "tcp_port": 4711}, "TCP 4711 by NAT-PMP, no end known; no peer came in"),
+        (
+            {"state": "active", "method": "upnp", "tcp_port": 1, "udp_port": 2, "proved": ["tcp"], "ends_s": 60},
+            "TCP 1, UDP 2 by UPnP",
+        ),
+        ({"state": "of a later version"}, "unknown"),
+    ],
+)
+def test_netcheck_says_where_port_mapping_stands(ask_daemon: Call, server: Any, known: dict[str, Any], line: str) -> None:
+    server.answers["GET", "/swarmd/v1/netcheck"] = NET | {"port_mapping": known}
+    (shown,) = [row for row in ask_daemon("netcheck").out.splitlines() if row.startswith("port mapping")]
+    assert line in shown
+
+
 def test_netcheck_exits_with_4_where_something_is_in_the_way(ask_daemon: Call, server: Any) -> None:
     server.answers["GET", "/swarmd/v1/netcheck"] = NET | {"failing_leg": "no peer is connected"}
     assert ask_daemon("netcheck").code == 4
