@@ -29,7 +29,9 @@ async def test_an_ask_tells_whom_it_weighed_and_what_came_of_each(swarm: Swarm, 
     (failed,) = [server for server in servers if server.id == heard.result.peer_id]
     assert failed.engine is not None
     failed.engine.fails = EngineError("out of memory")
-    asker.asking._first_tokens.note(failed.id, 0.001, trio.current_time())  # it is the better one
+    (other,) = [server for server in servers if server is not failed]
+    asker.asking._first_tokens.note(failed.id, 0.001, trio.current_time())  # it is the better one, by more than chance evens out
+    asker.asking._first_tokens.note(other.id, 0.5, trio.current_time())
     again = Heard()
     await asker.asking.route(ask(id="chatcmpl-abcdef0123"), again.emit)
     assert [(one.peer_id, one.attempts) for one in again.begun] == [(again.result.peer_id, 2)]

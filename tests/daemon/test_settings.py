@@ -56,10 +56,10 @@ def test_times_are_seconds_and_the_defaults_are_the_same_everywhere() -> None:
 
 
 def test_the_transport_listens_and_relays_as_configured() -> None:
-    options = transport_options(config(listen=("/ip4/127.0.0.1/tcp/0",), join=(JOIN,), limits=LimitsConfig(connections=40)))
+    options = transport_options(config(listen=("/ip4/127.0.0.1/tcp/0",), limits=LimitsConfig(connections=40)), (JOIN,))
     assert (options.listen, options.max_connections) == (("/ip4/127.0.0.1/tcp/0",), 40)
     assert (options.serve_relay, tuple(options.relays)) == (True, (JOIN,))
-    options = transport_options(config(join=(JOIN,), relay=RelayConfig(serve=False, use=False)))
+    options = transport_options(config(relay=RelayConfig(serve=False, use=False)), (JOIN,))
     assert (options.serve_relay, tuple(options.relays)) == (False, ())
 
 
