@@ -106,13 +106,13 @@ class PeerAttempt:
                 self.completion = await self._run_remote()
         except RemoteError as error:
             self.error = error
-        self.settled.set()
+        finally:
+            self.settled.set()
 
     async def race(self) -> None:
         """`run`, until a rival stops it."""
         with self._scope:
             await self.run()
-        self.settled.set()
 
     async def _run_local(self) -> Completion:
         completion = Completion("stop", Usage())

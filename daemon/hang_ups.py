@@ -35,7 +35,7 @@ class HangUps:
 
     @contextmanager
     def heard(self, descriptor: int, tell: Callable[[], None]) -> Iterator[None]:
-        """While the context lasts, `tell` is called, once, when the other end of the socket has closed or has no more to say."""
+        """While the context lasts, `tell` is called when the other end of the socket has closed or says no more, maybe twice."""
         self._told[descriptor] = tell
         epoll = self._epoll
         if epoll is not None:

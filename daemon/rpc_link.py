@@ -140,7 +140,7 @@ class Link:
                     self._nursery = nursery
                     if isinstance(self._stream, PluggableStream):
                         self._wake_writer = self._stream.plug(self._take, self._arrived)
-                        self._wake_writer()
+                        self._wake_writer()  # for what was queued before, also where it was rung for
                     else:
                         nursery.start_soon(self._write)
                     nursery.start_soon(self._keep_deadlines)

@@ -54,23 +54,23 @@ def build_app(
         *more,
     ]
     handlers = {ApiError: _on_api_error, RemoteError: _on_remote_error, HTTPException: _on_http_error}
-    shortcuts = {"/v1/chat/completions": openai.chat, "/v1/completions": openai.completions, "/health": health}
-    return Doorkeeper(Shortcuts(Starlette(routes=routes, exception_handlers=handlers), shortcuts), key)
+    posts = {"/v1/chat/completions": openai.chat, "/v1/completions": openai.completions}
+    return Doorkeeper(Shortcuts(Starlette(routes=routes, exception_handlers=handlers), posts), key)
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Shortcuts:
-    """Answers what is asked most by its path alone; Starlette's way to a route costs a tenth of what an answer may."""
+    """Finds the posts that are made most by their paths alone; Starlette's way to a route costs a tenth of what an answer may."""
 
-    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
+    def __init__(self, app: ASGIApp, posts: Mapping[str, Endpoint]) -> None:
         self._app = app
-        self._endpoints = endpoints
+        self._posts = posts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._endpoints.get(scope["path"])
-        if endpoint is None or scope["method"] != ("GET" if scope["path"] == "/health" else "POST"):
+        endpoint = self._posts.get(scope["path"])
+        if endpoint is None or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         scope["endpoint"] = endpoint

@@ -72,7 +72,7 @@ class HttpServer:
         self.hang_ups = HangUps()
 
     async def run(self) -> None:
-        """Hear clients leave, all in one task; where it does not run, each exchange has a task for it."""
+        """Hear clients leave, all in one task, until cancelled. Without it only a write notices that one has left."""
         await self.hang_ups.run()
 
     def drain(self) -> None:
@@ -81,10 +81,10 @@ class HttpServer:
         for scope in list(self._idle):
             scope.cancel()
 
-    async def serve(self, stream: trio.abc.Stream, listener: Listener) -> None:
+    async def serve(self, stream: trio.SocketStream, listener: Listener) -> None:
         """Serve one client until it leaves, breaks a limit or the server drains. Never raises for the client's faults."""
         if self._clients >= self._limits.clients or self._draining:
-            await trio.aclose_forcefully(stream)
+            stream.socket.close()
             return
         self._clients += 1
         try:
@@ -95,11 +95,7 @@ class HttpServer:
             log.error("connection failed", error=repr(error))
         finally:
             self._clients -= 1
-            if isinstance(stream, trio.SocketStream):
-                stream.socket.close()
-            else:
-                with trio.CancelScope(shield=True), trio.move_on_after(1):
-                    await stream.aclose()
+            stream.socket.close()
 
     async def wait_request(self, connection: "_Connection", first: bool) -> Request | None:
         """The next request of a connection; None when it idles out, ends, or the server drains."""
@@ -117,10 +113,16 @@ class HttpServer:
 
 
 class _Connection:
-    """One client's connection: requests one after another, each run beside a watcher that notices the client leaving."""
+    """One client's connection: requests one after another, each ended where the client leaves."""
 
     def __init__(
-        self, app: AsgiApp, stream: trio.abc.Stream, listener: Listener, limits: HttpLimits, observe: Observer, server: HttpServer
+        self,
+        app: AsgiApp,
+        stream: trio.SocketStream,
+        listener: Listener,
+        limits: HttpLimits,
+        observe: Observer,
+        server: HttpServer,
     ) -> None:
         self._app = app
         self._stream = stream
@@ -194,16 +196,8 @@ class _Connection:
     async def _exchange(self, request: Request, body: bytes) -> None:
         scope = self._scope(request)
         exchange = _Exchange(self._http, self._stream, body, request.method == b"HEAD")
-        hang_ups = self._server.hang_ups
-        if isinstance(self._stream, trio.SocketStream) and hang_ups.are_heard:
-            with exchange.scope, hang_ups.heard(self._stream.socket.fileno(), exchange.leave):
-                await self._answer(scope, exchange)
-        else:
-            async with trio.open_nursery() as nursery:
-                exchange.scope = nursery.cancel_scope
-                nursery.start_soon(self._watch, exchange)
-                await self._answer(scope, exchange)
-                nursery.cancel_scope.cancel()
+        with exchange.scope, self._server.hang_ups.heard(self._stream.socket.fileno(), exchange.leave):
+            await self._answer(scope, exchange)
         self._observe(scope, exchange.status if exchange.finished else 499)
         if exchange.left:
             raise trio.BrokenResourceError
@@ -217,20 +211,6 @@ class _Connection:
             if not exchange.left:
                 await self._refuse(500, "internal error")
                 exchange.status, exchange.finished = 500, True
-
-    async def _watch(self, exchange: "_Exchange") -> None:
-        """While the app runs, the only thing a client may do is leave (or send its next request early)."""
-        held = 0
-        while held <= self._limits.header_bytes:
-            try:
-                received = await self._stream.receive_some(_READ_BYTES)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                received = b""
-            if not received:
-                exchange.leave()
-                return
-            self._http.receive_data(received)
-            held += len(received)
 
     async def _refuse(self, status: int, message: str) -> None:
         if not self._http.may_refuse:

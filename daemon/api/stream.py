@@ -81,6 +81,8 @@ class AskStream(Response, Generic[E]):
                 await self._work(emit)
             except RemoteError as error:
                 failure = of_remote(error)
+            while self._is_writing:  # a comment, to a client that reads slowly: half of one would be the connection's last
+                await self._turn.park()
             nursery.cancel_scope.cancel()
         if failure is None:
             await self._write(send, self._closing, last=True)

@@ -19,6 +19,7 @@ from daemon.engine.embedded_child import NO_ENGINE, NOT_A_MODEL
 from daemon.engine.gguf import GgufHead, read_head
 from daemon.engine.http_engine import HttpEngine, Serving
 from daemon.engine.http_exchange import Server
+from daemon.engine.idle_connections import MOST as MOST_IDLE
 from daemon.engine.interface import EngineError, ModelDescription
 from daemon.engine.lifecycle import LifecycleConfig
 from daemon.engine.private_folder import private_socket, record_path
@@ -92,8 +93,8 @@ def _command(settings: EmbeddedSettings, name: str, head: GgufHead, socket: Path
         f"--threads={settings.threads or _threads(settings.model.stat().st_size)}",
         f"--slots={settings.slots}",
         f"--context={context}",
-        # One thread per request, as each stays in one until its answer ends, and two for probes.
-        f"--http-threads={settings.slots + 4}",
+        # One thread per request, as each stays in one until its answer ends, two for probes, and one at each idle connection.
+        f"--http-threads={settings.slots + 2 + MOST_IDLE}",
     )
     # The folder that holds our packages, be it the source tree or a wheel's own, is told rather than inherited.
     packages = Path(daemon.__file__).parent.parent

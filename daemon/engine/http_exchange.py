@@ -230,6 +230,7 @@ async def exchange(
                     reply = await _reply_on(fresh, request, silence)
                 except FAULTS as fault:
                     raise engine_error(fault) from None
+            silence.deadline = inf
             yield reply
         if silence.cancelled_caught:
             raise EngineError("the engine fell silent")

@@ -103,7 +103,7 @@ class MuxedStream(IMuxedStream):
             self._connection.consumed(self.stream_id, len(chunk))
             sink(chunk)
 
-    def has_more(self) -> None:
+    def wants_to_send(self) -> None:
         """The source has something to send."""
         self._connection.pull(self)
 

@@ -62,7 +62,7 @@ class Libp2pStream:
         if early:
             arrived(early)
         self._muxed.plug(take, arrived)
-        return self._muxed.has_more
+        return self._muxed.wants_to_send
 
     async def aclose(self) -> None:
         """Finish our direction and release the stream; what is queued still leaves."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 
 from daemon.api.server import HttpLimits, HttpServer, Listener
 
@@ -16,20 +15,29 @@ START = {"type": "http.response.start", "status": 200, "headers": [(b"content-le
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
+def pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """The server's end of a connection, and the client's."""
+    ours, theirs = socket.socketpair()
+    return trio.SocketStream(trio.socket.from_stdlib_socket(ours)), trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+
+
 async def exchange(app: Any) -> tuple[bytes, list[int]]:
     """What a client reads, and the statuses observed, when `app` answers; the server itself must come to an end by itself."""
     statuses: list[int] = []
     server = HttpServer(app, HttpLimits(), lambda scope, status: statuses.append(status))
-    client, served = trio.testing.memory_stream_pair()
+    served, client = pair()
     received = b""
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.serve, served, Listener("unix"))
-            await client.send_all(REQUEST)
-            with trio.move_on_after(0.3):
-                async for piece in client:
-                    received += piece
-            await client.aclose()
+            nursery.start_soon(server.run)
+            async with trio.open_nursery() as serving:
+                serving.start_soon(server.serve, served, Listener("unix"))
+                await client.send_all(REQUEST)
+                with trio.move_on_after(0.3):
+                    async for piece in client:
+                        received += piece
+                await client.aclose()
+            nursery.cancel_scope.cancel()
     return received, statuses
 
 
@@ -72,7 +80,7 @@ async def test_a_bug_in_mid_answer_ends_the_connection_alone(app: Any) -> None:
 async def test_a_write_that_was_cut_off_is_the_connections_last() -> None:
     """A time limit that ends an answer in the middle of a write leaves half a chunk: what followed would be its rest."""
     ended = trio.Event()
-    server_side, client_side = (trio.socket.from_stdlib_socket(one) for one in socket.socketpair())
+    served, client = pair()
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -85,11 +93,11 @@ async def test_a_write_that_was_cut_off_is_the_connections_last() -> None:
 
     statuses: list[int] = []
     server = HttpServer(app, HttpLimits(), lambda scope, status: statuses.append(status))
-    client, received = trio.SocketStream(client_side), bytearray()
+    received = bytearray()
     with trio.fail_after(10):
         async with client, trio.open_nursery() as nursery:
             nursery.start_soon(server.run)
-            nursery.start_soon(server.serve, trio.SocketStream(server_side), Listener("unix"))
+            nursery.start_soon(server.serve, served, Listener("unix"))
             await client.send_all(REQUEST)
             await ended.wait()
             async for piece in client:

@@ -74,6 +74,7 @@ async def client_of(engine: HttpEngine) -> AsyncIterator[Call]:
         return await trio.to_thread.run_sync(run, function)
 
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
         nursery.start_soon(trio.serve_listeners, on_tcp, [listener])
         yield call
         nursery.cancel_scope.cancel()

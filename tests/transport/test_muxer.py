@@ -171,12 +171,12 @@ async def test_a_plugged_stream_moves_its_bytes_by_itself(linked: Connect, autoj
         await trio.testing.wait_all_tasks_blocked()
         to_send, arrived = [b"one", b"two", b"three"], bytearray()
         here.plug(lambda: to_send.pop(0) if to_send else b"", arrived.extend)
-        here.has_more()
+        here.wants_to_send()
         await there.write(b"late")
         await trio.testing.wait_all_tasks_blocked()
         assert (bytes(arrived), await there.read()) == (b"early, late", b"onetwothree")
         to_send.append(b"more")
-        here.has_more()
+        here.wants_to_send()
         assert await there.read() == b"more"
         await there.close()
         with pytest.raises(MuxedStreamEOF):
@@ -194,7 +194,7 @@ async def test_a_plugged_source_is_asked_for_one_batch_while_nobody_reads(linked
             return bytes(64 << 10)
 
         here.plug(take, lambda chunk: None)
-        here.has_more()
+        here.wants_to_send()
         await trio.testing.wait_all_tasks_blocked()
         assert asked * (64 << 10) <= client.settings.yamux.max_window + BATCH_BYTES + (64 << 10)
         before, read = asked, 0
@@ -204,7 +204,7 @@ async def test_a_plugged_source_is_asked_for_one_batch_while_nobody_reads(linked
         await there.reset()
         await trio.testing.wait_all_tasks_blocked()
         stopped = asked
-        here.has_more()
+        here.wants_to_send()
         await trio.testing.wait_all_tasks_blocked()
         assert asked == stopped
         with pytest.raises(MuxedStreamReset):
