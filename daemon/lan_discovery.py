@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 import trio
-from zeroconf import InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 
 from nat.addresses import parse
 from protocol.wire.ids import PeerId, is_peer_id
@@ -63,8 +63,8 @@ class LanDiscovery:
             if ours:
                 try:
                     await self._take_part(ours)
-                except OSError as error:
-                    log.warning("no mDNS on this network", reason=error.strerror or str(error))
+                except (OSError, Error) as error:
+                    log.warning("no mDNS on this network", reason=getattr(error, "strerror", None) or repr(error))
                     await trio.sleep_forever()
             await trio.sleep(LOOK_SECONDS)
 
@@ -104,7 +104,8 @@ def _open(service: str, interfaces: list[str], ours: tuple[str, ...], listener: 
         packed = [ipaddress.ip_address(host).packed for host in interfaces]
         info = ServiceInfo(service, name, port=port, properties=text, addresses=packed, server=f"{name.split('.')[0]}.local.")
         listener.own_name = name
-        zeroconf.register_service(info, cooperating_responders=True)
+        # Not strict: RFC 6763's 15 bytes are for registered names, and libp2p's name of a private network is longer.
+        zeroconf.register_service(info, cooperating_responders=True, strict=False)
         ServiceBrowser(zeroconf, service, listener=listener)
     except BaseException:
         zeroconf.close()

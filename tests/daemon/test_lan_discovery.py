@@ -55,14 +55,16 @@ PROGRAM = f"""
 import trio
 from daemon.lan_discovery import LanDiscovery
 
+NETWORK = "{"0a" * 16}"  # as long as the daemon's
+
 async def main():
     found = trio.Event()
     def heard(peer, addresses):
         print(peer, addresses, flush=True)
         found.set()
     async with trio.open_nursery() as nursery:
-        one = LanDiscovery("{PEER}", lambda: ["/ip4/10.9.0.1/tcp/7/p2p/{PEER}"], heard, "abc")
-        two = LanDiscovery("{OTHER}", lambda: ["/ip4/10.9.0.1/tcp/8/p2p/{OTHER}"], lambda *_: None, "abc")
+        one = LanDiscovery("{PEER}", lambda: ["/ip4/10.9.0.1/tcp/7/p2p/{PEER}"], heard, NETWORK)
+        two = LanDiscovery("{OTHER}", lambda: ["/ip4/10.9.0.1/tcp/8/p2p/{OTHER}"], lambda *_: None, NETWORK)
         public = LanDiscovery("{OTHER}", lambda: ["/ip4/10.9.0.1/tcp/9/p2p/{OTHER}"], lambda *_: print("leak"), "")
         for part in (one, two, public):
             nursery.start_soon(part.run)
