@@ -20,7 +20,7 @@ class Score(Protocol):
 class Degrees:
     """Counts and seconds. `outbound`: neighbours that we dialled, which nobody can push on us; half of `degree` at most.
     `lazy`: how many hear the ids of messages. `per_network`: neighbours from one network (IPv4 /24, IPv6 /48), a quarter of
-    `degree`. The others are those of hardened gossipsub and Ethereum (8/6/12, D_score 6)."""
+    `degree`. `remembered`: peers that are left alone, those whose time is over soonest forgotten first. The others are those of hardened gossipsub and Ethereum (8/6/12, D_score 6)."""
 
     degree: int = 8
     low: int = 6
@@ -33,6 +33,7 @@ class Degrees:
     opportune_every: float = 60.0
     opportune_below: float = 1.0
     opportune: int = 2
+    remembered: int = 4_096
 
 
 @dataclass(slots=True)
@@ -84,6 +85,13 @@ class TopicMesh:
         self.members.discard(peer)
         until = now + min(self.degrees.backoff * 60, self.degrees.backoff if seconds is None else seconds)
         self._backoff[peer] = max(self._backoff.get(peer, until), until)
+        if len(self._backoff) > self.degrees.remembered:
+            del self._backoff[min(self._backoff, key=self._backoff.__getitem__)]
+
+    def greet(self, around: Neighbourhood, now: float) -> list[Hashable]:
+        """New subscribers (`around.candidates`) to graft at once, where the mesh is small; they are members from then on."""
+        lacking = self.degrees.low - len(self.members)
+        return self._graft(around, lacking, now, lambda _: True) if lacking > 0 else []
 
     # ---- once in a heartbeat
 

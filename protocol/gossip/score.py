@@ -179,15 +179,15 @@ class Scores:
     def _record(self, peer: Hashable, now: float) -> _Record:
         record = self._records.get(peer)
         if record is None:
-            record = self._records[peer] = _Record()
             self._make_room(now)
+            record = self._records[peer] = _Record()
         record.seen = now
         self._records.move_to_end(peer)
         return record
 
     def _make_room(self, now: float) -> None:
         """Forget those that were away for longest; a full table of fresh strangers forgets the oldest of them."""
-        while len(self._records) > self.weights.peers:
+        while len(self._records) >= self.weights.peers:
             oldest = next(iter(self._records))
             blameless = next((p for p, r in self._records.items() if now - r.seen < 1 or self.score(p, now) >= 0), oldest)
             del self._records[oldest if now - self._records[oldest].seen > self.weights.retain else blameless]

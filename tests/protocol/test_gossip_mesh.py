@@ -92,3 +92,21 @@ def test_a_poor_mesh_takes_better_ones_now_and_then() -> None:
     grafts, _ = mesh.beat(around(range(20), worth=better), D.opportune_every + 1)
     assert len(grafts) == D.opportune
     assert all(peer in better for peer in grafts)
+
+
+def test_whoever_subscribes_to_a_small_mesh_is_taken_by_the_same_rules_as_ever() -> None:
+    mesh = TopicMesh(D, Random(1))
+    mesh.back_off("rested", 0.0)
+    here = around(["bad", "rested", "good"], worth={"bad": -1.0})
+    assert mesh.greet(here, 1.0) == ["good"]
+    mesh.members.update(range(D.low))
+    assert mesh.greet(around(["late"]), 1.0) == []
+
+
+def test_peers_that_come_and_go_fill_no_memory() -> None:
+    mesh = TopicMesh(Degrees(remembered=10), Random(1))
+    mesh.back_off("first", 0.0, 3_000.0)
+    for number in range(50):
+        mesh.back_off(number, 1.0 + number)
+    assert mesh.backs_off("first", 60.0)
+    assert [number for number in range(50) if mesh.backs_off(number, 60.0)] == list(range(41, 50))

@@ -127,3 +127,13 @@ def test_what_is_remembered_is_bounded_and_a_late_copy_is_no_forwarding() -> Non
     scores.again((999).to_bytes(4, "big"), "x", 999.0 + W.window + 0.1)
     scores.again(b"never seen", "x", 999.0)
     assert scores.share("x", TOPIC, 999.0) is None or scores.share("x", TOPIC, 999.0) == 0
+
+
+def test_a_table_full_of_peers_at_fault_takes_a_newcomer() -> None:
+    scores = Scores(Weights(peers=4))
+    for number in range(4):
+        scores.fault(number, 10.0)
+    scores.grafted("new", TOPIC, 20.0)
+    scores.fault("new", 20.0)
+    assert scores.score("new", 20.0) < 0
+    assert [scores.score(number, 20.0) < 0 for number in range(4)].count(False) == 1  # one of them made room
