@@ -133,6 +133,14 @@ class Router(GossipSub):
             self.topics[topic] = TopicMesh(self.degrees, self.rng)
             self.mesh[topic] = self.topics[topic].members  # type: ignore[assignment]  # one set, whoever changes it
 
+    async def on_peer_subscribed(self, peer_id: ID, topic: str) -> None:
+        """Graft a new subscriber at once where the mesh is small. The library's own way asks neither score nor network."""
+        mesh, now = self.topics.get(topic), trio.current_time()
+        for peer in mesh.greet(self._around([peer_id], now), now) if mesh is not None else ():
+            self.scores.grafted(peer, topic, now)
+            self._notify_mesh_peer_added(peer, topic)  # type: ignore[arg-type]
+            await self.emit_graft(topic, peer)  # type: ignore[arg-type]
+
     def mesh_heartbeat(self) -> Any:
         """Who is to be grafted and pruned, by peer."""
         pubsub, now = self.pubsub, trio.current_time()
@@ -142,13 +150,15 @@ class Router(GossipSub):
         self._judge_promises(now)
         for topic, mesh in self.topics.items():
             subscribed = [peer for peer in pubsub.peer_topics.get(topic, ()) if peer in pubsub.peers]
+            before = set(mesh.members)
             grafted, pruned = mesh.beat(self._around([p for p in subscribed if not pubsub.is_peer_blacklisted(p)], now), now)
             for peer in grafted:
                 self.scores.grafted(peer, topic, now)
                 self._notify_mesh_peer_added(peer, topic)  # type: ignore[arg-type]
                 grafts[peer].append(topic)  # type: ignore[index]
-            for peer in pruned:
+            for peer in before - mesh.members:  # also who unsubscribed, or what it owes would be forgotten sooner
                 self.scores.pruned(peer, topic, now)
+            for peer in pruned:
                 prunes[peer].append(topic)  # type: ignore[index]
         return grafts, prunes
 
@@ -185,10 +195,15 @@ class Router(GossipSub):
 
     def remove_peer(self, peer_id: ID) -> None:
         """Its connection is gone; what it did stays known."""
+        self.drop(peer_id)
+        super().remove_peer(peer_id)
+
+    def drop(self, peer_id: ID) -> None:
+        """It is in no mesh any more; nobody is told."""
         for topic, mesh in self.topics.items():
             if peer_id in mesh.members:
+                mesh.members.discard(peer_id)
                 self.scores.pruned(peer_id, topic, trio.current_time())
-        super().remove_peer(peer_id)
 
     async def emit_iwant(self, msg_ids: Any, to_peer: ID) -> None:
         """Ask for messages that a peer says it has, and remember one of them: it must come."""

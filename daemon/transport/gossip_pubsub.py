@@ -32,6 +32,12 @@ MAX_TOPICS_PER_PEER = 16
 MAX_TOPIC_CHARS = 128
 MAX_CONTROLS_PER_RPC = 16
 MAX_IDS_PER_RPC = 5000
+MAX_SEQNO_BYTES = 32
+"""The specification's are 8 bytes. They are part of a message's id, which is kept for minutes."""
+
+MAX_ID_BYTES = 2 * (64 + MAX_SEQNO_BYTES)
+"""Author and sequence number, in the hex that some libraries put on the wire."""
+
 _MESSAGES_PER_TURN = 16
 
 Judge = Callable[[PeerId, str, bytes], bool | None]
@@ -129,7 +135,8 @@ class GuardedPubsub(Pubsub):
             prune.backoff = min(prune.backoff, 3600)
         kept.ihave.extend(_first(item for item in control.ihave if item.topicID in ours))
         kept.iwant.extend(_first(iter(control.iwant)))
-        if sum(len(item.messageIDs) for part in (control.ihave, control.iwant) for item in part) > MAX_IDS_PER_RPC:
+        ids = [one for part in (control.ihave, control.iwant) for item in part for one in item.messageIDs]
+        if len(ids) > MAX_IDS_PER_RPC or any(len(one) > MAX_ID_BYTES for one in ids):
             self.blame(peer, "over_limit")
             del kept.ihave[:]
             del kept.iwant[:]
@@ -153,7 +160,7 @@ class GuardedPubsub(Pubsub):
             self.counters["duplicate"] += 1
             self.scores.again(message_id, forwarder, now)
             return False
-        if len(msg.data) > self.options.max_payload:
+        if len(msg.data) > self.options.max_payload or len(msg.seqno) > MAX_SEQNO_BYTES:
             self.blame(forwarder, "oversized")
             return False
         if not self._forwarders.take(forwarder, now):
@@ -182,8 +189,7 @@ class GuardedPubsub(Pubsub):
         if self.graylist.blame(peer, trio.current_time(), weight):
             self.counters["graylisted"] += 1
             log.info("gossip of %s is ignored for %.0f s: too many faults, last %s", peer, self.options.graylist_duration, fault)
-            for members in self.router.mesh.values():
-                members.discard(peer)
+            self.router.drop(peer)
             self._forget_all_subscriptions(peer)
 
     def is_peer_blacklisted(self, peer_id: ID) -> bool:

@@ -202,6 +202,41 @@ async def test_garbage_neither_kills_nor_deafens():
         assert two.gossip.counters["graylisted"] >= 3
 
 
+async def test_long_names_of_messages_are_not_remembered():
+    async with nodes(2) as (one, two):
+        await one.join()
+        await two.join()
+        await one.dial(two)
+        await until(lambda: one.gossip.subscribers(TOPIC))
+        pubsub = two.gossip._pubsub
+        peer = one.host.get_id()
+        await pubsub.push_msg(peer, rpc_pb2.Message(data=b"x", from_id=peer.to_bytes(), seqno=bytes(9999), topicIDs=[TOPIC]))
+        assert pubsub.counters["oversized"] == 1
+        assert pubsub.counters["bad_signature"] == 0, "it is not even verified"
+        said = rpc_pb2.ControlMessage(ihave=[rpc_pb2.ControlIHave(topicID=TOPIC, messageIDs=[bytes(9999)])])
+        assert not pubsub._bounded(peer, said).ihave
+        assert pubsub.counters["over_limit"] == 1
+        said = rpc_pb2.ControlMessage(ihave=[rpc_pb2.ControlIHave(topicID=TOPIC, messageIDs=[bytes(46)])])
+        assert pubsub._bounded(peer, said).ihave
+
+
+async def test_a_new_subscriber_is_grafted_at_once_unless_its_score_forbids_it():
+    async with nodes(3, GossipOptions(heartbeat=3600)) as (one, bad, good):
+        for node in (one, bad, good):
+            await node.join()
+        one.gossip._router.scores.fault(bad.host.get_id(), trio.current_time())
+        await bad.dial(one)
+        await good.dial(one)
+        await until(lambda: one.gossip.subscribers(TOPIC) == {bad.id, good.id})
+        router = one.gossip._router
+        await until(lambda: good.host.get_id() in router.mesh[TOPIC])
+        assert bad.host.get_id() not in router.mesh[TOPIC]
+        for number in range(30):  # and what it owes is counted from then on
+            now = trio.current_time() + 60 + number
+            router.scores.arrived(b"%d" % number, TOPIC, "writer", "other", tuple(router.mesh[TOPIC]), now)
+        assert router.scores.share(good.host.get_id(), TOPIC, now) == 0
+
+
 class OneFrame:
     """A stream that delivers one frame and ends."""
 
