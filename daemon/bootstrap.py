@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 import trio
 
-from daemon.paths import write_durably
+from daemon.paths import read_file, write_durably
 from daemon.transport.interface import Transport, TransportError
 from dht.peer_cache import MAX_BYTES, PeerCache, decode_cache
 from protocol.wire.ids import PeerId
@@ -174,7 +174,6 @@ class Bootstrap:
 
 def _read(path: Path) -> PeerCache:
     try:
-        with path.open("rb") as file:
-            return decode_cache(file.read(MAX_BYTES + 1))
+        return decode_cache(read_file(path, MAX_BYTES)[1])
     except OSError:
         return PeerCache()

@@ -13,7 +13,7 @@ from crdt_store.own_log import Statement
 from daemon.calls import Calls, InboundCall
 from daemon.private_mesh import ADMIT_METHOD, PrivateMesh, Proof
 from daemon.transport.interface import Transport
-from dht.grants import SERIAL_BYTES, Grant, Membership, Rights, sign_grant
+from dht.grants import MAX_CHAIN, SERIAL_BYTES, Grant, Membership, Rights, sign_grant
 from dht.invites import Entry, Invite, write_invite
 from dht.offers import MAX_ADDRESSES
 from dht.revocations import Revocation, sign_revocation
@@ -41,7 +41,7 @@ class InviteDesk:
             self._book = mesh.folder.invites()
             for entry in self._book.entries:
                 if entry.used_by:
-                    mesh.used(entry.serial, PeerId(entry.used_by))
+                    mesh.used(mesh.me, entry.serial, PeerId(entry.used_by))
             calls.serve(ADMIT_METHOD, self._serve_admit)
 
     # ---- what people ask
@@ -63,6 +63,8 @@ class InviteDesk:
         subject = recipient if bearer is None else peer_id_of(public_bytes(bearer))
         assert subject is not None  # noqa: S101 - one of the two is there
         rights = Rights.BEARER if bearer is not None else Rights.INVITER if may_invite else Rights.MEMBER
+        if len(own.links) + (2 if bearer is not None else 1) > MAX_CHAIN:
+            raise RemoteError(Code.REFUSED, f"this peer is too far from the founder: a member has {MAX_CHAIN} grants at most")
         grant = Grant(mesh.mesh.id, os.urandom(SERIAL_BYTES), subject, rights, now, now + expires_ms)
         chain = (*mesh.kept.chain, sign_grant(grant, mesh.key))
         secret = b"" if bearer is None else bearer.private_bytes_raw()
@@ -94,6 +96,8 @@ class InviteDesk:
             self._book = self._book.revoke(serial, now)
             await self._save()
         new = await mesh.revoke(raw)
+        if new is None and not mesh.revocations.says(mesh.me, said):
+            raise RemoteError(Code.OVERLOADED, f"the mesh keeps {len(mesh.revocations)} revocations and has no room for this one")
         entry = next((one for one in self._book.entries if one.serial == serial), None)
         removed = subject or (entry.used_by if entry is not None else "")
         if removed and new is not None:
@@ -127,6 +131,8 @@ class InviteDesk:
         membership = mesh.member(call.peer)
         if membership is None:
             raise RemoteError(Code.REFUSED, "no grant was shown")
+        if membership.inviter != mesh.me:  # another may put the number of our invite on a grant of its own
+            raise RemoteError(Code.REFUSED, "the invite was given by another peer")
         before = self._book
         self._book, entry = before.admit(call.peer, membership, mesh.unix_ms())
         if self._book != before:

@@ -19,7 +19,7 @@ from daemon.calls import Calls, InboundCall
 from daemon.mesh_folder import Kept, MeshFolder, MeshFolderError
 from daemon.transport.interface import MAX_PROOF_BYTES, MeshGate, Transport, TransportError
 from dht.grants import REVOKED, Chain, Membership, Mesh, open_grant, verify_chain
-from dht.revocations import TOPIC, Known, RawRevocation, Revocations, merge_all
+from dht.revocations import MAX_REVOCATIONS, TOPIC, Known, RawRevocation, Revocations, merge_all
 from protocol.wire.codec import Message, decode, encode
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import Code, RemoteError
@@ -39,6 +39,10 @@ LOOK_SECONDS = 1.0
 _CALL_SECONDS = 10.0
 _PAGE = 64
 """Revocations in one answer: at most 192 KiB."""
+
+_TOLD = 8
+"""Revocations of one answer that are gossiped on, the latest first: enough where two halves of a mesh meet again. A newcomer
+learns all that ever were, and needs to tell nobody."""
 
 MAX_SEEN = 4_096
 
@@ -79,9 +83,11 @@ class PrivateMesh:
         self.revocations = Revocations(self.mesh)
         merge_all(self.revocations, folder.revocations())
         self._members: OrderedDict[PeerId, Membership] = OrderedDict()
-        self._users: OrderedDict[bytes, PeerId] = OrderedDict()
-        if kept.chain:
-            self.used(open_grant(kept.chain[-1]).grant.serial, self.me)
+        self._users: OrderedDict[tuple[PeerId | None, bytes], PeerId] = OrderedDict()
+        """Who came by which invite: (who gave it, its number). Another issuer may give the same number, to shut somebody out."""
+        own = Membership(self.me, tuple(map(open_grant, kept.chain)))
+        if own.inviter is not None:
+            self.used(own.inviter, own.serial, self.me)
         self._transport: Transport | None = None
         self._calls: Calls | None = None
         self._nursery: trio.Nursery | None = None
@@ -113,17 +119,17 @@ class PrivateMesh:
         membership = verify_chain(self.mesh, chain, peer, self.unix_ms(), self.revocations.voids)
         if (refusal := self._refusal(peer, membership)) is not None:
             raise RemoteError(Code.REFUSED, refusal)
-        if membership.serial:
-            self.used(membership.serial, peer)
+        if membership.inviter is not None:
+            self.used(membership.inviter, membership.serial, peer)
         self._members[peer] = membership
         self._members.move_to_end(peer)
         if len(self._members) > MAX_SEEN:
             self._members.popitem(last=False)
 
-    def used(self, serial: bytes, peer: PeerId) -> None:
+    def used(self, inviter: PeerId, serial: bytes, peer: PeerId) -> None:
         """`peer` came by that invite: nobody else may, unless the issuer decided so."""
-        self._users[serial] = peer
-        self._users.move_to_end(serial)
+        self._users[inviter, serial] = peer
+        self._users.move_to_end((inviter, serial))
         if len(self._users) > MAX_SEEN:
             self._users.popitem(last=False)
 
@@ -133,7 +139,7 @@ class PrivateMesh:
             return REVOKED
         if membership is None:
             return "no grant was shown"
-        if membership.provisional and self._users.get(membership.serial, peer) != peer:
+        if membership.provisional and self._users.get((membership.inviter, membership.serial), peer) != peer:
             return "the invite was used by another peer"
         return membership.refusal(self.unix_ms(), self.revocations.voids)
 
@@ -261,9 +267,10 @@ class PrivateMesh:
 
     def _put_out(self, known: Known) -> None:
         said = known.revocation
-        gone = PeerId(said.subject) if said.subject else self._users.get(said.serial)
-        if gone is not None and gone != self.me and not self.admits(gone):
-            self.removed(gone)
+        users = [peer for (_, serial), peer in self._users.items() if serial == said.serial]
+        for gone in [PeerId(said.subject)] if said.subject else users:
+            if gone != self.me and not self.admits(gone):
+                self.removed(gone)
 
     async def _expel(self) -> None:
         """Close every path to peers that are members no more; their calls end with it."""
@@ -276,8 +283,9 @@ class PrivateMesh:
 
     async def _compare(self, peer: PeerId) -> None:
         """Bring over the revocations that `peer` has and we do not."""
-        calls, skip = self._calls, 0
-        while calls is not None:
+        if (calls := self._calls) is None:
+            return
+        for skip in range(0, MAX_REVOCATIONS, _PAGE):  # bounded: a liar always has another page
             request = RevocationsRequest(self.revocations.digest() if not skip else Hash(bytes(32)), skip)
             try:
                 raw = await calls.unary(peer, REVOCATIONS_METHOD, encode(request), timeout=_CALL_SECONDS)
@@ -288,12 +296,11 @@ class PrivateMesh:
             new, bad = merge_all(self.revocations, reply.revocations)
             if new:
                 self._keep(*new)
-                for one in new:
+                for one in sorted(new, key=lambda one: -one.revocation.issued)[:_TOLD]:
                     await self._tell(one.raw)
                 await self._expel()
             if bad or len(reply.revocations) < _PAGE:
                 return
-            skip += len(reply.revocations)
 
     async def _serve_revocations(self, call: InboundCall) -> bytes:
         request = decode(RevocationsRequest, call.body)

@@ -77,6 +77,8 @@ class Revocations:
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._known: dict[Hash, Known] = {}
+        self._raws: set[bytes] = set()
+        self._by_others = 0
         self._serials: dict[bytes, set[PeerId]] = {}
         self._subjects: dict[str, set[PeerId]] = {}
 
@@ -85,23 +87,25 @@ class Revocations:
 
     def add(self, raw: bytes) -> Known | None:
         """Take a revocation; it, where it is new and there is room. Raises RemoteError for a bad one."""
+        if raw in self._raws:
+            return None  # verified once; who repeats it costs us next to nothing
         known = open_revocation(self._mesh, raw)
-        others = sum(one.signer != self._mesh.founder for one in self._known.values())
-        full = len(self._known) >= MAX_REVOCATIONS or (known.signer != self._mesh.founder and others >= MAX_BY_OTHERS)
-        if known.hash in self._known or full or self._covers(known):
+        said, by_other = known.revocation, known.signer != self._mesh.founder
+        full = len(self._known) >= MAX_REVOCATIONS or (by_other and self._by_others >= MAX_BY_OTHERS)
+        if known.hash in self._known or full or self.says(known.signer, said):
             return None
         self._known[known.hash] = known
-        said = known.revocation
+        self._raws.add(raw)
+        self._by_others += by_other
         if said.serial:
             self._serials.setdefault(said.serial, set()).add(known.signer)
         else:
             self._subjects.setdefault(said.subject, set()).add(known.signer)
         return known
 
-    def _covers(self, new: Known) -> bool:
-        """Whether the same signer has said the same at another time: then it adds nothing."""
-        said = new.revocation
-        return new.signer in (self._serials.get(said.serial, ()) if said.serial else self._subjects.get(said.subject, ()))
+    def says(self, signer: PeerId, said: Revocation) -> bool:
+        """Whether `signer` has said the same, be it at another time: then it adds nothing."""
+        return signer in (self._serials.get(said.serial, ()) if said.serial else self._subjects.get(said.subject, ()))
 
     def voids(self, grant: Grant, authorities: Sequence[PeerId]) -> bool:
         """Whether one of `authorities` has taken `grant` back (`grants.Revoked`)."""

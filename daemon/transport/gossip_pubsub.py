@@ -66,6 +66,7 @@ class GuardedPubsub(Pubsub):
         self.options = options
         self.judge = judge
         self.scores = router.scores
+        self._drop = router.drop
         self.counters: Counter[str] = Counter()
         self.graylist = Graylist(options.fault_limit, options.graylist_duration)
         self._frames = Budgets(options.rpc_rate, options.rpc_burst)
@@ -189,7 +190,7 @@ class GuardedPubsub(Pubsub):
         if self.graylist.blame(peer, trio.current_time(), weight):
             self.counters["graylisted"] += 1
             log.info("gossip of %s is ignored for %.0f s: too many faults, last %s", peer, self.options.graylist_duration, fault)
-            self.router.drop(peer)
+            self._drop(peer)
             self._forget_all_subscriptions(peer)
 
     def is_peer_blacklisted(self, peer_id: ID) -> bool:

@@ -20,7 +20,8 @@ class Score(Protocol):
 class Degrees:
     """Counts and seconds. `outbound`: neighbours that we dialled, which nobody can push on us; half of `degree` at most.
     `lazy`: how many hear the ids of messages. `per_network`: neighbours from one network (IPv4 /24, IPv6 /48), a quarter of
-    `degree`. `remembered`: peers that are left alone, those whose time is over soonest forgotten first. The others are those of hardened gossipsub and Ethereum (8/6/12, D_score 6)."""
+    `degree`. `remembered`: peers that are left alone, those whose time is over soonest forgotten first. The others are those of
+    hardened gossipsub and Ethereum (8/6/12, D_score 6)."""
 
     degree: int = 8
     low: int = 6

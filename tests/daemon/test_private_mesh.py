@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,19 +10,22 @@ from typing import Any
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from crdt_store.claims import Kind
 from daemon.calls import Calls
 from daemon.invite_desk import InviteDesk
 from daemon.mesh_folder import Kept, MeshFolder, MeshFolderError
-from daemon.private_mesh import PrivateMesh, open_private_mesh
+from daemon.private_mesh import ADMIT_METHOD, PrivateMesh, open_private_mesh
 from daemon.transport.host import Libp2pTransport
 from daemon.transport.interface import TransportError
 from daemon.transport.options import TransportOptions
+from dht.grants import Grant, Rights, sign_grant
 from dht.invites import accept, read_invite
+from dht.revocations import MAX_REVOCATIONS, Revocation, sign_revocation
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import RemoteError
-from protocol.wire.ids import PeerId, peer_id_of
+from protocol.wire.ids import Hash, PeerId, peer_id_of
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -238,6 +242,95 @@ async def test_what_the_desk_refuses(box: Callable[[int], Box]) -> None:
     assert public.view() is None
     with pytest.raises(RemoteError, match="public mesh"):
         await public.create(None, 1000, False)
+
+
+async def test_a_delegate_gives_no_place_by_the_number_of_anothers_invite(box: Callable[[int], Box]) -> None:
+    founder, delegate, asked, guest = box(1).found(), box(2), box(3), box(4)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(founder.running())
+        await invited(founder, delegate, may_invite=True)
+        await stack.enter_async_context(delegate.running())
+        await delegate.reach(founder)
+        await until(lambda: not delegate.provisional)
+        made = await invited(founder, asked, may_invite=True)
+        grant = Grant(delegate.mesh.mesh.id, bytes.fromhex(made["id"]), guest.peer_id, Rights.MEMBER, delegate.clock())
+        kept = delegate.mesh.kept
+        guest.folder.write(replace(kept, chain=(*kept.chain, sign_grant(grant, delegate.key))))
+        await stack.enter_async_context(guest.running())
+        await guest.reach(founder)
+        with pytest.raises(RemoteError, match="given by another"):
+            await guest.calls.unary(founder.peer_id, ADMIT_METHOD, b"", timeout=5)
+        await stack.enter_async_context(asked.running())  # nor is the one who was asked kept out
+        await asked.reach(founder)
+        await until(lambda: not asked.provisional)
+
+
+async def test_no_invite_is_made_that_would_let_nobody_in(box: Callable[[int], Box]) -> None:
+    line = [box(1).found(), *map(box, range(2, 6))]
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(line[0].running())
+        for above, below in pairwise(line):
+            await invited(above, below, may_invite=True)
+            await stack.enter_async_context(below.running())
+            await below.reach(above)
+            await until(lambda below=below: not below.provisional)  # type: ignore[misc]
+        assert (await invited(line[2], box(9), once=True))["once"]
+        for far, once in ((line[3], True), (line[4], False)):
+            with pytest.raises(RemoteError, match="too far from the founder"):
+                await invited(far, box(10 + once), once=once)
+
+
+async def test_a_liar_with_endless_pages_of_revocations_keeps_nobody(box: Callable[[int], Box]) -> None:
+    founder, liar = box(1).found(), box(2)
+    async with founder.running():
+        await invited(founder, liar)
+        said = Revocation(founder.mesh.mesh.id, bytes(16), "", founder.clock())
+        page, asked = (sign_revocation(said, founder.key),) * 200_000, 0
+
+        def endless() -> tuple[bytes, ...]:
+            nonlocal asked
+            asked += 1
+            return page
+
+        async with liar.running():
+            liar.mesh.revocations.all = endless  # type: ignore[method-assign]
+            liar.mesh.revocations.digest = lambda: Hash(bytes([1]) * 32)  # type: ignore[method-assign]
+            await founder.reach(liar)
+            await until(lambda: len(founder.mesh.revocations) == 1)
+            before, asked = asked, 0
+            with trio.fail_after(30):
+                await founder.mesh._compare(liar.peer_id)
+            assert before >= 1
+            assert 1 < asked <= 2 * (MAX_REVOCATIONS // 64 + 1)  # the first comparison may still be at it
+
+
+async def test_a_newcomer_does_not_gossip_all_that_it_learns(box: Callable[[int], Box]) -> None:
+    founder, newcomer = box(1).found(), box(2)
+    async with founder.running():
+        await invited(founder, newcomer)
+        for number in range(100):
+            said = Revocation(founder.mesh.mesh.id, bytes([number]) * 16, "", founder.clock() + number)
+            assert founder.mesh.revocations.add(sign_revocation(said, founder.key)) is not None
+        async with newcomer.running():
+            told: list[bytes] = []
+            newcomer.transport.publish = lambda _topic, payload: _noted(told, payload)  # type: ignore[method-assign]
+            await newcomer.reach(founder)
+            await until(lambda: len(newcomer.mesh.revocations) == 100)
+            assert len(told) <= 16  # two pages
+
+
+async def _noted(told: list[bytes], payload: bytes) -> None:
+    told.append(payload)
+
+
+async def test_a_revocation_without_room_is_not_called_known(box: Callable[[int], Box], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.revocations.MAX_REVOCATIONS", 1)
+    founder, first, second = box(1).found(), box(2), box(3)
+    async with founder.running():
+        assert (await founder.desk.revoke(first.peer_id))["new"]
+        assert not (await founder.desk.revoke(first.peer_id))["new"]
+        with pytest.raises(RemoteError, match="no room"):
+            await founder.desk.revoke(second.peer_id)
 
 
 def test_a_damaged_or_open_mesh_file_is_one_sentence(box: Callable[[int], Box]) -> None:
