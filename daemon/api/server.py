@@ -7,6 +7,7 @@ h11 directly rather than an ASGI server: a client's disconnect must cancel its g
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.parse import unquote
 
 import h11
 import structlog
@@ -231,7 +232,7 @@ class _Connection:
             "http_version": request.http_version.decode("ascii"),
             "method": request.method.decode("ascii"),
             "scheme": "http",
-            "path": target.decode("ascii", "replace"),
+            "path": unquote(target.decode("ascii", "replace")),
             "raw_path": target,
             "query_string": query,
             "root_path": "",

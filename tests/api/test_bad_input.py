@@ -132,6 +132,14 @@ async def test_control_is_on_the_socket_alone(api: Any) -> None:
     assert api.backend.stopped
 
 
+async def test_what_a_path_names_is_decoded_and_stays_on_the_socket(api: Any) -> None:
+    ask = b"GET /swarmd/v1/%s HTTP/1.1\r\nhost: 127.0.0.1:%d\r\nconnection: close\r\n\r\n"
+    assert b'"key":"a b/\xc3\xa9"' in await api.raw(ask % (b"lookup/a%20b/%C3%A9", api.port))
+    assert b'"peer":"a/b%"' in await api.raw(ask % (b"reputation/a%2Fb%25", api.port))
+    hidden = (ask % (b"reputation/a", api.port)).replace(b"/swarmd", b"/%73warmd")
+    assert (await api.raw(hidden, "tcp")).startswith(b"HTTP/1.1 403 ")
+
+
 @pytest.mark.parametrize(
     ("header", "status"),
     [
