@@ -7,11 +7,11 @@ from dht.density import Density
 from dht.keyspace import name_of_peer, place_of
 from dht.lookup import Lookup
 from dht.lookup_events import Begin, Done, LookupConfig
-from dht.provider_store import ProviderLimits, ProviderStore
+from dht.provider_store import ProviderStore
 from dht.record_store import OpenRecord, RecordLimits, RecordStore
 from dht.responder import Responder
-from dht.table import Admission, Table, TableConfig
-from dht.upkeep import Upkeep, UpkeepConfig
+from dht.table import Admission, Table
+from dht.upkeep import Upkeep
 from protocol.wire.ids import PeerId
 
 SILENT = 256
@@ -24,23 +24,14 @@ HELD = 40
 class Node:
     """The node `me`. The driver asks, listens and keeps the time; here is everything that it decides by."""
 
-    def __init__(  # noqa: PLR0913 - the limits of one node, each with its default
-        self,
-        me: Contact,
-        open_record: OpenRecord,
-        rng: Random,
-        table: TableConfig | None = None,
-        records: RecordLimits | None = None,
-        providers: ProviderLimits | None = None,
-        upkeep: UpkeepConfig | None = None,
-    ) -> None:
+    def __init__(self, me: Contact, open_record: OpenRecord, rng: Random, records: RecordLimits | None = None) -> None:
         self.me = me
-        self.table = Table(me.place, table)
+        self.table = Table(me.place)
         self.records = RecordStore(me.place, open_record, records)
-        self.providers = ProviderStore(me.place, rng, providers)
+        self.providers = ProviderStore(me.place, rng)
         self.responder = Responder(self.table, self.records, self.providers)
         self.density = Density(self.table)
-        self.upkeep = Upkeep(name_of_peer(me.peer), self.table, rng, upkeep or UpkeepConfig())
+        self.upkeep = Upkeep(name_of_peer(me.peer), self.table, rng)
         self._rng = rng
         self._silent: dict[PeerId, None] = {}
 

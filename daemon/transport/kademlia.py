@@ -28,6 +28,7 @@ from dht.lookup_events import Done, Verdict
 from dht.node import Node
 from dht.queries import FIND, GET, REFRESH, STORE, Providers, Values, holders
 from dht.record_store import OpenRecord, RecordLimits
+from dht.records import OFFER_PREFIX
 from nat.addresses import MAX_ADDRESSES, dial_order
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId
@@ -63,7 +64,7 @@ class Kademlia:
         self._addresses = addresses
         self._open = open_record
         me = contact_of(PeerId(host.get_id().to_base58()))
-        self.node = Node(me, open_record, rng, records=limits)
+        self.node = Node(me, open_record, rng, limits)
         self._walker = Walker(host, self.node, addresses, self.options)
         self._walker.greet = self._greet_soon
         self._server = Server(host, self.node, self._walker.met, unix_ms, self.options)
@@ -190,7 +191,7 @@ class Kademlia:
 
     @staticmethod
     def _is_record(key: str) -> bool:
-        return key.startswith("/swarmd/offer/")
+        return key.startswith(OFFER_PREFIX)
 
     # ---- telling the closest peers
 
