@@ -6,18 +6,16 @@ from typing import Any
 
 import structlog
 import trio
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from daemon.bootstrap import Bootstrap
 from daemon.calls import Calls, InboundCall
 from daemon.own_offer import OwnOffer, features_of
 from daemon.peer_exchange import ENOUGH, PeerExchange
 from daemon.selector import Candidate
-from daemon.serving import Serving
 from daemon.transport.interface import Transport, TransportError
 from dht import directory, records
 from dht.offers import SignedOffer
-from dht.presence import TOPIC, sign_presence
+from dht.presence import TOPIC
 from dht.standing import Candidate as Routable
 from dht.standing import PeerView, Standing
 from protocol.round import messages as round_messages
@@ -50,27 +48,18 @@ MAX_DISCOVERED = 32
 class Membership:
     """The directory's driver. `wake` is its one timer; gossip, calls and connections are its senses."""
 
-    def __init__(  # noqa: PLR0913 - the senses and voices of one driver, wired once
-        self,
-        key: Ed25519PrivateKey,
-        epoch: int,
-        transport: Transport,
-        calls: Calls,
-        serving: Serving,
-        bootstrap: Bootstrap,
-        unix_ms: Callable[[], int],
-        rng: Random,
+    def __init__(
+        self, own: OwnOffer, transport: Transport, calls: Calls, bootstrap: Bootstrap, unix_ms: Callable[[], int], rng: Random
     ) -> None:
         self._me = transport.peer_id
+        self._own = own
         self._transport = transport
         self._calls = calls
-        self._serving = serving
         self._bootstrap = bootstrap
         self._unix_ms = unix_ms
         self._rng = rng
-        self._directory = directory.Directory(self._me, epoch, lambda beat: sign_presence(beat, key), rng)
+        self._directory = directory.Directory(self._me, own.epoch, own.sign, rng)
         self._exchange = PeerExchange(calls, self._present, self._heard_of, unix_ms, rng)
-        self._own = OwnOffer(key, epoch, transport, serving, unix_ms, rng)
         self._nursery: trio.Nursery | None = None
         self._since: dict[PeerId, float] = {}
         self._joining: set[PeerId] = set()
@@ -126,8 +115,8 @@ class Membership:
         found = []
         own = self._own.model()
         if own is not None and model in ("", own.name):
-            load = self._serving.load(trio.current_time())
-            found.append(Candidate(self._me, own.name, own.slots, "local", None, own.config_digest, load, features_of(own)))
+            digest, features = own.config_digest, features_of(own)
+            found.append(Candidate(self._me, own.name, own.slots, "local", None, digest, self._own.load(), features))
         paths = self._transport.paths()
         for candidate in self._routable(model):
             offer = candidate.signed.offer
@@ -255,7 +244,7 @@ class Membership:
             await trio.sleep(_ENGINE_CHECK_SECONDS)
             if self._own.outdated():
                 self._offer()
-            self._handle(directory.OwnLoad(self._serving.load(trio.current_time())))
+            self._handle(directory.OwnLoad(self._own.load()))
 
     async def _discover(self, nursery: trio.Nursery) -> None:
         """Ask the DHT for peers that gossip has not brought to us."""

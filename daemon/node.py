@@ -42,6 +42,7 @@ from daemon.lan_discovery import LanDiscovery
 from daemon.logs import set_up_logs
 from daemon.membership import Membership
 from daemon.metrics import Metrics
+from daemon.own_offer import OwnOffer
 from daemon.paths import prepare_runtime_dir
 from daemon.private_mesh import everybody, open_private_mesh
 from daemon.probing import Probing
@@ -109,9 +110,8 @@ class Node:
         record = self._reputation.record if config.role == "peer" else _keep_nothing
         self._desk = InviteDesk(self._mesh, self._transport, self._calls, record)
         self._bootstrap = Bootstrap(self._transport, self._join, config.data_dir / "peers.json", rng, _unix_ms)
-        self._membership = Membership(
-            identity.key, identity.epoch, self._transport, self._calls, self._serving, self._bootstrap, _unix_ms, rng
-        )
+        own = OwnOffer(identity.key, identity.epoch, self._transport, self._serving, _unix_ms, rng)
+        self._membership = Membership(own, self._transport, self._calls, self._bootstrap, _unix_ms, rng)
         if self._mesh is not None:
             self._membership.admits = self._mesh.admits
             self._mesh.attach(self._transport, self._calls)

@@ -1,4 +1,6 @@
-"""What this peer offers: signed whenever it changes, put into the DHT, withdrawn at the end. Gossips nothing."""
+"""What this peer says of itself: its offer, signed whenever it changes, put into the DHT, withdrawn at the end; its load; and the
+signature under its heartbeats. Gossips nothing.
+"""
 
 from collections.abc import Callable
 from random import Random
@@ -12,6 +14,8 @@ from daemon.serving import Serving
 from daemon.transport.interface import Transport, TransportError
 from dht import records
 from dht.offers import EMBEDDINGS, LIFETIME_MS, MAX_ADDRESSES, Offer, SignedOffer, sign_offer, withdraw
+from dht.presence import Presence, sign_presence
+from dht.standing import Load
 
 log = structlog.get_logger("swarmd.membership")
 
@@ -28,7 +32,7 @@ def features_of(model: ModelDescription) -> frozenset[str]:
 
 
 class OwnOffer:
-    """Our offer. `signed` is the latest one, None before the first; `withdrawn`: we said goodbye, and offer nothing again."""
+    """What we serve. `signed` is the latest offer, None before the first; `withdrawn`: we left for good."""
 
     def __init__(
         self,
@@ -50,6 +54,19 @@ class OwnOffer:
         self._version = 0
         self._offered: str | None = None
         self._offered_at = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Which start of this peer the offer is of."""
+        return self._epoch
+
+    def sign(self, presence: Presence) -> bytes:
+        """One heartbeat of ours as it is gossiped."""
+        return sign_presence(presence, self._key)
+
+    def load(self) -> Load:
+        """How busy we are now."""
+        return self._serving.load(trio.current_time())
 
     def model(self) -> ModelDescription | None:
         """What we can serve now; None while the engine does not answer."""

@@ -27,6 +27,7 @@ from daemon.engine.continuing import CannotContinue
 from daemon.engine.interface import Chunk, EngineError, EngineState, ModelDescription, Vectors
 from daemon.membership import Membership
 from daemon.metrics import Metrics
+from daemon.own_offer import OwnOffer
 from daemon.patience import Patience
 from daemon.reputation import Reputation
 from daemon.round_archive import RoundArchive
@@ -213,7 +214,8 @@ class Swarm:
         store = ClaimStore(MemoryStorage(), transport.key, unix_ms())
         reputation = Reputation(store, calls, transport, unix_ms, rng, inline)
         bootstrap = Bootstrap(transport, (), folder / "peers.json", rng, unix_ms)
-        membership = Membership(transport.key, epoch, transport, calls, serving, bootstrap, unix_ms, rng)
+        own = OwnOffer(transport.key, epoch, transport, serving, unix_ms, rng)
+        membership = Membership(own, transport, calls, bootstrap, unix_ms, rng)
         rounds = Rounds(transport.key, calls, serving, rng.randbytes, unix_ms, membership.reach)
         archive = RoundArchive(folder / "rounds")
         committee = Committee(rounds, archive, membership.committee, reputation.record, round_config, unix_ms, metrics)
