@@ -3,7 +3,8 @@
 `python -m bench.mesh_scale [--peers N ...] [--quick] [--json] [--check]`; one seed is one history (`--seed`). Tables are not
 filled in by hand: peers join one after another, told of three random earlier ones as a bootstrap list or a peer cache would, and
 all else they find by the lookups of their own upkeep. Then: lookups in peace; then half of all peers are replaced per hour while
-lookups go on. `--live` measures real hosts on loopback instead, beside stock py-libp2p (bench/mesh_live.py).
+lookups go on. Each size's row is printed once it is measured, and what is under way on stderr. `--live` measures real hosts on
+loopback instead, beside stock py-libp2p (bench/mesh_live.py).
 """
 
 import argparse
@@ -33,6 +34,9 @@ TOLD = 3
 MODELS = 50
 NOTE = "x" * 560
 """A signed offer has about 570 bytes."""
+
+PROGRESS_SECONDS = 15.0
+"""Between two lines on stderr, by the real clock."""
 
 LOOKUPS = 2_000
 LOOKUP_RATE = 40.0
@@ -99,8 +103,18 @@ class Mesh:
         self.hosts: list[Host] = []
         self.publishers: dict[str, Host] = {}
         self.publish_share = min(1.0, 1_000 / peers)
-        self.joined: list[float] = []
+        self.doing = ""
         self._peers = peers
+        self._begun = self._told = time.monotonic()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say on stderr how far this is; an event of the virtual clock, which draws nothing from the history's chances."""
+        if time.monotonic() - self._told >= PROGRESS_SECONDS:
+            self._told = time.monotonic()
+            where = f"{self.doing}, {len(self.hosts):,} here, {self.net.now:,.0f} virtual s"
+            print(f"{self._peers:,} peers: {where}, {self._told - self._begun:,.0f} s so far", file=sys.stderr, flush=True)
+        self.net.at(1.0, self._tell)
 
     def newcomer(self) -> None:
         """One more peer; a share of them publishes as soon as it knows its neighbours."""
@@ -192,15 +206,19 @@ def centile(values: Sequence[float], percent: int) -> float:
 def measure(seed: int, peers: int, lookups: int) -> Row:
     """Everything at one size."""
     row, mesh, begun = Row(peers), Mesh(seed, peers), time.process_time()
+    mesh.doing = "joining"
     mesh.grow()
     tables = [len(host.node.table) for host in mesh.hosts]
     estimates = [host.node.density.peers() / peers for host in mesh.hosts]
     row.join = {"cpu_s": round(time.process_time() - begun, 1), "table": median(tables), "table_least": min(tables)}
     row.join["estimate"] = round(median(estimates), 2)
+    mesh.doing = "idle"
     row.traffic = traffic(mesh, 900.0 if peers <= 1_000 else 300.0)
+    mesh.doing = "looking up in peace"
     row.get = mesh.sample(lookups, mesh.get).figures()
     row.find = mesh.sample(lookups // 4, mesh.find).figures()
     row.absent = mesh.sample(lookups // 10, mesh.miss).figures()
+    mesh.doing = "peers are replaced"
     seconds = 1800.0 if peers <= 1_000 else 600.0
     mesh.churn(seconds + lookups / LOOKUP_RATE)
     mesh.net.run(mesh.net.now + seconds)
@@ -244,19 +262,18 @@ def shortfalls(rows: Sequence[Row]) -> list[str]:
     return missed
 
 
-def table(rows: Sequence[Row]) -> str:
-    """For people."""
-    lines = [
-        "         in peace:                              absent:  half replaced an hour:     a peer a minute:   cost:",
-        " peers   found    hops p99 questions   ms  p99   proven    found  hops   ms  p99   messages    KiB  CPU s    MiB",
-    ]
-    for row in rows:
-        get, churn, sent, cost = row.get, row.churn, row.traffic, row.cost
-        peace = f"{row.peers:>6,} {get['success']:>6}% {get['hops']:>7} {get['hops_p99']:>3} {get['questions']:>9}"
-        peace += f" {get['ms']:>4} {get['ms_p99']:>4} {row.absent['success']:>7}%"
-        changing = f" {churn['success']:>7}% {churn['hops']:>5} {churn['ms']:>4} {churn['ms_p99']:>4}"
-        lines.append(f"{peace}{changing} {sent['messages']:>10} {sent['kib']:>6} {cost['cpu_s']:>6} {cost['mib']:>6}")
-    return "\n".join(lines)
+HEAD = """\
+         in peace:                              absent:  half replaced an hour:     a peer a minute:   cost:
+ peers   found    hops p99 questions   ms  p99   proven    found  hops   ms  p99   messages    KiB  CPU s    MiB"""
+
+
+def line(row: Row) -> str:
+    """One size for people, under HEAD."""
+    get, churn, sent, cost = row.get, row.churn, row.traffic, row.cost
+    peace = f"{row.peers:>6,} {get['success']:>6}% {get['hops']:>7} {get['hops_p99']:>3} {get['questions']:>9}"
+    peace += f" {get['ms']:>4} {get['ms_p99']:>4} {row.absent['success']:>7}%"
+    changing = f" {churn['success']:>7}% {churn['hops']:>5} {churn['ms']:>4} {churn['ms_p99']:>4}"
+    return f"{peace}{changing} {sent['messages']:>10} {sent['kib']:>6} {cost['cpu_s']:>6} {cost['mib']:>6}"
 
 
 def main() -> int:
@@ -280,10 +297,13 @@ def main() -> int:
     if options.quick:
         options.peers, options.lookups = [100, 400], 200
     rows: list[Row] = []
+    people = sys.stderr if options.json else sys.stdout
+    print(HEAD, file=people, flush=True)
     for peers in sorted(options.peers):
         rows.append(measure(options.seed, peers, options.lookups))
-        print(f"{peers} peers: {rows[-1].cost}", file=sys.stderr, flush=True)
-    print(json.dumps([asdict(row) for row in rows], indent=1) if options.json else table(rows))
+        print(line(rows[-1]), file=people, flush=True)
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
     missed = shortfalls(rows)
     print("\n".join(missed), file=sys.stderr)
     return 1 if options.check and missed else 0
