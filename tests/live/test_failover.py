@@ -5,13 +5,10 @@ shipped models answer within milliseconds); and llama.cpp itself, with a model w
 """
 
 import contextlib
-import json
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +16,19 @@ import pytest
 
 from bench.random_model import ModelShape, write_gguf
 from tests.live.conftest import Daemon, Starter, alive, until
+from tests.slow_engine import slow_engine, words
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
-WORDS = [f"word{place} " for place in range(40)]
-WHOLE = "".join(WORDS)
+WORDS = 40
+WHOLE = "".join(words(WORDS))
 PAUSE_SECONDS = 0.02
-
-
-class SlowServer(BaseHTTPRequestHandler):
-    """An OpenAI-compatible server that says WORDS, one by one, whatever it is asked."""
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        raw = json.dumps({"object": "list", "data": [{"id": "slow", "object": "model"}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def do_POST(self) -> None:
-        if self.path != "/v1/chat/completions":
-            self.send_error(404)
-            return
-        wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        words = WORDS[: wanted["max_tokens"]]
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            for word in words:
-                self._event({"choices": [{"index": 0, "delta": {"content": word}}]})
-                time.sleep(PAUSE_SECONDS)
-            self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-            self._event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": len(words)}})
-            self.wfile.write(b"data: [DONE]\n\n")
-
-    def _event(self, body: object) -> None:
-        self.wfile.write(f"data: {json.dumps(body)}\n\n".encode())
-        self.wfile.flush()
 
 
 @pytest.fixture
 def slow_url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), SlowServer) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-        thread.join()
+    with slow_engine(WORDS, PAUSE_SECONDS) as url:
+        yield url
 
 
 class Wire:
@@ -172,7 +131,7 @@ def test_a_stream_survives_its_peer_killed_frozen_and_cut_off(starter: Starter, 
         (freeze, "deadline"),
     ]
     try:
-        for words, (end, outcome) in zip((5, 15, 25), ends, strict=True):
+        for at_words, (end, outcome) in zip((5, 15, 25), ends, strict=True):
             until(lambda: set(alive(asker)) >= {daemon.peer_id for daemon in left})
             failed: list[Daemon] = []
 
@@ -180,9 +139,9 @@ def test_a_stream_survives_its_peer_killed_frozen_and_cut_off(starter: Starter, 
                 failed.append(serving(left))
                 end(failed[0])
 
-            pieces, result = answered(asker, "say it", words, act, model="slow")
+            pieces, result = answered(asker, "say it", at_words, act, model="slow")
             survived(pieces, result, WHOLE, failed[0], outcome)
-            assert result["usage"] == {"prompt_tokens": 3, "completion_tokens": len(WORDS)}
+            assert result["usage"] == {"prompt_tokens": 3, "completion_tokens": WORDS}
             left.remove(failed[0])
     finally:
         for daemon in frozen:

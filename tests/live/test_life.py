@@ -1,24 +1,20 @@
 """How a daemon begins and ends: bad beginnings are one clear sentence, and no end leaves a process or a socket behind."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.live.conftest import COMMAND, Daemon, Ran, Starter, alive, run_cli, until
+from tests.slow_engine import slow_engine, words
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
+WORDS, PAUSE_SECONDS = 12, 0.15
 DEAD_PEER = "12D3KooWRpRMTtJfBF5tJFtLWhaB8XHSurC2eFeDhudVYzMT6DS3"
 
 
@@ -55,69 +51,19 @@ def refused(starter: Starter, name: str, *extra: str) -> Ran:
     return Ran(code, "", daemon.log)
 
 
-class _SlowServer(BaseHTTPRequestHandler):
-    """An OpenAI-compatible server that takes its time: a recorded reply, a word every 150 ms. Stands in for a slow model."""
-
-    def do_GET(self) -> None:
-        self._reply(json.dumps({"object": "list", "data": [{"id": "slow-model", "object": "model"}]}).encode())
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if not request.get("stream"):
-            choice = {"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}
-            self._reply(json.dumps({"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}).encode())
-            return
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.end_headers()
-        try:
-            for index in range(12):
-                choice = {"index": 0, "delta": {"content": f"w{index} "}, "finish_reason": None}
-                self.wfile.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
-                self.wfile.flush()
-                time.sleep(0.15)
-            end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-            self.wfile.write(b"data: " + json.dumps(end).encode() + b"\n\ndata: [DONE]\n\n")
-        except OSError:
-            self.close_connection = True
-
-    def _reply(self, body: bytes) -> None:
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
-@contextmanager
-def slow_server() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _SlowServer)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 def test_the_first_interrupt_drains_and_leaves_nothing(starter: Starter) -> None:
-    with slow_server() as url:
+    with slow_engine(WORDS, PAUSE_SECONDS) as url:
         daemon = starter("slow", "--engine-url", url)
         asking = subprocess.Popen([*COMMAND, "ask", "x", "--socket", str(daemon.socket)], stdout=subprocess.PIPE, text=True)
         until(lambda: daemon.client.status()["engine"]["busy"] == 1)
         daemon.child.send_signal(signal.SIGINT)
-        assert asking.communicate(timeout=20)[0].split() == [f"w{index}" for index in range(12)]
+        assert asking.communicate(timeout=20)[0].split() == "".join(words(WORDS)).split()
         assert daemon.child.wait(20) == 0
         assert sockets(daemon) == []
 
 
 def test_a_second_interrupt_stops_at_once(starter: Starter) -> None:
-    with slow_server() as url:
+    with slow_engine(WORDS, PAUSE_SECONDS) as url:
         daemon = starter("hasty", "--engine-url", url)
         command = [*COMMAND, "ask", "x", "--socket", str(daemon.socket)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swarmd import ClientError
-from tests.natlab import slow_engine
+from tests import slow_engine
 from tests.natlab.gateways import Miniupnpd, why_no_gateway
 from tests.natlab.matrix import ANSWER, DIRECT, MODEL, QUESTION, run_cell, until
 from tests.natlab.namespaces import LabError, what_is_missing
@@ -25,6 +25,7 @@ FAILOVER_SECONDS = 5.0
 CHANGE_SECONDS = 10.0
 SILENT_SECONDS = 40.0
 NAT_FORGETS_SECONDS = 30
+ENGINE_PORT, WORDS, PAUSE_SECONDS = 8199, 150, 0.06
 
 
 class House:
@@ -74,11 +75,11 @@ class House:
         return asking, serving
 
     def slow_server(self, name: str, *extra: str) -> Peer:
-        engine = self.lab.spaces.popen(name, [sys.executable, slow_engine.__file__], stdin=subprocess.DEVNULL)
+        command = [sys.executable, slow_engine.__file__, str(ENGINE_PORT), str(WORDS), str(PAUSE_SECONDS)]
+        engine = self.lab.spaces.popen(name, command, stdin=subprocess.DEVNULL)
         self._end.callback(engine.wait)
         self._end.callback(engine.kill)
-        url = f"http://127.0.0.1:{slow_engine.PORT}/v1"
-        return self.start(name, "--engine-url", url, *self.joins(), *extra)
+        return self.start(name, "--engine-url", f"http://127.0.0.1:{ENGINE_PORT}/v1", *self.joins(), *extra)
 
     def gateway(self, name: str, number: int, outside: str) -> Miniupnpd:
         gateway = Miniupnpd(self.lab.spaces, f"H{name}", self.base, network=f"192.168.{number}.0/24", outside=outside)
@@ -129,7 +130,7 @@ def relay_killed(house: House) -> tuple[bool, str]:
     heard, gaps, last, killed = "", [], time.monotonic(), ""
     for event in asker.client.ask("say it", model="slow", timeout_s=60):
         if event.name == "result":
-            whole = "".join(slow_engine.WORDS)
+            whole = "".join(slow_engine.words(WORDS))
             right = str(event.fields["answer"]).strip() == heard.strip() == whole.strip()
             outcomes = ", ".join(str(one["outcome"]) for one in event.fields["attempts"])
             worst = max(gaps)
