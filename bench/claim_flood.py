@@ -4,10 +4,6 @@
 that plays the attackers too, so that their work is on top.
 """
 
-import argparse
-import json
-import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +14,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bench.claim_line import Wire
+from bench.command import run
 from crdt_store.claims import NO_HASH, Claim, Kind
 from crdt_store.memory import MemoryStorage
 from crdt_store.own_log import Statement
@@ -148,19 +145,5 @@ def short_of(found: dict[str, Any]) -> list[str]:
     return [f"an honest sync under a flood took {found['flooded_p99_s']:.1f} s at p99, target {TARGET_P99_SECONDS:.0f}"] * late
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--check", action="store_true", help="exit 1 and name the figure where it misses its target")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder))
-    print(json.dumps(found, indent=2) if arguments.json else as_line(found))
-    missed = short_of(found) if arguments.check else []
-    for sentence in missed:
-        print(f"short of its target: {sentence}", file=sys.stderr)
-    return 1 if missed else 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(__doc__, measure, as_line, short_of))

@@ -3,9 +3,8 @@
 No network and no transport: what is measured here is the claim store, its driver and its disk.
 """
 
-import resource
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -17,7 +16,6 @@ from crdt_store.replica import Replica
 from crdt_store.store import ClaimStore
 from crdt_store.sync_messages import HeadsRequest, RangeRequest, serve_heads, serve_range
 from daemon.claim_sync import ClaimSync, in_thread
-from daemon.signature_check import COMMAND, SignatureChecker
 from protocol.wire.codec import decode, encode
 from protocol.wire.ids import PeerId
 
@@ -26,17 +24,13 @@ PEER = PeerId("peer")
 
 @dataclass
 class Exchange:
-    """One sync: what it moved and how long it took; `stall_ms` is the longest that the loop was late.
-
-    `cpu` is seconds of all cores, of this process and of the one for signatures, which checked `beside` of them.
-    """
+    """One sync: what it moved and how long it took; `cpu` seconds of all cores, `stall_ms` the longest that the loop was late."""
 
     claims: int = 0
     missing_bytes: int = 0
     wire_bytes: int = 0
     seconds: float = 0.0
     cpu: float = 0.0
-    beside: int = 0
     stall_ms: float = 0.0
     stall_p99_ms: float = 0.0
 
@@ -48,12 +42,10 @@ class Wire:
         self._sources = sources
         self.bytes = 0
 
-    def driver(self, store: ClaimStore, command: Sequence[str] = COMMAND) -> ClaimSync:
+    def driver(self, store: ClaimStore) -> ClaimSync:
         """What a daemon pulls with, on this end of the lines."""
         here: Any = self
-        sync = ClaimSync(store, here, here, Random(1), in_thread)
-        sync.checker = SignatureChecker(in_thread, command)
-        return sync
+        return ClaimSync(store, here, here, Random(1), in_thread)
 
     def serve(self, method: str, handler: Any) -> None:
         """Nobody asks us."""
@@ -83,12 +75,12 @@ class Wire:
         return raw
 
 
-async def sync_once(store: ClaimStore, source: Replica, command: Sequence[str] = COMMAND) -> Exchange:
-    """Pull everything by the daemon's own driver into a file; `command` starts the process for signatures, if any."""
+async def sync_once(store: ClaimStore, source: Replica) -> Exchange:
+    """Pull everything by the daemon's own driver into a file."""
     result, wire = Exchange(), Wire({PEER: source})
     before, held = store.replica.total_bytes, len(store.replica)
     gaps: list[float] = []
-    sync = wire.driver(store, command)
+    sync = wire.driver(store)
 
     async def watch() -> None:
         while True:
@@ -99,7 +91,7 @@ async def sync_once(store: ClaimStore, source: Replica, command: Sequence[str] =
     async with trio.open_nursery() as nursery:
         await nursery.start(sync.run)
         nursery.start_soon(watch)
-        used, begun = _cpu(), time.perf_counter()
+        used, begun = time.process_time(), time.perf_counter()
         while store.replica.digest() != source.digest():
             sync.begin(PEER)
             while sync.busy(PEER):  # noqa: ASYNC110 - as a driver of the daemon sees it from outside
@@ -107,14 +99,9 @@ async def sync_once(store: ClaimStore, source: Replica, command: Sequence[str] =
         store.save()
         result.seconds = time.perf_counter() - begun
         nursery.cancel_scope.cancel()
-    result.cpu, result.beside = _cpu() - used, sync.checker.by_process
+    result.cpu = time.process_time() - used
     result.claims, result.missing_bytes = len(store.replica) - held, store.replica.total_bytes - before
     result.wire_bytes = wire.bytes
     gaps.sort()
     result.stall_ms, result.stall_p99_ms = 1000 * gaps[-1], 1000 * gaps[len(gaps) * 99 // 100]
     return result
-
-
-def _cpu() -> float:
-    """Seconds of this process and of its children that have ended."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -4,13 +4,10 @@
 (`make bench-claims` does that). The sync is the real machine over real bytes into a real file, one process, no network.
 """
 
-import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -23,7 +20,8 @@ from nacl.bindings import crypto_sign_open
 
 from bench import claim_flood
 from bench.claim_line import PEER, Exchange, sync_once
-from crdt_store.claims import DOMAIN, NO_HASH, Claim, Kind, SignedClaim, read_claim, signature_of
+from bench.command import run
+from crdt_store.claims import DOMAIN, NO_HASH, Claim, Kind, SignedClaim, read_claim
 from crdt_store.memory import MemoryStorage
 from crdt_store.own_log import Statement
 from crdt_store.replica import Replica
@@ -32,16 +30,14 @@ from crdt_store.store import ClaimStore
 from crdt_store.sync import Sync
 from crdt_store.sync_events import AskHeads, AskRange, Begin, ChunkArrived, HeadsArrived, RangeEnded, Verified, Verify
 from crdt_store.sync_messages import serve_heads, serve_range
-from daemon.signature_check import COMMAND
-from protocol.wire.codec import encode
-from protocol.wire.envelope import public_bytes, seal, statement_hash
-from protocol.wire.ids import PeerId, peer_id_of
-from protocol.wire.signature import SignatureJob
+from protocol.wire.codec import decode, encode
+from protocol.wire.envelope import Envelope, public_bytes, seal, signed_bytes, statement_hash
+from protocol.wire.ids import PeerId, peer_id_of, public_key_of
 
 ISSUERS, LOGS, LENGTH = 200, 5, 100
 DIFFERENCES = (10, 1_000, 10_000)
 ROUNDS = 3
-"""Of the largest difference, with and without a process for signatures in turn; the median counts."""
+"""Of the largest difference; the median counts."""
 NOW = 1_700_000_000_000
 MET = (0, 50)
 """Of 200 peers, those that the fresh node probed itself."""
@@ -89,27 +85,31 @@ def behind(corpus: Corpus, difference: int) -> list[bytes]:
     return [raw for i, log in enumerate(corpus.logs) for raw in (log[:-cut] if i < short else log)]
 
 
-def signed(corpus: Corpus, count: int) -> list[SignatureJob]:
-    """Keys, signatures and messages of so many claims, at hand."""
-    raws = (raw for log in corpus.logs for raw in log)
-    return [signature_of(read_claim(raw)) for _, raw in zip(range(count), raws, strict=False)]
+Signed = tuple[bytes, bytes, bytes]
+"""A key, its signature, and what it signed."""
 
 
-def bare_rate(jobs: list[SignatureJob]) -> float:
+def signed(corpus: Corpus, count: int) -> list[Signed]:
+    """So many claims, taken apart."""
+    envelopes = [decode(Envelope, raw) for log in corpus.logs[: count // LENGTH] for raw in log]
+    return [(public_key_of(one.signer), one.signature, signed_bytes(DOMAIN, one.payload)) for one in envelopes]
+
+
+def bare_rate(jobs: list[Signed]) -> float:
     """Signatures a second that libsodium alone checks, one thread on one core: the limit that merging is compared with."""
-    ready = [(job.signature + job.message, job.key) for job in jobs]
+    ready = [(signature + message, key) for key, signature, message in jobs]
     begun = time.perf_counter()
     for message, key in ready:
         crypto_sign_open(message, key)
     return len(jobs) / (time.perf_counter() - begun)
 
 
-def openssl_rate(jobs: list[SignatureJob]) -> float:
+def openssl_rate(jobs: list[Signed]) -> float:
     """The same by `cryptography`, which was the limit before."""
-    ready = [(Ed25519PublicKey.from_public_bytes(job.key), job.signature, job.message) for job in jobs]
+    ready = [(Ed25519PublicKey.from_public_bytes(key), signature, message) for key, signature, message in jobs]
     begun = time.perf_counter()
-    for key, signature, message in ready:
-        key.verify(signature, message)
+    for key, *said in ready:
+        key.verify(*said)
     return len(jobs) / (time.perf_counter() - begun)
 
 
@@ -222,11 +222,11 @@ def measure(folder: Path) -> dict[str, Any]:
     rates, openssl = [bare_rate(jobs)], [openssl_rate(jobs)]
     syncs: dict[int, Exchange] = {}
 
-    def pull(difference: int, command: Sequence[str]) -> Exchange:
-        path = folder / f"{difference}{bool(command)}{len(rates)}.db"
+    def pull(difference: int) -> Exchange:
+        path = folder / f"{difference}-{len(rates)}.db"
         store = ClaimStore(ClaimStorage(path), key, NOW)
         trusted(behind(corpus, difference), store)
-        exchange = trio.run(sync_once, store, full.replica, command)
+        exchange = trio.run(sync_once, store, full.replica)
         store.close()
         path.unlink()
         rates.append(bare_rate(jobs))
@@ -234,11 +234,9 @@ def measure(folder: Path) -> dict[str, Any]:
         return exchange
 
     for difference in DIFFERENCES[:-1]:
-        syncs[difference] = pull(difference, COMMAND)
-    pulled = [(pull(DIFFERENCES[-1], COMMAND), pull(DIFFERENCES[-1], ())) for _ in range(ROUNDS)]
-    with_process, with_thread = ([pair[i] for pair in pulled] for i in (0, 1))
-    largest = syncs[DIFFERENCES[-1]] = sorted(with_process, key=lambda exchange: exchange.seconds)[ROUNDS // 2]
-    threaded = sorted(with_thread, key=lambda exchange: exchange.seconds)[ROUNDS // 2]
+        syncs[difference] = pull(difference)
+    pulled = sorted((pull(DIFFERENCES[-1]) for _ in range(ROUNDS)), key=lambda exchange: exchange.seconds)
+    largest = syncs[DIFFERENCES[-1]] = pulled[ROUNDS // 2]
     curves = {met: early(corpus, full.replica, met) for met in MET}
     full.close()
     loaded = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -249,11 +247,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "claim_bytes": size // count,
         "verify_per_s": bare,
         "verify_openssl_per_s": median(openssl),
-        "merged_thread_per_s": threaded.claims / threaded.seconds,
-        "merge_thread_share": threaded.claims / threaded.seconds / bare,
         "cpu_us": 1e6 * largest.cpu / largest.claims,
-        "cpu_thread_us": 1e6 * threaded.cpu / threaded.claims,
-        "checked_beside": largest.beside,
         "merged_per_s": largest.claims / largest.seconds,
         "merge_share": largest.claims / largest.seconds / bare,
         "score_us": 1e6 * median(reads),
@@ -312,9 +306,7 @@ def as_table(found: dict[str, Any]) -> str:
         f"signatures checked, bare        {found['verify_per_s']:8.0f} /s   by libsodium, one core;"
         f" by OpenSSL: {found['verify_openssl_per_s']:.0f}",
         f"claims merged, all told         {found['merged_per_s']:8.0f} /s   {found['merge_share']:.0%} of bare (target 80%);"
-        f" {found['cpu_us']:.0f} us of CPU a claim on two cores, {found['checked_beside']} signatures by the process beside",
-        f"the same without that process   {found['merged_thread_per_s']:8.0f} /s   {found['merge_thread_share']:.0%} of bare;"
-        f" {found['cpu_thread_us']:.0f} us of CPU a claim",
+        f" {found['cpu_us']:.0f} us of CPU a claim on two cores",
         f"loop late while merging         {found['stall_p99_ms']:8.1f} ms at p99, {found['stall_ms']:.1f} at most",
         f"score read at {found['claims']}          {found['score_us']:8.1f} us median (target 50);"
         f" {found['score_uncached_us']:.0f} us where the evidence of some hundred witnesses is weighed anew",
@@ -344,19 +336,5 @@ def as_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--check", action="store_true", help="exit 1 and name each figure that misses its target")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder))
-    print(json.dumps(found, indent=2) if arguments.json else as_table(found))
-    missed = short_of(found) if arguments.check else []
-    for sentence in missed:
-        print(f"short of its target: {sentence}", file=sys.stderr)
-    return 1 if missed else 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(__doc__, measure, as_table, short_of))

@@ -8,11 +8,10 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.wire.codec import Message, decoder, encode
-from protocol.wire.envelope import Envelope, bad_signature, require_signature, seal, signature_job, statement_hash
+from protocol.wire.envelope import Envelope, require_signature, seal, statement_hash
 from protocol.wire.errors import LocalError, RemoteError, malformed
 from protocol.wire.ids import Hash, HashField, PeerId, PeerIdField, is_peer_id
 from protocol.wire.limits import MAX_CLAIM_BYTES
-from protocol.wire.signature import SignatureJob
 
 DOMAIN = "claim"
 
@@ -142,21 +141,6 @@ def verify_claim(entry: SignedClaim) -> SignedClaim:
     """The signature of one; raises RemoteError(bad_signature | malformed)."""
     require_signature(DOMAIN, entry.envelope or _decode_envelope(entry.raw))
     return _about_a_peer(entry)
-
-
-def signature_of(entry: SignedClaim) -> SignatureJob:
-    """What is to be judged of a claim that `read_claim` gave; raises RemoteError(malformed)."""
-    return signature_job(DOMAIN, entry.envelope or _decode_envelope(entry.raw))
-
-
-def judged(entry: SignedClaim, good: bool) -> SignedClaim | RemoteError:
-    """The same as `verify_claim`, where the verdict on its signature is known."""
-    if not good:
-        return bad_signature()
-    try:
-        return _about_a_peer(entry)
-    except RemoteError as error:
-        return error
 
 
 def read_claim(raw: bytes) -> SignedClaim:

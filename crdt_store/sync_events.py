@@ -6,12 +6,11 @@ Values alone, and the one thing that a driver does in another thread: checking s
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crdt_store.claims import SignedClaim, judged, signature_of, verify_claims
+from crdt_store.claims import SignedClaim, verify_claims
 from crdt_store.forks import Fork, ForkProof, open_proofs
 from crdt_store.sync_messages import Announcement, HeadsReply, HeadsRequest, RangeChunk, RangeRequest
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId
-from protocol.wire.signature import SignatureJob
 
 # Events
 
@@ -86,10 +85,7 @@ class AskRange:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Check these signatures aside, not before the time `at`: by `check`, or by whoever judges `signature_jobs`.
-
-    A few chunks of one peer may be checked at once; their `Verified` come in order, and before `RangeEnded`.
-    """
+    """Check these signatures, not before the time `at`, in another thread (`check`); the next chunk waits for the verdict."""
 
     peer: PeerId
     claims: tuple[SignedClaim, ...]
@@ -120,13 +116,3 @@ Effect = AskHeads | AskRange | Verify | Fault | Finished
 def check(effect: Verify) -> Verified:
     """Carry out a `Verify`: about 0.1 ms a signature. Touches no shared state, so that it may run in another thread."""
     return Verified(effect.peer, verify_claims(effect.claims), open_proofs(effect.proofs))
-
-
-def signature_jobs(effect: Verify) -> list[SignatureJob]:
-    """The signatures of the claims of a `Verify`, for another process; raises RemoteError for a signer that is no key."""
-    return [signature_of(entry) for entry in effect.claims]
-
-
-def with_verdicts(effect: Verify, verdicts: Sequence[int]) -> Verified:
-    """What a `Verify` without proofs found, by a verdict (1 or 0) on each of `signature_jobs`."""
-    return Verified(effect.peer, [judged(entry, good == 1) for entry, good in zip(effect.claims, verdicts, strict=True)], ())

@@ -12,7 +12,7 @@ from protocol.wire.codec import Message, decode, encode
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import Hash, PeerId, PeerIdField, framed, peer_id_of, public_key_of
 from protocol.wire.limits import MAX_FRAME_BYTES
-from protocol.wire.signature import SignatureJob, verify
+from protocol.wire.signature import verify
 
 _TAG = b"swarmd/1/"
 
@@ -41,7 +41,7 @@ def public_bytes(key: Ed25519PrivateKey) -> bytes:
 def seal(domain: str, payload: bytes, key: Ed25519PrivateKey) -> bytes:
     """The encoded envelope of `payload`, signed by `key` for `domain` (such as "claim" or "round")."""
     signer = peer_id_of(public_bytes(key))
-    return encode(Envelope(signer, payload, key.sign(_signed_bytes(domain, payload))))
+    return encode(Envelope(signer, payload, key.sign(signed_bytes(domain, payload))))
 
 
 def open_envelope(domain: str, raw: bytes, limit: int = MAX_FRAME_BYTES) -> Opened:
@@ -53,19 +53,8 @@ def open_envelope(domain: str, raw: bytes, limit: int = MAX_FRAME_BYTES) -> Open
 
 def require_signature(domain: str, envelope: Envelope) -> None:
     """Raises RemoteError(malformed | bad_signature) unless the signer signed this payload for `domain`."""
-    job = signature_job(domain, envelope)
-    if not verify(job.key, job.signature, job.message):
-        raise bad_signature()
-
-
-def signature_job(domain: str, envelope: Envelope) -> SignatureJob:
-    """What `signature.verify` is to judge; raises RemoteError(malformed) for a signer that is no key."""
-    return SignatureJob(public_key_of(envelope.signer), envelope.signature, _signed_bytes(domain, envelope.payload))
-
-
-def bad_signature() -> RemoteError:
-    """The error of an envelope that `verify` judged False."""
-    return RemoteError(Code.BAD_SIGNATURE, "a signature does not fit its signer and domain")
+    if not verify(public_key_of(envelope.signer), envelope.signature, signed_bytes(domain, envelope.payload)):
+        raise RemoteError(Code.BAD_SIGNATURE, "a signature does not fit its signer and domain")
 
 
 def statement_hash(domain: str, signer: PeerId, payload: bytes) -> Hash:
@@ -79,5 +68,6 @@ def _address_of(domain: str, signer: PeerId) -> bytes:
     return framed(_TAG + domain.encode()) + framed(signer.encode())
 
 
-def _signed_bytes(domain: str, payload: bytes) -> bytes:
+def signed_bytes(domain: str, payload: bytes) -> bytes:
+    """What a signature covers."""
     return _TAG + domain.encode() + b"\0" + payload

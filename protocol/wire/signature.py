@@ -5,8 +5,8 @@ R of small order. Libraries disagree on those edge cases ("Taming the many EdDSA
 tests/vectors/ed25519.jsonl holds it, keys and nonces of mixed order included.
 """
 
-from typing import NamedTuple
-
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
@@ -28,14 +28,6 @@ _SMALL_ORDER_Y = (
 )
 _SMALL_ORDER = frozenset((y | sign << 255).to_bytes(32, "little") for y in _SMALL_ORDER_Y for sign in (0, 1))
 _ONES = b"\xff" * 30
-
-
-class SignatureJob(NamedTuple):
-    """What `verify` judges."""
-
-    key: bytes
-    signature: bytes
-    message: bytes
 
 
 def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
@@ -67,10 +59,6 @@ def by_sodium(public_key: bytes, signature: bytes, message: bytes) -> bool:
 
 def by_openssl(public_key: bytes, signature: bytes, message: bytes) -> bool:
     """OpenSSL's verdict on the equation, which has no cofactor either."""
-    # Imported here: the process that only checks signatures (daemon/signature_child.py) is spared 12 MiB.
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):
