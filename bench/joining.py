@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -61,30 +62,42 @@ class Running:
         raise SystemExit("no address")
 
     def end(self, how: int = signal.SIGTERM) -> None:
-        self.child.send_signal(how)
-        self.child.wait(30)
+        """Stop it, if it still runs."""
+        if self.child.poll() is None:
+            self.child.send_signal(how)
+            self.child.wait(30)
 
 
 def measure(base: Path, peers: int) -> dict[str, float]:
-    """Seconds: the first connection and half of the peers, cold and cached."""
-    boot = Running(base / "boot", "--set", "role=bootstrap")
-    join = ("--join", boot.address())
-    others = [Running(base / f"p{number}", *join) for number in range(peers - 1)]
-    for other in others:
-        other.connected(1)
-    last = Running(base / "last", *join)
-    half = max(2, peers // 2)
-    found = {"cold_first_s": last.connected(1), "cold_half_s": last.connected(half)}
-    cache = base / "last" / "data" / "peers.json"
-    while not cache.exists() or cache.read_text().count('"peer"') < half:
+    """Seconds: the first connection and half of the peers, cold and cached. No daemon outlives it, whatever happens."""
+    with ExitStack() as running:
+
+        def run(name: str, *extra: str) -> Running:
+            one = Running(base / name, *extra)
+            running.callback(one.end)
+            return one
+
+        boot = run("boot", "--set", "role=bootstrap")
+        join = ("--join", boot.address())
+        others = [run(f"p{number}", *join) for number in range(peers - 1)]
+        for other in others:
+            other.connected(1)
+        last = run("last", *join)
+        half = max(2, peers // 2)
+        found = {"cold_first_s": last.connected(1), "cold_half_s": last.connected(half)}
+        _await_cache(base / "last" / "data" / "peers.json", half)
+        last.end()
+        boot.end(signal.SIGKILL)
+        again = run("last", *join)
+        return found | {"cached_first_s": again.connected(1), "cached_half_s": again.connected(half)}
+
+
+def _await_cache(cache: Path, peers: int) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not cache.exists() or cache.read_text().count('"peer"') < peers:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"not {peers} peers in {cache.name} within {WAIT_SECONDS:g} s")
         time.sleep(0.1)
-    last.end()
-    boot.end(signal.SIGKILL)
-    again = Running(base / "last", *join)
-    found |= {"cached_first_s": again.connected(1), "cached_half_s": again.connected(half)}
-    for one in (*others, again):
-        one.end()
-    return found
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ MESH_NAME_FILE = "mesh.json"
 INVITES_FILE = "invites.json"
 REVOCATIONS_FILE = "revocations.json"
 LEFT_FILE = "left-mesh.json"
+PEERS_FILE = "peers.json"
 MAX_FILE_BYTES = 64 << 10
 MAX_BOOK_BYTES = 1 << 20
 _MAX_SET_BYTES = 2 * MAX_REVOCATIONS * MAX_REVOCATION_BYTES
@@ -94,7 +95,7 @@ class MeshFolder:
         """Forget the mesh key, our grants, the invites and who was met; remember which mesh it was."""
         left = msgspec.json.encode(_Left(kept.name, kept.founder, kept.salt))
         write_durably(self.folder / LEFT_FILE, left)
-        for name in (MESH_NAME_FILE, INVITES_FILE, REVOCATIONS_FILE, "peers.json"):
+        for name in (MESH_NAME_FILE, INVITES_FILE, REVOCATIONS_FILE, PEERS_FILE):
             (self.folder / name).unlink(missing_ok=True)
 
     def invites(self) -> InviteBook:

@@ -41,6 +41,7 @@ from daemon.invite_desk import InviteDesk
 from daemon.lan_discovery import LanDiscovery
 from daemon.logs import set_up_logs
 from daemon.membership import Membership
+from daemon.mesh_folder import PEERS_FILE
 from daemon.metrics import Metrics
 from daemon.own_offer import OwnOffer
 from daemon.paths import prepare_runtime_dir
@@ -109,7 +110,7 @@ class Node:
         self._call_notes = CallNotebook(self._reputation.record)
         record = self._reputation.record if config.role == "peer" else _keep_nothing
         self._desk = InviteDesk(self._mesh, self._transport, self._calls, record)
-        self._bootstrap = Bootstrap(self._transport, self._join, config.data_dir / "peers.json", rng, _unix_ms)
+        self._bootstrap = Bootstrap(self._transport, self._join, config.data_dir / PEERS_FILE, rng, _unix_ms)
         own = OwnOffer(identity.key, identity.epoch, self._transport, self._serving, _unix_ms, rng)
         self._membership = Membership(own, self._transport, self._calls, self._bootstrap, _unix_ms, rng)
         if self._mesh is not None:

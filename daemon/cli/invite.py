@@ -1,8 +1,11 @@
 """`swarmd invite`: let peers into a private mesh, list who was asked, and take it back."""
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -54,10 +57,13 @@ def create(
     """Make an invite and print it: one line, to be given to `swarmd join`."""
     if bool(recipient) == once:
         raise click.UsageError("say whom it is for: --for PEER (`swarmd id` there prints it), or --once for the first who comes")
-    reply = client_of(given).create_invite(recipient, expires_s=expires, may_invite=may_invite)
-    text = str(reply["invite"])
+    client = client_of(given)
+    with _new_file(out) as file:  # before the invite is made: one that nobody can read would stay open
+        reply = client.create_invite(recipient, expires_s=expires, may_invite=may_invite)
+        text = str(reply["invite"])
+        if file is not None:
+            file.write(text + "\n")
     if out is not None:
-        _write(out, text)
         reply["invite"], reply["file"] = None, str(out)
     if as_json:
         print_json(reply)
@@ -81,7 +87,7 @@ def list_invites(as_json: bool, **given: Path | None) -> None:
     table = []
     for row in rows:
         whom = "first to come" if row.get("once") else row.get("for")
-        left = max(0.0, (row["expires"] - row["created"]) / 1000) if row.get("state") == "open" else None
+        left = max(0.0, row["expires"] / 1000 - time.time()) if row.get("state") == "open" else None
         may = "invite" if row.get("may_invite") else "join"
         table.append((str(row.get("id"))[:8], row.get("state"), whom, may, ago(left), row.get("used_by")))
     print_table(("ID", "STATE", "FOR", "MAY", "GOOD FOR", "USED BY"), table)
@@ -106,12 +112,23 @@ def revoke(named: str, as_json: bool, **given: Path | None) -> None:
     click.echo(f"{what} {'is revoked' if reply.get('new') else 'was revoked before'}{after}", err=True)
 
 
-def _write(path: Path, text: str) -> None:
+@contextmanager
+def _new_file(path: Path | None) -> Iterator[IO[str] | None]:
+    """A new file, mode 0600, that is gone again where what it was for fails; None for no path."""
+    if path is None:
+        yield None
+        return
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text + "\n")
     except FileExistsError:
         raise CommandFailed(f"{path} exists; name a new file, as an invite is a secret", USAGE) from None
     except OSError as error:
         raise CommandFailed(f"{path} cannot be written: {error.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            yield file
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CommandFailed(f"{path} cannot be written: {error.strerror}") from None
+        raise

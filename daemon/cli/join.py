@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.cli.common import FAILED, REFUSED, USAGE, CommandFailed, client_of, common_options, json_option, loaded_of
+from daemon.cli.common import FAILED, REFUSED, USAGE, CommandFailed, client_of, common_options, json_option, loaded_of, merged
 from daemon.cli.show import ago, print_json
 from swarmd import ClientError, NoDaemon
 
@@ -67,7 +67,7 @@ def create(name: str, as_json: bool, **given: Path | None) -> None:
     def kept(_key: "Ed25519PrivateKey", peer_id: str) -> Kept:
         return Kept(name, peer_id, os.urandom(16), os.urandom(32))
 
-    made = _put(given, kept, None)
+    made = _put(given, kept)
     _said(as_json, made, f"the mesh {name} is made; start it with: {_start(given)}")
 
 
@@ -101,10 +101,11 @@ def join(invite: str | None, file: Path | None, as_json: bool, **given: Path | N
     """Join a private mesh by an INVITE; then start the daemon on the same folder.
 
     One data folder is in one mesh. To be in several, give each a name: `swarmd join --mesh NAME INVITE`, then
-    `swarmd start --mesh NAME`.
+    `swarmd start --mesh NAME`. An invite made with --once is a secret: hand it over by --file, as others on this box see the
+    command line.
     """
     from daemon.mesh_folder import Kept
-    from dht.invites import accept, read_invite
+    from dht.invites import accept, read_invite, recipient_of
     from protocol.wire.errors import RemoteError
 
     text = _invite_text(invite, file)
@@ -120,7 +121,9 @@ def join(invite: str | None, file: Path | None, as_json: bool, **given: Path | N
         read.append(opened)
         return Kept(opened.mesh.name, opened.mesh.founder, opened.mesh.salt, opened.key, chain, opened.addresses)
 
-    made = _put(given, kept, text)
+    made = _put(given, kept)
+    if invite is not None and recipient_of(text) is None:
+        click.echo("swarmd: others on this box see a command line, and this invite is a secret: use --file", err=True)
     left = (read[0].grant.expires - now) / 1000
     note = f"come in within {ago(left)}: start it with: {_start(given)}"
     _said(as_json, {**made, "expires": read[0].grant.expires}, f"joined the mesh {made['mesh']}; {note}")
@@ -156,7 +159,7 @@ def leave(yes: bool, as_json: bool, **given: Path | None) -> None:
     _said(as_json, {"mesh": kept.name, "left": True, "data_dir": str(folder)}, f"left the mesh {kept.name}")
 
 
-def _put(given: Mapping[str, Any], make: Any, text: str | None) -> dict[str, Any]:
+def _put(given: Mapping[str, Any], make: Any) -> dict[str, Any]:
     """Make the data folder one of the mesh that `make(key, peer id)` says, if it is in no other."""
     from daemon.identity import EPOCH_NAME, IdentityError, load_or_create_key, locked
     from daemon.mesh_folder import MeshFolder, MeshFolderError
@@ -172,7 +175,7 @@ def _put(given: Mapping[str, Any], make: Any, text: str | None) -> dict[str, Any
             now, before = files.read(), files.left()
             kept = make(key, peer_id)
             another = "name a folder of its own by --mesh NAME or --data-dir"
-            if now is not None and (text is None or now.mesh != kept.mesh):
+            if now is not None and now.mesh != kept.mesh:
                 raise CommandFailed(f"{folder} is in the mesh {now.name} already; {another}", REFUSED)
             if now is None and before is not None and before != kept.mesh:
                 raise CommandFailed(f"{folder} was in the mesh {before.name} and can come back to that alone; {another}", REFUSED)
@@ -232,6 +235,7 @@ def _said(as_json: bool, facts: dict[str, Any], sentence: str) -> None:
 
 
 def _start(given: Mapping[str, Any]) -> str:
-    if given.get("mesh"):
-        return f"swarmd start --mesh {given['mesh']}"
-    return f"swarmd start --data-dir {given['data_dir']}" if given.get("data_dir") else "swarmd start"
+    common = merged(given)
+    if common.mesh:
+        return f"swarmd start --mesh {common.mesh}"
+    return f"swarmd start --data-dir {common.data_dir}" if common.data_dir else "swarmd start"

@@ -1,7 +1,9 @@
 """`id`, `mesh`, `join`, `leave` and `invite`: which folder is in which mesh, and how mixing two of them is refused."""
 
 import json
+import re
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,9 +118,17 @@ def test_an_expired_invite_is_refused(swarmd: Call, make_invite: Call, home: Pat
     assert not (home / "own" / "mesh.json").exists()
 
 
-def test_an_invite_is_read_from_a_file(swarmd: Call, make_invite: Call, home: Path) -> None:
+def test_an_invite_is_read_from_a_file_and_a_secret_on_the_command_line_is_remarked(
+    swarmd: Call, make_invite: Call, home: Path
+) -> None:
     (home / "invite").write_text(make_invite() + "\n")
-    assert swarmd("join", "--file", home / "invite", "--data-dir", home / "own").code == 0
+    joined = swarmd("--data-dir", home / "own", "join", "--file", home / "invite")
+    assert joined.code == 0
+    assert f"swarmd start --data-dir {home / 'own'}" in joined.err
+    assert "command line" not in joined.err
+    assert "command line" in swarmd("join", make_invite(), "--data-dir", home / "own").err
+    bound = make_invite(swarmd("id", "--data-dir", home / "own").out.strip())
+    assert "command line" not in swarmd("join", bound, "--data-dir", home / "own").err
 
 
 def test_invites_are_made_written_listed_and_revoked(ask_daemon: Call, server: Any, home: Path) -> None:
@@ -132,8 +142,14 @@ def test_invites_are_made_written_listed_and_revoked(ask_daemon: Call, server: A
     written = ask_daemon("invite", "create", "--once", "--out", home / "file", "--json")
     assert "secret" not in written.out + written.err
     assert stat.S_IMODE((home / "file").stat().st_mode) == 0o600
+    asked = len(server.seen)
     assert ask_daemon("invite", "create", "--once", "--out", home / "file").code == 2  # never over another file
-    assert "abababab" in ask_daemon("invite", "list").out
+    assert len(server.seen) == asked  # nor is an invite made that nobody can read
+    del server.answers[("POST", "/swarmd/v1/invites/create")]
+    assert ask_daemon("invite", "create", "--once", "--out", home / "none").code == 1
+    assert not (home / "none").exists()
+    row["created"], row["expires"] = 0, int(time.time() * 1000) + 1_790_000
+    assert re.search("abababab.* 30m", ask_daemon("invite", "list").out)  # what is left, not what it was given
     assert "abababab is revoked" in ask_daemon("invite", "revoke", "abab").err
 
 
