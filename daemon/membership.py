@@ -45,6 +45,10 @@ _STEADY_SECONDS = 10.0
 MAX_DISCOVERED = 32
 """Strangers from one look-up in the DHT that are dialled: anybody may put names there."""
 
+MAX_JOINING = 256
+"""Peers that we were told of and that wait to be dialled: whoever is on our local network may announce any number."""
+
+
 class Membership:
     """The directory's driver. `wake` is its one timer; gossip, calls and connections are its senses."""
 
@@ -193,7 +197,8 @@ class Membership:
     def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Somebody told of `peer`: dial it, unless we have company enough."""
         connected = self._transport.paths()
-        if self._nursery is not None and peer not in connected and len(connected) < MAX_WANTED:
+        room = len(connected) < MAX_WANTED and len(self._joining) < MAX_JOINING
+        if self._nursery is not None and peer not in connected and room:
             self._nursery.start_soon(self._join_with, peer, tuple(addresses))
 
     def _present(self) -> list[SignedOffer]:

@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from daemon.config import LimitsConfig
 from daemon.engine.interface import EngineState
-from daemon.membership import OFFER_METHOD
+from daemon.membership import MAX_JOINING, OFFER_METHOD
 from daemon.peer_exchange import ANSWER_SECONDS, PeerOffers
 from daemon.peer_exchange import METHOD as PEERS_METHOD
 from dht import records
@@ -16,7 +17,7 @@ from dht.presence import MAX_BUSY, TOPIC, Presence, sign_presence
 from dht.standing import Standing
 from protocol.wire.codec import decode, encode
 from protocol.wire.errors import Code
-from protocol.wire.ids import Hash
+from protocol.wire.ids import Hash, peer_id_of
 from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, full, unix_ms, until
 from tests.sim.memory_transport import memory_key
 
@@ -246,3 +247,14 @@ async def test_only_peers_that_were_reached_go_into_the_cache(swarm: Swarm, auto
     await until(lambda: carol.id in routes_to(alice), 30)
     await trio.sleep(5)
     assert {entry.peer for entry in alice.membership._bootstrap._cache.entries} == {bob.id}
+
+
+async def test_any_number_of_announced_peers_is_dialled_a_bounded_number_at_a_time(swarm: Swarm, autojump_clock: Clock) -> None:
+    (alice,) = await swarm(1)
+    before, most = len(alice.membership._nursery.child_tasks), 0
+    for number in range(600):
+        alice.membership.learn(peer_id_of(number.to_bytes(32, "big")), ("/ip4/10.0.0.1/tcp/1",))
+        await trio.lowlevel.checkpoint()
+        most = max(most, len(alice.membership._nursery.child_tasks) - before)
+    assert 100 < most <= MAX_JOINING + 1
+    await until(lambda: not alice.membership._joining, 600)
