@@ -37,8 +37,9 @@ class InviteDesk:
         self._mesh = mesh
         self._transport = transport
         self._record = record
+        self._saving = trio.Lock()
         if mesh is not None:
-            self._book = mesh.folder.invites()
+            self._book = self._saved = mesh.folder.invites()
             for entry in self._book.entries:
                 if entry.used_by:
                     mesh.used(mesh.me, entry.serial, PeerId(entry.used_by))
@@ -133,10 +134,10 @@ class InviteDesk:
             raise RemoteError(Code.REFUSED, "no grant was shown")
         if membership.inviter != mesh.me:  # another may put the number of our invite on a grant of its own
             raise RemoteError(Code.REFUSED, "the invite was given by another peer")
-        before = self._book
-        self._book, entry = before.admit(call.peer, membership, mesh.unix_ms())
-        if self._book != before:
-            await self._save()
+        self._book, entry = self._book.admit(call.peer, membership, mesh.unix_ms())
+        fresh = entry not in self._saved.entries
+        await self._save()
+        if fresh:
             log.info("let a peer into the mesh", peer=short(call.peer), invite=entry.serial.hex()[:8])
             self._record([Statement(call.peer, Kind.MEMBER_ADMITTED, evidence=Hash(entry.serial + bytes(16)))])
         grant = Grant(mesh.mesh.id, entry.serial, call.peer, entry.rights, entry.used_at)
@@ -182,11 +183,16 @@ class InviteDesk:
         return tuple(dict.fromkeys([*self._transport.addresses(), *mesh.kept.addresses]))[:MAX_ADDRESSES]
 
     async def _save(self) -> None:
+        """Return once the book is on disk; one at a time, or an older book could land last."""
         mesh = self._private()
-        try:
-            await trio.to_thread.run_sync(mesh.folder.write_invites, self._book)
-        except OSError as error:
-            raise RemoteError(Code.INTERNAL, f"the invites cannot be written: {error.strerror}") from None
+        async with self._saving:
+            if (book := self._book) == self._saved:
+                return
+            try:
+                await trio.to_thread.run_sync(mesh.folder.write_invites, book)
+            except OSError as error:
+                raise RemoteError(Code.INTERNAL, f"the invites cannot be written: {error.strerror}") from None
+            self._saved = book
 
 
 def _row(entry: Entry, now: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Members of a private mesh over real connections: admission, two users of one invite, revocations that reach everybody."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
@@ -21,7 +22,7 @@ from daemon.transport.host import Libp2pTransport
 from daemon.transport.interface import TransportError
 from daemon.transport.options import TransportOptions
 from dht.grants import Grant, Rights, sign_grant
-from dht.invites import accept, read_invite
+from dht.invites import InviteBook, accept, read_invite
 from dht.revocations import MAX_REVOCATIONS, Revocation, sign_revocation
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import RemoteError
@@ -263,6 +264,39 @@ async def test_a_delegate_gives_no_place_by_the_number_of_anothers_invite(box: C
         await stack.enter_async_context(asked.running())  # nor is the one who was asked kept out
         await asked.reach(founder)
         await until(lambda: not asked.provisional)
+
+
+async def test_nobody_is_admitted_before_the_disk_knows_and_two_at_once_lose_nothing(box: Callable[[int], Box]) -> None:
+    founder, newcomers = box(1).found(), [box(2), box(3), box(4)]
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(founder.running())
+        for newcomer in newcomers:
+            await invited(founder, newcomer)
+            await stack.enter_async_context(newcomer.running())
+        write, writing, tries = founder.folder.write_invites, 0, 0
+
+        def slow_and_full_at_first(book: InviteBook) -> None:
+            nonlocal writing, tries
+            writing, tries = writing + 1, tries + 1
+            try:
+                assert writing == 1, "two at once"
+                time.sleep(0.05)
+                if tries <= 2:
+                    raise OSError(28, "No space left on device")
+                write(book)
+            finally:
+                writing -= 1
+
+        founder.mesh.folder.write_invites = slow_and_full_at_first  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            for newcomer in newcomers:
+                nursery.start_soon(newcomer.reach, founder)
+        for newcomer in newcomers:
+            await until(lambda newcomer=newcomer: not newcomer.provisional)  # type: ignore[misc]
+            assert newcomer.peer_id in {entry.used_by for entry in MeshFolder(founder.folder.folder).invites().entries}
+        assert tries > 2
+        admitted = [claim.subject for claim in founder.claims if claim.kind is Kind.MEMBER_ADMITTED]
+        assert sorted(admitted) == sorted(newcomer.peer_id for newcomer in newcomers)
 
 
 async def test_no_invite_is_made_that_would_let_nobody_in(box: Callable[[int], Box]) -> None:
