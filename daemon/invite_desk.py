@@ -135,11 +135,7 @@ class InviteDesk:
         if membership.inviter != mesh.me:  # another may put the number of our invite on a grant of its own
             raise RemoteError(Code.REFUSED, "the invite was given by another peer")
         self._book, entry = self._book.admit(call.peer, membership, mesh.unix_ms())
-        fresh = entry not in self._saved.entries
         await self._save()
-        if fresh:
-            log.info("let a peer into the mesh", peer=short(call.peer), invite=entry.serial.hex()[:8])
-            self._record([Statement(call.peer, Kind.MEMBER_ADMITTED, evidence=Hash(entry.serial + bytes(16)))])
         grant = Grant(mesh.mesh.id, entry.serial, call.peer, entry.rights, entry.used_at)
         return encode(Proof((*mesh.kept.chain, sign_grant(grant, mesh.key))))
 
@@ -183,7 +179,7 @@ class InviteDesk:
         return tuple(dict.fromkeys([*self._transport.addresses(), *mesh.kept.addresses]))[:MAX_ADDRESSES]
 
     async def _save(self) -> None:
-        """Return once the book is on disk; one at a time, or an older book could land last."""
+        """Return once the book is on disk, and say who got a place; one at a time, or an older book could land last."""
         mesh = self._private()
         async with self._saving:
             if (book := self._book) == self._saved:
@@ -192,7 +188,13 @@ class InviteDesk:
                 await trio.to_thread.run_sync(mesh.folder.write_invites, book)
             except OSError as error:
                 raise RemoteError(Code.INTERNAL, f"the invites cannot be written: {error.strerror}") from None
+            before = {entry.serial: entry.used_by for entry in self._saved.entries}
             self._saved = book
+        for entry in book.entries:
+            if entry.used_by and before.get(entry.serial) != entry.used_by:
+                log.info("let a peer into the mesh", peer=short(entry.used_by), invite=entry.serial.hex()[:8])
+                said = Statement(PeerId(entry.used_by), Kind.MEMBER_ADMITTED, evidence=Hash(entry.serial + bytes(16)))
+                self._record([said])
 
 
 def _row(entry: Entry, now: int) -> dict[str, Any]:
