@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from dht.contacts import Contact
 from dht.kad_messages import AddProvider, Answer, FindNode, GetProviders, GetValue, Ping, PutValue, Question
-from dht.keyspace import place_of
+from dht.keyspace import name_of_peer, place_of
 from dht.provider_store import MAX_PROVIDED_NAME, ProviderStore
 from dht.record_store import MAX_NAME_BYTES, RecordStore
 from dht.table import Table
@@ -34,7 +34,7 @@ class Responder:
             case Ping():
                 return Answer()
             case FindNode(name):
-                return Answer(self._closer(_named(name, MAX_NAME_BYTES), asker))
+                return Answer(self._closer(_named(name, MAX_NAME_BYTES), asker, named=True))
             case GetValue(name):
                 return Answer(self._closer(_named(name, MAX_NAME_BYTES), asker), self.records.get(name, wall))
             case GetProviders(name):
@@ -49,10 +49,12 @@ class Responder:
                     raise RemoteError(Code.REFUSED, "no place among the providers")
                 return Answer()
 
-    def _closer(self, name: bytes, asker: Contact) -> tuple[Contact, ...]:
-        """The nearest in the table; nobody is told of itself (as go-libp2p)."""
+    def _closer(self, name: bytes, asker: Contact, named: bool = False) -> tuple[Contact, ...]:
+        """The nearest in the table but the asker; `named`: whoever is looked for by its own id is told of itself as well."""
         closest = self.table.closest(place_of(name), NAMED + 1)
-        return tuple(contact for contact in closest if contact.peer != asker.peer)[:NAMED]
+        closer = tuple(contact for contact in closest if contact.peer != asker.peer)[:NAMED]
+        itself = named and closest and closest[0].peer == asker.peer and name_of_peer(asker.peer) == name
+        return (closest[0], *closer) if itself else closer
 
 
 def _named(name: bytes, limit: int) -> bytes:

@@ -115,13 +115,13 @@ class Server:
         asker = self._met(peer)
         answer = self._node.responder.answer(question, asker, trio.current_time(), self._unix_ms())
         if isinstance(question, FindNode):
-            answer = self._with_target(question, answer, peer)
+            answer = self._with_target(question, answer)
         return encode_answer(question, answer)
 
-    def _with_target(self, question: FindNode, answer: Answer, asker: PeerId) -> Answer:
-        """Whoever is looked for by its id is named, though it has no place in our table (kad-dht spec); unless it asks itself."""
+    def _with_target(self, question: FindNode, answer: Answer) -> Answer:
+        """Whoever is looked for by its id is named, though it has no place in our table (kad-dht spec)."""
         peer = PeerId(text_of_id(question.name))
-        if peer == asker or not is_peer_id(peer) or any(contact.peer == peer for contact in answer.closer):
+        if not is_peer_id(peer) or any(contact.peer == peer for contact in answer.closer):
             return answer
         target = self._met(peer)
         return Answer((target, *answer.closer)) if target.addresses else answer
