@@ -38,3 +38,9 @@ def test_whatever_comes_is_decoded_or_not(raw):
     decode(raw)
     found = decode(b"\x05swm" + raw)
     assert found is None or encode(found) == b"\x05swm" + raw or isinstance(found, Ask | Tell)
+
+
+@pytest.mark.parametrize("golden", [golden for datagram, golden in GOLDEN if not isinstance(datagram, Ask)])
+def test_one_of_another_length_is_none(golden):
+    assert decode(bytes.fromhex(golden) + b"\0") is None
+    assert decode(bytes.fromhex(golden)[:-1]) is None

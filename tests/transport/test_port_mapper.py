@@ -1,12 +1,18 @@
 """The driver of port mappings under a virtual clock: when the gateway is asked, and that everything is given back."""
 
+import socket
+from struct import pack
+
+import pytest
 import trio
 import trio.testing
 
+from daemon.transport import gateway
 from daemon.transport.gateway import default_gateway
 from daemon.transport.port_mapper import PortMapper
+from nat import natpmp
 from nat.natpmp import Protocol
-from nat.port_mapping import Granted, Method, Refused
+from nat.port_mapping import Ask, Granted, Method, Refused
 
 SEEN = frozenset({"44.1.1.21"})
 
@@ -123,3 +129,44 @@ def test_the_gateway_is_the_default_route_of_least_metric(tmp_path, monkeypatch)
     assert default_gateway() == "192.168.1.1"
     monkeypatch.setattr("daemon.transport.gateway._ROUTES", tmp_path / "none")
     assert default_gateway() is None
+
+
+@pytest.mark.parametrize("method", [Method.PCP, Method.NAT_PMP])
+async def test_answers_to_others_and_nonsense_are_passed_over(method, monkeypatch):
+    """A gateway in this process, which says three things that are no answer to ours before each that is."""
+
+    def answers(asked):
+        if method is Method.NAT_PMP:
+            if asked == natpmp.ask_address():
+                yield pack("!BBHI4s", 0, 128, 0, 1, socket.inet_aton("44.1.1.21"))
+                return
+            for opcode, internal, external in ((130, 9, 1), (129, 4711, 2), (130, 4711, 4712)):
+                yield pack("!BBHIHHI", 0, opcode, 0, 1, internal, external, 60)
+            return
+        mapping = bytearray(asked[24:])
+        mapping[18:20] = (4712).to_bytes(2, "big")
+        mapping[20:36] = bytes(10) + b"\xff\xff" + socket.inet_aton("44.1.1.21")
+        for place in (0, 12, 17, None):  # another nonce, protocol, internal port; then ours
+            told = bytearray(mapping)
+            if place is not None:
+                told[place] = 17 if place == 12 else told[place] ^ 1
+                told[19] ^= 1
+            yield bytes([2, 0x81, 0, 0]) + pack("!II", 60, 1) + bytes(12) + bytes(told)
+
+    with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+        await there.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(natpmp, "PORT", there.getsockname()[1])
+        asking = gateway.Gateway(lambda count: bytes(range(count)), lambda: "127.0.0.1")
+
+        async def serve():
+            while True:
+                asked, client = await there.recvfrom(2000)
+                for answer in (b"", b"\xff" * 70, *answers(asked)):
+                    await there.sendto(answer, client)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            with trio.fail_after(5):
+                told = await asking.ask(Ask(method, Protocol.TCP, 4711, 4711, 60))
+            nursery.cancel_scope.cancel()
+    assert told == Granted("44.1.1.21", 4712, 60)

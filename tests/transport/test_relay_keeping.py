@@ -110,6 +110,9 @@ def test_the_load_is_a_field_that_others_pass_over():
     plain = pb.HopMessage()
     plain.ParseFromString(told)
     assert load_of(plain) == 0.0
+    boast = pb.HopMessage()
+    boast.ParseFromString(told + bytes.fromhex("b8a602" + "ff" * 8 + "7f"))
+    assert load_of(boast) == 1.0
 
 
 class Endless:

@@ -223,3 +223,10 @@ def test_a_class_that_no_judge_saw_ranks_below_those_that_were_judged() -> None:
     ballots = {seat: [Judgement(0, 1, 500)] for seat in range(3)}
     result = fold(contributions("abc", ballots, fold=FoldParameters(arm="rank")))
     assert [row.rank for row in result.classes] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("arm", ["fuse", "rank"])
+def test_judges_of_no_weight_are_listed_and_move_nothing(arm: str) -> None:
+    nobody = {seat: Voice(1000, 0, bytes([seat])) for seat in range(3)}
+    result = fold(contributions("abc", {0: [Judgement(0, 1, 4000)]}, voices=nobody, fold=FoldParameters(arm=arm)))  # type: ignore[arg-type]
+    assert [(row.judges, row.wins_milli) for row in result.pairs] == [(1, 500)]
