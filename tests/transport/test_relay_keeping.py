@@ -159,5 +159,3 @@ async def test_peers_have_like_shares_however_many_circuits_they_open(circuits_o
 async def test_one_alone_has_all_of_it(autojump_clock: trio.testing.MockClock):
     (share,) = await carried(1)
     assert 0.95 * RATE < share < 1.05 * RATE
-
-
