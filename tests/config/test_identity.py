@@ -72,6 +72,7 @@ def test_a_key_that_others_may_read_is_refused_with_the_command_that_helps(folde
         (pem(ec.generate_private_key(ec.SECP256R1())), "is not an Ed25519 key"),
         (pem(Ed25519PrivateKey.generate()) + b"x" * 5000, "is not an Ed25519 key"),
     ],
+    ids=["empty", "text", "zeros", "cut", "password", "p256", "long"],
 )
 def test_a_wrong_key_is_refused_and_left_alone(folder: Path, content: bytes, sentence: str) -> None:
     (folder / KEY).write_bytes(content)
