@@ -23,7 +23,7 @@ demo-partition: $(VENV)/.installed-dev ## part a mesh of four daemons, let both 
 	$(BIN)/python -m bench.partition --check $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the default suite
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, types and import contracts
 	$(BIN)/ruff check
