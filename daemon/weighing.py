@@ -12,6 +12,7 @@ import msgspec
 from protocol.job import Job
 from protocol.round.expectation import Expected, Seat, of_round, of_route
 from protocol.round.messages import Candidate, FoldParameters
+from protocol.round.normal_forms import kind_of
 from protocol.round.weights import Evidence, Known, Trials, choose_arm, shares_micro, weigh
 from protocol.skills import GENERAL, broader, judging, skill_of
 from protocol.wire.ids import PeerId
@@ -91,7 +92,7 @@ class Weighing:
         return Planned(
             topic,
             placed,
-            FoldParameters(arm="fuse" if arm == "majority" else arm, position_bias=True),
+            FoldParameters(arm="fuse" if arm == "majority" else arm, position_bias=True, answers=kind_of(job)),
             arm,
             "a majority counts every vote alike" if alike else choice.why,
             of_round(seats, judged=not alike and arm != "best", rng=self._rng),

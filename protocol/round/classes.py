@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol.wire.ids import Hash, sha256
@@ -42,11 +42,13 @@ def tie_break(round_id: Hash, key: str) -> Hash:
     return sha256(b"swarmd/1/round/tie", round_id, key.encode())
 
 
-def classes_of(round_id: Hash, answers: Mapping[int, str], weights_micro: Mapping[int, int]) -> tuple[AnswerClass, ...]:
-    """Classes of the answers by seat, the heaviest first; ties by `tie_break`."""
+def classes_of(
+    round_id: Hash, answers: Mapping[int, str], weights_micro: Mapping[int, int], key_of: Callable[[str], str] = normalise
+) -> tuple[AnswerClass, ...]:
+    """Classes of the answers by seat, those of one key together, the heaviest first; ties by `tie_break`."""
     members: dict[str, list[int]] = {}
     for seat in sorted(answers):
-        members.setdefault(normalise(answers[seat]), []).append(seat)
+        members.setdefault(key_of(answers[seat]), []).append(seat)
     found = [
         AnswerClass(key, answers[seats[0]], tuple(seats), sum(weights_micro[seat] for seat in seats))
         for key, seats in members.items()

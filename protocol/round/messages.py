@@ -108,7 +108,7 @@ class FoldParameters(Message, frozen=True):
     `arm`: `fuse` adds votes and judgements, `rank` leaves votes out and fits Bradley-Terry (where no two answers
     are equal; else it is `fuse`), `best` takes the answer of the member
     of most answer weight. `position_bias`: whether a judge's taste for the first place, as its swapped pairs show it, is taken
-    off the others.
+    off the others. `answers`: by which kind's normal form answers are equal (protocol/round/normal_forms.py).
     """
 
     vote_gain_milli: Gain = 1000
@@ -121,6 +121,7 @@ class FoldParameters(Message, frozen=True):
     pairs_per_judge: Annotated[int, msgspec.Meta(ge=1, le=36)] = 8
     arm: Literal["fuse", "rank", "best"] = "fuse"
     position_bias: bool = False
+    answers: Literal["exact", "number", "choice", "code", "short"] = "exact"
 
 
 class Header(Message, frozen=True, tag="header"):

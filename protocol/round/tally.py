@@ -4,12 +4,14 @@ Requester, members and replay all go through here, so they cannot come to differ
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from protocol.round.classes import AnswerClass, classes_of, settled, voices
 from protocol.round.commitment import answer_commitment, ballot_commitment
 from protocol.round.draw import check_roster
 from protocol.round.fold import Contributions, Result, Voice, fold
 from protocol.round.messages import Ballot, Held, Judgement, Listing, Reveal, Roster, Seal, Step, quorum, slot_of
+from protocol.round.normal_forms import normal_form
 from protocol.round.plan import judge_plan
 from protocol.round.record import Record
 from protocol.wire.errors import Code, LocalError, RemoteError, malformed
@@ -181,7 +183,9 @@ class Tally:
         table = self._voices()
         weights = {seat: table[seat].answer_weight_milli for seat in answers}
         digests = {seat: table[seat].config_digest for seat in answers}
-        return classes_of(self.record.round, answers, voices(weights, digests, self.record.header.fold.one_voice))
+        parameters = self.record.header.fold
+        counted = voices(weights, digests, parameters.one_voice)
+        return classes_of(self.record.round, answers, counted, partial(normal_form, kind=parameters.answers))
 
     def _proved(self, message: Listing) -> dict[int, tuple[Held, Held]]:
         """The seats newly dropped, each with its proof; raises RemoteError where a proof proves nothing."""
