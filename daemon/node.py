@@ -1,6 +1,5 @@
 """The one composition root: builds every part from the configuration, starts them in order, and waits. Holds no logic."""
 
-import gc
 import os
 import signal
 import time
@@ -15,6 +14,7 @@ import trio
 
 from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
+from daemon import collector
 from daemon.api.app import build_app
 from daemon.api.claims import ClaimControl
 from daemon.api.content import ContentControl
@@ -205,9 +205,7 @@ class Node:
             with trio.move_on_after(RELAY_SECONDS):
                 while not self._transport.addresses():  # noqa: ASYNC110 - once, at start
                     await trio.sleep(0.05)
-        # What was built by now stays for good: the collector need not look at it again, which stops everything for 70 ms.
-        gc.collect()
-        gc.freeze()
+        collector.settle()
         self._ready(self._transport.addresses(), self._life.api_url)
 
     async def _open_api(self, nursery: trio.Nursery) -> HttpServer:

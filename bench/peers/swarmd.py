@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bench.loads import ACK, PUSH_CHUNK_BYTES, Kind
 from bench.peers.on_trio import run
+from daemon import collector
 from daemon.calls import CallOptions, Calls, InboundCall
 from daemon.transport.host import Libp2pTransport
 from daemon.transport.options import TransportOptions
@@ -23,6 +24,7 @@ async def _node() -> AsyncIterator[tuple[Libp2pTransport, Calls]]:
     async with transport.running(), trio.open_nursery() as nursery:
         calls = Calls(transport)
         await nursery.start(calls.run)
+        collector.settle()  # as the daemon does
         yield transport, calls
         nursery.cancel_scope.cancel()
 

@@ -1,0 +1,14 @@
+"""How often the interpreter looks for cyclic garbage while a daemon runs. Decides nothing else, and touches no object."""
+
+import gc
+
+YOUNG_OBJECTS = 10_000
+"""Objects made and not yet freed at which the young ones are looked at. At Python's 700 requests pay 0.15 ms for it often and
+tenth 1.5 ms, to find next to nothing: what a request holds is freed by reference counts when it ends."""
+
+
+def settle() -> None:
+    """Once the daemon is built: what it has by now stays for good, and to look at that again stops everything for 70 ms."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
