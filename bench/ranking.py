@@ -157,20 +157,22 @@ def judgments(  # noqa: PLR0913 - the command's options
     _finish({"file": judgments.name, "humans": humans.name, "seeds": seeds, "rows": rows}, _judgments_short(rows), json_, check)
 
 
-def _judgment_row(gold: int, liars: int, splits: Sequence[tuple[judged.Figures, judged.Figures, float]]) -> dict[str, Any]:
-    def percent(side: int, field: str) -> float:
-        return round(100 * mean(getattr(one[side], field) for one in splits), 2)
+def _judgment_row(gold: int, liars: int, splits: Sequence[judged.Split]) -> dict[str, Any]:
+    def percent(side: str, field: str) -> float:
+        return round(100 * mean(getattr(getattr(one, side), field) for one in splits), 2)
 
     return {
         "gold": gold,
         "colluding": liars,
-        "agreement": percent(0, "agreement"),
-        "agreement_votes": percent(0, "votes"),
-        "top": percent(0, "top"),
-        "uniform_agreement": percent(1, "agreement"),
-        "uniform_agreement_votes": percent(1, "votes"),
-        "uniform_top": percent(1, "top"),
-        "target_wins": round(100 * mean(one[2] for one in splits), 2),
+        "agreement": percent("ours", "agreement"),
+        "agreement_votes": percent("ours", "votes"),
+        "top": percent("ours", "top"),
+        "uniform_agreement": percent("uniform", "agreement"),
+        "uniform_agreement_votes": percent("uniform", "votes"),
+        "uniform_top": percent("uniform", "top"),
+        "authors_agreement": percent("authors", "agreement"),
+        "authors_top": percent("authors", "top"),
+        "target_wins": round(100 * mean(one.pushed for one in splits), 2),
     }
 
 

@@ -78,6 +78,7 @@ class Weighing:
                 answer_weight_milli=1000 if alike else one.answer_milli,
                 judge_weight_milli=1000 if alike else one.judge_milli,
                 favourite_weight_milli=None if alike else one.favourite_milli,
+                strength_milli=0 if alike else one.strength_milli,
             )
             for candidate, one in zip(candidates, weighed, strict=True)
         )

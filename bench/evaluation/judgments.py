@@ -12,12 +12,10 @@ from protocol.round.ballots import favourites, preferences
 from protocol.round.classes import classes_of
 from protocol.round.fold import Contributions, Result, Voice, fold
 from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters, Judgement
-from protocol.round.weights import Trials, judge_weights_milli
+from protocol.round.weights import Trials, judge_weights_milli, strengths_milli
 from protocol.wire.ids import sha256
 
 Ballots = Mapping[int, tuple[Judgement, ...]]
-Weights = Sequence[tuple[int, int | None]]
-"""Of each judge: for pairs without its favourite, and for those with it."""
 
 PARAMETERS = FoldParameters(arm="rank", evidence="log_odds", position_bias=True)
 """These verdicts are words without probabilities: one, nothing, or the other."""
@@ -63,19 +61,37 @@ def read_set(judgments: Path, humans: Path) -> Set:
     return Set(names, ballots, people)
 
 
-def split(given: Set, gold: int, colluders: int, seed: int) -> tuple[Figures, Figures, float]:
-    """(ours, uniform Bradley-Terry, how often the colluders' target wins ours) on the questions that are not gold."""
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The questions of one seed that are not gold: our fold, uniform Bradley-Terry, and the authors' order on gold without any
+    judge; `pushed` is how often the colluders' target wins ours."""
+
+    ours: Figures
+    uniform: Figures
+    authors: Figures
+    pushed: float
+
+
+def split(given: Set, gold: int, colluders: int, seed: int) -> Split:
+    """Draw gold questions and colluders by `seed`, weigh all members by gold, and fold the others."""
     chance = Random(1000 * colluders + seed)
     order = chance.sample(sorted(given.ballots), len(given.ballots))
     liars = chance.sample(range(len(given.names)), colluders)
     targets = {question: chance.randrange(len(given.names)) for question in order}
     ballots = {question: collude(given.ballots[question], liars, targets[question]) for question in order}
-    weights = weights_of(given, ballots, order[:gold])
+    weighed = voices_of(given, ballots, order[:gold])
+    alike = {seat: Voice(1000, 1000, bytes([seat])) for seat in range(len(given.names))}
     hidden = order[gold:]
-    ours = {question: rank(question, given, ballots[question], weights) for question in hidden}
-    uniform = {question: rank(question, given, ballots[question], [(1000, None)] * len(given.names)) for question in hidden}
+    ours = {question: rank(question, given, ballots[question], weighed) for question in hidden}
+    uniform = {question: rank(question, given, ballots[question], alike) for question in hidden}
     pushed = mean(ours[question].winner_seat == targets[question] for question in hidden) if colluders else 0.0
-    return figures(given, ours), figures(given, uniform), pushed
+    strengths = {seat: voice.strength_milli for seat, voice in weighed.items()}
+    return Split(
+        figures(given, {question: scores(result) for question, result in ours.items()}),
+        figures(given, {question: scores(result) for question, result in uniform.items()}),
+        figures(given, dict.fromkeys(hidden, strengths)),
+        pushed,
+    )
 
 
 def collude(ballots: Ballots, liars: Sequence[int], target: int) -> Ballots:
@@ -90,11 +106,17 @@ def collude(ballots: Ballots, liars: Sequence[int], target: int) -> Ballots:
     return {judge: tuple(map(bent, cast)) if judge in liars else cast for judge, cast in ballots.items()}
 
 
-def weights_of(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str]) -> Weights:
-    """The judges' weights from gold questions: pairs that hold a judge's favourite are told apart from the others."""
+def voices_of(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str]) -> dict[int, Voice]:
+    """What gold questions say of each: as a judge, where pairs that hold its favourite are told apart from the others, and as an
+    author, how often people prefer its answers to others'."""
     count = len(given.names)
-    records = [[[0, 0] for _ in range(count)] for _ in range(2)]
+    records = [[[0, 0] for _ in range(count)] for _ in range(3)]
     for question in gold:
+        for (a, b), said_by_people in given.people.get(question, {}).items():
+            people = _sign(sum(said_by_people))
+            for author, won in ((a, people > 0), (b, people < 0)):
+                records[2][author][0] += 1000 * (people != 0 and won)
+                records[2][author][1] += 1000 * (people != 0 and not won)
         for judge, cast in ballots[question].items():
             first = favourites(preferences(cast))
             for judgement in cast:
@@ -106,12 +128,12 @@ def weights_of(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str]) 
                 held = records[(pair[0] in first) != (pair[1] in first)][judge]
                 held[0] += 500 * (1 + said * people)
                 held[1] += 500 * (1 - said * people)
-    trials = [Trials(*held) for part in records for held in part]
-    weights = judge_weights_milli(trials)
-    return list(zip(weights[:count], weights[count:], strict=True))
+    others, first, authors = ([Trials(*held) for held in part] for part in records)
+    weights, strengths = judge_weights_milli([*others, *first]), strengths_milli(authors)
+    return {seat: Voice(1000, weights[seat], bytes([seat]), weights[count + seat], strengths[seat]) for seat in range(count)}
 
 
-def rank(question: str, given: Set, ballots: Ballots, weights: Weights) -> Result:
+def rank(question: str, given: Set, ballots: Ballots, weighed: Mapping[int, Voice]) -> Result:
     """The project's fold of one question's ballots."""
     round_id = sha256(b"bench/ranking", question.encode())
     seats = range(len(given.names))
@@ -121,17 +143,20 @@ def rank(question: str, given: Set, ballots: Ballots, weights: Weights) -> Resul
         judge: tuple(Judgement(number[j.first], number[j.second], j.log_odds_milli) for j in said)
         for judge, said in ballots.items()
     }
-    table = {seat: Voice(1000, weights[seat][0], bytes([seat]), weights[seat][1]) for seat in seats}
-    return fold(Contributions(round_id, "rank", PARAMETERS, table, classes, cast))
+    return fold(Contributions(round_id, "rank", PARAMETERS, weighed, classes, cast))
 
 
-def figures(given: Set, results: Mapping[str, Result]) -> Figures:
-    """How well these verdicts match people's."""
+def scores(result: Result) -> dict[int, int]:
+    """By author; a tie is broken as the round breaks it, so only the winner can be first."""
+    return {row.seats[0]: row.score_micro + (index == result.winner) for index, row in enumerate(result.classes)}
+
+
+def figures(given: Set, ranked: Mapping[str, Mapping[int, int]]) -> Figures:
+    """How well scores by author match people's verdicts, by question; of several winners the first in order."""
     pairs: list[float] = []
     votes: list[float] = []
     tops: list[bool] = []
-    for question, result in results.items():
-        score = {row.seats[0]: row.score_micro for row in result.classes}
+    for question, score in ranked.items():
         net = dict.fromkeys(score, 0.0)
         for (a, b), said in given.people.get(question, {}).items():
             ours = 0.5 + 0.5 * _sign(score[a] - score[b])
@@ -140,7 +165,7 @@ def figures(given: Set, results: Mapping[str, Result]) -> Figures:
             if sum(said):
                 pairs.append(ours if sum(said) > 0 else 1 - ours)
             votes += [ours if vote > 0 else 1 - ours for vote in said if vote]
-        tops.append(net[result.winner_seat] >= max(net.values()) - 1e-9)
+        tops.append(net[max(score, key=lambda seat: score[seat])] >= max(net.values()) - 1e-9)
     return Figures(mean(pairs), mean(votes), mean(tops))
 
 

@@ -67,7 +67,7 @@ def committee_of(theirs: Replayed, recording: Recording) -> Committee:
     candidates = {candidate.peer_id: candidate for candidate in theirs.header.candidates}
     seated = [candidates[row.peer_id] for row in theirs.members]
     voices = {
-        seat: Voice(c.answer_weight_milli, c.judge_weight_milli, c.config_digest, c.favourite_weight_milli)
+        seat: Voice(c.answer_weight_milli, c.judge_weight_milli, c.config_digest, c.favourite_weight_milli, c.strength_milli)
         for seat, c in enumerate(seated)
     }
     members = tuple(recording.models.index(candidate.model) for candidate in seated)

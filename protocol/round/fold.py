@@ -8,7 +8,8 @@ P is the logistic function of a judge's clamped log-odds (both orders averaged f
 a judge of negative weight counts by its opposite. Weights are log-odds, so scores are too, and the confidence is their softmax.
 Averaging within a pair before summing keeps a class that fewer judges saw from being scaled down.
 
-Arm `rank`: where no two answers are equal, ridge Bradley-Terry over the judges' evidence, votes left out; else as `fuse`.
+Arm `rank`: where no two answers are equal, ridge Bradley-Terry over the judges' evidence, in which each answer is drawn to what
+is expected of its author; votes are left out. Else as `fuse`.
 Arm `best`: the answer of the member of most answer weight.
 """
 
@@ -83,6 +84,7 @@ class Voice:
     judge_weight_milli: int
     config_digest: bytes
     favourite_weight_milli: int | None = None
+    strength_milli: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +203,15 @@ def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[i
 
 def _ranked(given: Contributions, judged: Sequence[PairSum], judge_total: int) -> list[int]:
     """Bradley-Terry strengths in millionths of a nat, judges' weights scaled to a mean of one; what was not judged comes last."""
-    count, judges, scale = len(given.classes), max(1, len(given.ballots)), max(1, judge_total)
+    judges, scale = max(1, len(given.ballots)), max(1, judge_total)
     wins = {}
     for a, b, total, weight, _, _ in judged:
         whole = weight * 1000 * judges // scale
         wins[a, b] = (whole // 2 + ratio(total * judges, 1000 * scale), whole)
-    strengths = strengths_milli(count, wins)
+    strengths = strengths_milli([given.voices[found.seats[0]].strength_milli for found in given.classes], wins)
     seen = {index for pair in wins for index in pair}
     lowest = min(strengths[index] for index in seen) - 1000
-    return [(strengths[index] if index in seen else lowest) * given.fold.judge_gain_milli for index in range(count)]
+    return [(strength if index in seen else lowest) * given.fold.judge_gain_milli for index, strength in enumerate(strengths)]
 
 
 def _mean_wins(count: int, standing: Sequence[int], judged: Sequence[PairSum]) -> list[int]:

@@ -66,7 +66,8 @@ class Candidate(Message, frozen=True):
     """A peer that may sit. `weight_milli` is its weight in the draw; the other two are what its vote and its judgement count for,
     as log-odds in milli-nats (1000 where nothing is known): negative for a peer that is wrong more often than chance.
     `favourite_weight_milli`, where given, is what its judgements of pairs count for that hold the answer it puts first: that is
-    where a bought judge lies, and nowhere else.
+    where a bought judge lies, and nowhere else. `strength_milli` is what is expected of its answers where answers are ranked, as
+    log-odds of being right or preferred.
     """
 
     peer_id: PeerIdField
@@ -76,6 +77,7 @@ class Candidate(Message, frozen=True):
     answer_weight_milli: Weight = 1000
     judge_weight_milli: Weight = 1000
     favourite_weight_milli: Weight | None = None
+    strength_milli: Weight = 0
 
 
 class Durations(Message, frozen=True):

@@ -174,7 +174,7 @@ class Tally:
     def _voices(self) -> Mapping[int, Voice]:
         chosen = [self.record.candidates[peer] for peer in self.seats]
         return {
-            seat: Voice(c.answer_weight_milli, c.judge_weight_milli, c.config_digest, c.favourite_weight_milli)
+            seat: Voice(c.answer_weight_milli, c.judge_weight_milli, c.config_digest, c.favourite_weight_milli, c.strength_milli)
             for seat, c in enumerate(chosen)
         }
 

@@ -91,6 +91,7 @@ class RoundWeights:
     answer_milli: int
     judge_milli: int
     favourite_milli: int | None
+    strength_milli: int
     draw_milli: int
     new_answerer: bool
     new_judge: bool
@@ -138,6 +139,12 @@ def _lead_milli(best: int, share: int) -> int:
     return min(50_000, lead * POWER_MILLI // 1000)
 
 
+def strengths_milli(records: Sequence[Evidence]) -> tuple[int, ...]:
+    """What is expected of each one's answers where answers are ranked: the log-odds of its share, in milli-nats; of a newcomer as
+    much as of all in the mean."""
+    return tuple(log_milli(share, _MICRO - share) for share in shares_micro(records))
+
+
 def judge_weights_milli(records: Sequence[Evidence]) -> tuple[int, ...]:
     """What each judgement counts for, in milli-nats; negative for a judge that is wrong more often than chance. Where nothing is
     known of any, 1000 each."""
@@ -162,12 +169,14 @@ def weigh(candidates: Sequence[Known]) -> tuple[RoundWeights, ...]:
     favourites = [one.judging if one.favourite is None else one.favourite for one in candidates]
     judges = judge_weights_milli([*(one.judging for one in candidates), *favourites])
     judges = (*_capped(judges[:count], new_judges), *_capped(judges[count:], new_judges))
+    strengths = strengths_milli([one.answering for one in candidates])
     draws = _draw_weights([one.draw_milli for one in candidates], new_answerers)
     return tuple(
         RoundWeights(
             answers[place],
             judges[place],
             None if one.favourite is None else judges[count + place],
+            strengths[place],
             draws[place],
             new_answerers[place],
             new_judges[place],

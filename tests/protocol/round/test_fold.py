@@ -230,3 +230,17 @@ def test_judges_of_no_weight_are_listed_and_move_nothing(arm: str) -> None:
     nobody = {seat: Voice(1000, 0, bytes([seat])) for seat in range(3)}
     result = fold(contributions("abc", {0: [Judgement(0, 1, 4000)]}, voices=nobody, fold=FoldParameters(arm=arm)))  # type: ignore[arg-type]
     assert [(row.judges, row.wins_milli) for row in result.pairs] == [(1, 500)]
+
+
+def test_an_answer_is_drawn_to_what_is_expected_of_its_author_and_judges_overrule_that() -> None:
+    known = {0: Voice(1000, 1000, b"\0", strength_milli=900)}
+    level = {seat: [Judgement(0, 1, 0)] for seat in range(2)}
+    parameters = FoldParameters(arm="rank")
+    for voices_, winners in (({}, {0, 1}), (known, {0})):
+        found = fold(contributions("ab", level, voices=voices_, fold=parameters))
+        assert found.winner_seat in winners
+        assert (found.confidence_milli > 500) == (voices_ == known)
+    other = {seat: [Judgement(0, 1, -8000), Judgement(1, 0, 8000)] for seat in range(2)}
+    classes = contributions("ab", {}, voices=known).classes
+    against = other if classes[0].key == "a" else {seat: [Judgement(0, 1, 8000), Judgement(1, 0, -8000)] for seat in range(2)}
+    assert fold(contributions("ab", against, voices=known, fold=parameters)).winner_seat == 1

@@ -16,6 +16,7 @@ from protocol.round.weights import (
     choose_arm,
     judge_weights_milli,
     shares_micro,
+    strengths_milli,
     weigh,
 )
 
@@ -56,6 +57,12 @@ def test_votes_of_a_weak_crowd_do_not_overrule_a_strong_member() -> None:
 def test_votes_of_equals_overrule_one() -> None:
     weights = answer_weights_milli([trials(27, 23), *[trials(24, 26)] * 4])
     assert weights[0] < sum(weights[1:3])
+
+
+def test_a_stronger_author_is_expected_to_be_preferred_and_a_newcomer_is_like_the_mean() -> None:
+    assert strengths_milli([Trials()] * 3) == (0, 0, 0)
+    strong, weak, new = strengths_milli([trials(40, 10), trials(20, 30), Trials()])
+    assert weak < new < strong
 
 
 def test_a_judge_at_chance_counts_next_to_nothing_and_one_below_it_by_its_opposite() -> None:
