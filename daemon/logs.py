@@ -8,6 +8,7 @@ import structlog
 
 from daemon.config import LogConfig
 
+_MAX_CHARACTERS = 500
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -29,3 +30,16 @@ def set_up_logs(config: LogConfig) -> None:
     # Library records would bypass the format above and can carry a stranger's bytes.
     logging.getLogger().handlers = [logging.NullHandler()]
     logging.getLogger().setLevel(logging.CRITICAL)
+    ours = logging.getLogger("daemon")
+    ours.handlers, ours.propagate = [_ToStructlog()], False
+    ours.setLevel(_LEVELS[config.level])
+
+
+class _ToStructlog(logging.Handler):
+    """What our transport says by `logging`, in the one format; what a stranger may have put into it is escaped and cut."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fault = f": {record.exc_info[1]!r}" if record.exc_info else ""
+        text = f"{record.getMessage()}{fault}"[:_MAX_CHARACTERS]
+        shown = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+        structlog.get_logger().log(record.levelno, shown, logger=record.name)

@@ -6,7 +6,6 @@ Only reports over connections that left from our listening port count: any other
 import ipaddress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import pairwise
 
 from nat.addresses import parse
 
@@ -19,6 +18,7 @@ class Mapping(StrEnum):
     PORT_PRESERVING = "port_preserving"
     ENDPOINT_INDEPENDENT = "endpoint_independent"
     PREDICTABLE = "predictable"
+    """Symmetric, and counts its ports: told by `nat.port_count` from mappings just made, never by observations of one port."""
     SYMMETRIC = "symmetric"
 
 
@@ -107,9 +107,7 @@ class ObservedAddresses:
 def _mapping_of(ports: list[int], listen_port: int) -> Mapping:
     if len(set(ports)) == 1:
         return Mapping.PORT_PRESERVING if ports[0] == listen_port else Mapping.ENDPOINT_INDEPENDENT
-    steps = {later - earlier for earlier, later in pairwise(ports)}
-    # One step proves nothing (any two ports differ by something); two equal ones make the next port worth guessing.
-    return Mapping.PREDICTABLE if len(ports) > 2 and len(steps) == 1 else Mapping.SYMMETRIC
+    return Mapping.SYMMETRIC
 
 
 def _is_outside(host: str) -> bool:

@@ -1,10 +1,11 @@
 """What two peers tell each other over their relayed connection before they punch: addresses, kinds of NAT. Codec alone."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from nat.observed import Mapping
+from nat.port_count import PortCount
 from protocol.wire.codec import Message, decode
 from protocol.wire.ids import PeerIdField
 
@@ -18,6 +19,8 @@ _MAPPINGS = tuple(Mapping)
 
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=255)]
+STEP_ORIGIN = 32768
+PortStep = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class Endpoint(Message, frozen=True):
@@ -30,8 +33,8 @@ class Endpoint(Message, frozen=True):
 class Hello(Message, frozen=True):
     """Where we can be reached and what stands in the way: sent by the starter, answered by the other.
 
-    `udp` is empty where we have no UDP. `step` is the distance of the ports that a predictable NAT hands out, offset by 32768.
-    The session's token is the exclusive or of both tokens.
+    `udp` is empty where we have no UDP. Of a NAT that counts, the one that answers tells `step` (what is added each time, plus
+    32768) and `following` (the port that should come next, 0: not known). The session's token is the exclusive or of both tokens.
     """
 
     token: Token
@@ -39,13 +42,19 @@ class Hello(Message, frozen=True):
     udp: Annotated[tuple[Endpoint, ...], msgspec.Meta(max_length=MAX_CANDIDATES)] = ()
     tcp_mapping: Number = 0
     udp_mapping: Number = 0
-    step: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 32768
+    step: PortStep = STEP_ORIGIN
+    following: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
 
 class Go(Message, frozen=True):
-    """Start now: the starter waits half a round trip after sending it."""
+    """Start now: the starter waits half a round trip after sending it. `step` and `following` as in a Hello, of its NAT."""
 
     version: Number = 1
+    step: PortStep = STEP_ORIGIN
+    following: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+
+
+H = TypeVar("H", Hello, Go)
 
 
 class WitnessRequest(Message, frozen=True):
@@ -59,6 +68,19 @@ class WitnessReply(Message, frozen=True):
     """Yes or no; no where there is no such circuit."""
 
     yes: bool
+
+
+def counted(message: H, count: PortCount | None) -> H:
+    """`message` with the count of its sender's NAT, where that is known."""
+    if count is None:
+        return message
+    return msgspec.structs.replace(message, step=count.step + STEP_ORIGIN, following=count.following)
+
+
+def count_in(message: Hello | Go) -> PortCount | None:
+    """The count of the sender's NAT; None where it tells none."""
+    step = message.step - STEP_ORIGIN
+    return PortCount(message.following, step) if message.following and step else None
 
 
 def number_of(mapping: Mapping) -> int:

@@ -22,18 +22,20 @@ class Way(StrEnum):
     SPREAD = "spread"
     """The peer guesses: open many sockets, each with a port of its own outside."""
     WALK = "walk"
-    """Both hand out ports in steps: walk along the next ones."""
+    """Both NATs count: knock at each of the peer's next ports, from our one."""
+    MEET = "meet"
+    """Both NATs count and the peer walks: knock from many sockets at one of its next ports, at which it must come by."""
     NONE = "none"
     """Nothing that is worth trying: both ports are random, or there is no UDP."""
 
 
-def way_of(ours: Mapping, theirs: Mapping, birthday: bool) -> Way:
-    """The way for us; the peer's is `way_of` with the arguments swapped. UNKNOWN counts as a known port."""
+def way_of(ours: Mapping, theirs: Mapping, birthday: bool, starter: bool) -> Way:
+    """The way for us; the peer's is `way_of` from its side. UNKNOWN counts as a known port."""
     hard = (Mapping.SYMMETRIC, Mapping.PREDICTABLE)
     if ours not in hard and theirs not in hard:
         return Way.PLAIN
     if ours is Mapping.PREDICTABLE and theirs is Mapping.PREDICTABLE:
-        return Way.WALK
+        return Way.MEET if starter else Way.WALK
     if ours in hard and theirs in hard:
         return Way.NONE
     if not birthday:
@@ -58,7 +60,8 @@ class PunchOptions:
     sockets: int = 256
     sockets_burst: int = 64
     spread_interval: float = 0.5
-    walked: int = 40
+    meeting: int = 24
+    counting_interval: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ class UdpPunch:
     def __init__(
         self, starter: bool, token: bytes, way: Way, targets: tuple[Target, ...], rng: Random, options: PunchOptions
     ) -> None:
-        """`targets` are the peer's announced addresses, the likeliest first."""
+        """`targets` are the peer's announced addresses, the likeliest first; to WALK its next ports, to MEET one of them."""
         self.wake = 0.0
         self.probes = 0
         """Guesses sent so far."""
@@ -113,7 +116,6 @@ class UdpPunch:
         self._ack = encode(Ack(token, starter))
         self._token, self._starter = token, starter
         self._rng = rng
-        self._step = 0
         self._knocked: dict[Target, int] = {}
         self._paths: dict[tuple[int, str, int], int] = {}
         self._found = self._over = False
@@ -122,23 +124,23 @@ class UdpPunch:
         """Datagrams sent so far to addresses that nothing was heard from."""
         self._guessing = self._next_knock = self._next_guess = self._end = 0.0
         self._spread = 1
+        self._sockets = options.meeting if way is Way.MEET else options.sockets
         self._ports: list[int] = []
 
-    def start(self, now: float, step: int = 0) -> list[Effect]:
-        """Begin; `step` is the distance of the peer's predicted ports (WALK)."""
-        self._step = step
+    def start(self, now: float) -> list[Effect]:
+        """Begin."""
         self._end = now + self._options.lifetime
         self._guessing = now + self._options.guess_after
         self._next_knock = self._next_guess = now
         effects: list[Effect] = []
-        if self._way is Way.SPREAD:
-            effects.append(OpenSockets(self._options.sockets))
+        if self._way in (Way.SPREAD, Way.MEET):
+            effects.append(OpenSockets(self._sockets))
         return [*effects, *self.tick(now)]
 
     def allow_many(self, now: float) -> None:
         """A witness has seen the peer at the address that it names: guesses, or knocks from many sockets, may go there."""
         self._may_send_many = True
-        if self._way is Way.SPREAD:
+        if self._way in (Way.SPREAD, Way.MEET):
             self._next_knock = now
         self.wake = min(self.wake, now)
 
@@ -182,19 +184,15 @@ class UdpPunch:
         return effects
 
     def _knock(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        if self._way is Way.SPREAD and self._may_send_many:
+        if (self._way is Way.SPREAD and self._may_send_many) or self._way is Way.MEET:
             return self._open_mappings(now)
-        self._next_knock = now + self._options.interval * (2 if self._way is Way.WALK else 1)
-        effects += [Send(*path, self._probe) for path in self._paths]
-        # A walk is along one address: the others are where the peer's NAT does not stand.
-        for host, port in self._targets[:1] if self._way is Way.WALK else self._targets:
-            ports = [(port + step * self._step) % 65536 or 1 for step in range(1, self._options.walked + 1)]
-            for wanted in ports if self._way is Way.WALK else [port]:
-                knocks = self._knocked.get((host, wanted), 0)
-                if knocks < self._options.knocks and self._may_send_blindly(1):
-                    self._knocked[host, wanted] = knocks + 1
-                    effects.append(Send(0, host, wanted, self._probe))
+        self._next_knock = now + (self._options.counting_interval if self._way is Way.WALK else self._options.interval)
+        effects: list[Effect] = [Send(*path, self._probe) for path in self._paths]
+        for target in self._targets:
+            knocks = self._knocked.get(target, 0)
+            if knocks < self._options.knocks and self._may_send_blindly(1):
+                self._knocked[target] = knocks + 1
+                effects.append(Send(0, *target, self._probe))
         return effects
 
     def _may_send_blindly(self, count: int) -> bool:
@@ -207,19 +205,20 @@ class UdpPunch:
     def _open_mappings(self, now: float) -> list[Effect]:
         """One knock from each socket, in bursts; all of them again after a while, for those that were lost."""
         first = self._spread - 1
-        last = min(first + self._options.sockets_burst, self._options.sockets)
+        last = min(first + self._options.sockets_burst, self._sockets)
         self._spread = last + 1
-        finished = last >= self._options.sockets
-        self._next_knock = now + (self._options.spread_interval if finished else self._options.guess_interval)
+        finished = last >= self._sockets
+        again = self._options.counting_interval if self._way is Way.MEET else self._options.spread_interval
+        self._next_knock = now + (again if finished else self._options.guess_interval)
         if finished:
             self._spread = 1
-        effects: list[Effect] = []
         target = self._targets[0]
-        knocks = self._knocked.get(target, 0)
-        if knocks < 4 * self._options.sockets and self._may_send_blindly(last - first):
-            self._knocked[target] = knocks + last - first
-            effects += [Send(socket, *target, self._probe) for socket in range(first, last)]
-        return effects
+        knocks = self._knocked.get(target, 0) + last - first
+        allowed = 4 * self._sockets if self._may_send_many else self._options.knocks
+        if knocks > allowed or not self._may_send_blindly(last - first):
+            return []
+        self._knocked[target] = knocks
+        return [Send(socket, *target, self._probe) for socket in range(first, last)]
 
     def _guess(self, now: float) -> list[Effect]:
         if not self._ports:

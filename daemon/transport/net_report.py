@@ -18,14 +18,14 @@ def net_report(relay: RelayService) -> dict[str, Any]:
     known = verdict.reachable is not None
     lets_in = filtering(verdict.reachable, relay.stranger_came)
     standing = Standing(
-        udp=relay.udp.works,
+        udp=relay.udp.mapping.works,
         reachable=verdict.reachable,
         mapping=mapping,
         relays=len(relay.keeping.held),
         connected=len(swarm.connections),
     )
     return {
-        "udp": relay.udp.works,
+        "udp": relay.udp.mapping.works,
         "ipv4": _version(relay, interfaces, 4),
         "ipv6": _version(relay, interfaces, 6),
         "interfaces": [f"{host}:{port}" if ":" not in host else f"[{host}]:{port}" for host, port in interfaces],
@@ -33,7 +33,7 @@ def net_report(relay: RelayService) -> dict[str, Any]:
         "believed": list(relay.observations.believed()),
         "observers": len(relay.observations.tcp.observations),
         "mapping_tcp": None if mapping is Mapping.UNKNOWN else str(mapping),
-        "mapping_udp": None if (udp := relay.udp.mapping()) is Mapping.UNKNOWN else str(udp),
+        "mapping_udp": None if (udp := relay.udp.mapping.kind()) is Mapping.UNKNOWN else str(udp),
         "filtering": None if lets_in is Filtering.UNKNOWN else str(lets_in),
         "port_mapping": relay.mapper.view() if relay.options.port_mapping else {"state": "off"},
         "reachable": verdict.reachable,

@@ -63,8 +63,8 @@ class RelayService:
         self.keeping = Reservations(host, relays, rng, self.options)
         self.keeping.needed = self._is_hidden
         self.udp = UdpPaths(self._swarm, rng, os.urandom, self.options.birthday)
-        self.udp.observers = self._udp_observers
-        self.udp.interfaces = self.observations.interfaces
+        self.udp.mapping.observers = self._udp_observers
+        self.udp.mapping.interfaces = self.observations.interfaces
         self._witnessing = Witnessing(host, self.hop)
         self.puncher = Puncher(host, self.options, self.observations, self.udp, self._sees)
         self.reachability = Reachability(host, self._ports_to_try, os.urandom)
@@ -86,7 +86,7 @@ class RelayService:
         if self.options.port_mapping:
             self.observations.heard = mapper.look_again
         self.observations.mapped = lambda: mapper.outside(Protocol.TCP)
-        self.udp.mapped = lambda: mapper.outside(Protocol.UDP)
+        self.udp.mapping.granted = lambda: mapper.outside(Protocol.UDP)
         reachability.udp_port = lambda: mapper.to_prove(Protocol.UDP) or 0
         reachability.knock = self.udp.knock
         self.udp.knocked = reachability.take_knock

@@ -1,4 +1,4 @@
-"""Punched UDP paths: what our UDP mapping is, one punch at a time per peer, and the connection over the path that was found.
+"""Punched UDP paths: one punch at a time per peer, and the connection over the path that was found.
 
 Drives `nat.udp_punch`; which peer and when, the puncher decides.
 """
@@ -10,7 +10,6 @@ from random import Random
 from typing import Any
 
 import trio
-import trio.lowlevel
 from libp2p.connection_types import ConnectionType
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
@@ -18,21 +17,17 @@ from multiaddr import Multiaddr
 
 from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.quic_pipe import QuicPipe
+from daemon.transport.udp_mapping import KEEP_SECONDS, UdpMapping
 from daemon.transport.udp_port import Address, UdpPort, bound_socket, receive_from, send_now
 from nat.addresses import punch_targets
 from nat.datagrams import MAGIC, Knock, encode
-from nat.observed import Mapping, Observation, ObservedAddresses, ObservedOptions
-from nat.punch_messages import MAX_CANDIDATES, Endpoint, Hello, joint_token, mapping_of, number_of
+from nat.observed import Mapping
+from nat.punch_messages import Endpoint, Hello, count_in, joint_token, mapping_of, number_of
 from nat.udp_punch import Effect, Found, OpenSockets, Over, PunchOptions, Send, UdpPunch, Way, way_of
 
 log = logging.getLogger(__name__)
 
-KEEP_SECONDS = 20.0
-"""Between questions to the observers, which also hold our mapping: NATs forget after 30 s at the earliest (RFC 4787: 120 s)."""
-
-MAX_OBSERVERS = 3
 _PIPE_SECONDS = 5.0
-_STEP_ORIGIN = 32768
 
 Witness = Callable[[str], Awaitable[bool]]
 """Whether a relay sees the peer come from this IP address."""
@@ -47,14 +42,8 @@ class UdpPaths:
         self._nonce = nonce
         self._birthday = birthday
         self.ports: list[UdpPort] = []
-        self.observers: Callable[[], Sequence[Address]] = lambda: ()
-        self.interfaces: Callable[[], Sequence[tuple[str, int]]] = lambda: ()
-        self.observed = ObservedAddresses(ObservedOptions(lifetime=3 * KEEP_SECONDS))
-        self.works: bool | None = None
-        """Whether any observer answered over UDP; None before one was asked."""
+        self.mapping = UdpMapping(self._port, nonce)
         self.counters: dict[str, int] = {"punched": 0, "failed": 0, "probes": 0}
-        self.mapped: Callable[[], tuple[str, int] | None] = lambda: None
-        """The address that the gateway passes on to our UDP port, where a datagram came in by it."""
         self.knocked: Callable[[bytes], None] = lambda _nonce: None
         self._spreading = trio.CapacityLimiter(1)
         self._nursery: trio.Nursery | None = None
@@ -79,7 +68,7 @@ class UdpPaths:
             try:
                 while True:
                     self._asked_for = trio.Event()
-                    await self.refresh()
+                    await self.mapping.refresh()
                     with trio.move_on_after(KEEP_SECONDS):
                         await self._asked_for.wait()
             finally:
@@ -91,70 +80,22 @@ class UdpPaths:
 
     def forget(self) -> None:
         """The network has changed: what was seen of us says nothing any more."""
-        self.observed = ObservedAddresses(self.observed.options)
-        self.works = None
+        self.mapping.forget()
         self.look_again()
-
-    async def refresh(self) -> None:
-        """Ask up to three observers at which address they see our UDP port."""
-        port = self._port()
-        observers = list(dict.fromkeys(self.observers()))[:MAX_OBSERVERS]
-        if port is None or not observers:
-            return
-        answers: dict[Address, Address | None] = {}
-
-        async def ask(observer: Address) -> None:
-            answers[observer] = await port.observe(observer)
-
-        # In turn for a sequential NAT, whose step shows only where the questions leave, and count, in order.
-        async with trio.open_nursery() as nursery:
-            for observer in observers:
-                nursery.start_soon(ask, observer)
-                await trio.lowlevel.checkpoint()
-        for observer in observers:
-            seen = answers[observer]
-            if seen is not None:
-                address = f"/ip{6 if ':' in seen[0] else 4}/{seen[0]}/udp/{seen[1]}"
-                heard = Observation(f"{observer[0]}:{observer[1]}", observer[0], address, trio.current_time())
-                self.observed = self.observed.observe(heard)
-        self.works = any(seen is not None for seen in answers.values())
 
     def _port(self) -> UdpPort | None:
         return self.ports[0] if self.ports else None
 
-    # ---- what a Hello says
-
-    def mapping(self) -> Mapping:
-        """What the NAT does to our UDP port."""
-        if self.mapped() is not None:
-            return Mapping.ENDPOINT_INDEPENDENT  # whoever knocks there comes in
-        port = self._port()
-        own = frozenset(host for host, _ in self.interfaces())
-        return self.observed.mapping(port.port, own, trio.current_time()) if port is not None else Mapping.UNKNOWN
-
-    def candidates(self) -> tuple[Endpoint, ...]:
-        """Where our UDP port may be met; empty where no observer answers over UDP."""
-        if not self.works:
-            return ()
-        mapped = self.mapped()
-        found: list[tuple[str, int]] = [mapped] if mapped is not None else []
-        for seen in reversed(self.observed.observations):
-            _, _, host, _, port = seen.address.split("/")
-            found.append((host, int(port)))
-        found += self.interfaces()
-        return tuple(Endpoint(host, port) for host, port in dict.fromkeys(found))[:MAX_CANDIDATES]
+    # ---- what is said to a peer
 
     def hello(self, tcp: tuple[Endpoint, ...], tcp_mapping: Mapping) -> Hello:
         """What we tell a peer before a punch."""
-        ports = [int(seen.address.rpartition("/")[2]) for seen in self.observed.observations]
-        step = ports[-1] - ports[-2] if self.mapping() is Mapping.PREDICTABLE else 0
         return Hello(
             token=self._nonce(16),
             tcp=tcp,
-            udp=self.candidates(),
+            udp=self.mapping.candidates(),
             tcp_mapping=number_of(tcp_mapping),
-            udp_mapping=number_of(self.mapping()),
-            step=max(0, min(65535, step + _STEP_ORIGIN)),
+            udp_mapping=number_of(self.mapping.kind()),
         )
 
     def knock(self, host: str, port: int, nonce: bytes) -> None:
@@ -169,20 +110,22 @@ class UdpPaths:
     async def punch(self, peer: ID, starter: bool, ours: Hello, theirs: Hello, witness: Witness) -> None:
         """Look for a path and, where there is one, leave the connection over it to the background. Raises nothing."""
         port = self._port()
-        way = way_of(mapping_of(ours.udp_mapping), mapping_of(theirs.udp_mapping), self._birthday)
-        seen = {address.split("/")[2] for address in (one.address for one in self.observed.observations)}
-        named = punch_targets(((endpoint.host, endpoint.port) for endpoint in theirs.udp), seen)
+        way = way_of(mapping_of(ours.udp_mapping), mapping_of(theirs.udp_mapping), self._birthday, starter)
+        named = punch_targets(((endpoint.host, endpoint.port) for endpoint in theirs.udp), self.mapping.hosts())
         targets = tuple(target for target in named if _same_family(target[0], port))
+        if way in (Way.WALK, Way.MEET):
+            targets = _ahead(targets, ours, theirs, way)
         if port is None or way is Way.NONE or not targets or not ours.udp:
+            log.debug("no way to %s over UDP: %s %s, %s %s", peer, ours.udp_mapping, ours.udp, theirs.udp_mapping, theirs.udp)
             return
+        log.debug("%s to meet %s over UDP at %s; counts: %s, %s", way, peer, targets, count_in(ours), count_in(theirs))
         machine = UdpPunch(starter, joint_token(ours.token, theirs.token), way, targets, self._rng, PunchOptions())
         run = _Punch(self, port, peer, starter, machine)
-        step = theirs.step - _STEP_ORIGIN
         if way is Way.SPREAD:
             async with self._spreading:  # 256 sockets once
-                await run.run(way, step, targets[0][0], witness)
+                await run.run(way, targets[0][0], witness)
         else:
-            await run.run(way, step, targets[0][0], witness)
+            await run.run(way, targets[0][0], witness)
         self.counters["probes"] += machine.probes
         self.counters["punched" if run.found else "failed"] += 1
 
@@ -254,14 +197,14 @@ class _Punch:
     _over: bool = False
     _nursery: trio.Nursery | None = None
 
-    async def run(self, way: Way, step: int, target: str, witness: Witness) -> None:
+    async def run(self, way: Way, target: str, witness: Witness) -> None:
         token = self.machine._token
         self.port.punches[token] = lambda address, payload: self._hear(0, address, payload)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._perform(self.machine.start(trio.current_time(), step))
-                if way in (Way.GUESS, Way.SPREAD, Way.WALK):
+                self._perform(self.machine.start(trio.current_time()))
+                if way in (Way.GUESS, Way.SPREAD, Way.MEET):
                     nursery.start_soon(self._ask_witness, witness, target)
                 while not self._over:
                     self._kick = trio.Event()
@@ -356,6 +299,15 @@ async def _read_into(socket: Any, address: Address, pipe: QuicPipe) -> None:
         received = await receive_from(socket)
         if received is not None and received[0] == address and not received[1].startswith(MAGIC):
             pipe.arrived(*received)
+
+
+def _ahead(targets: Sequence[Address], ours: Hello, theirs: Hello, way: Way) -> tuple[Address, ...]:
+    """The next ports of a peer whose NAT counts, or where to meet it; none where either side does not know its own count."""
+    count = count_in(theirs)
+    if count is None or count_in(ours) is None:
+        return ()
+    ports = count.ahead() if way is Way.WALK else count.ahead()[-1:]
+    return tuple((host, port) for host, _ in targets[:1] for port in ports)
 
 
 def _same_family(host: str, port: UdpPort | None) -> bool:

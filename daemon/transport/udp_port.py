@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 2048
 BUFFER_BYTES = 1 << 20
-_ASK_SECONDS = (0.15, 0.3, 0.6)
+ASK_SECONDS = (0.15, 0.3, 0.6)
 """Waits for an answer; each but the last ends in another question."""
 
 Address = tuple[str, int]
@@ -79,7 +79,7 @@ class UdpPort:
         elif isinstance(datagram, Probe | Ack) and datagram.token in self.punches:
             self.punches[datagram.token](address, payload)
 
-    async def observe(self, observer: Address, waits: Sequence[float] = _ASK_SECONDS) -> Address | None:
+    async def observe(self, observer: Address, waits: Sequence[float] = ASK_SECONDS) -> Address | None:
         """The address at which `observer` sees us; None where it gives no answer."""
         nonce = self._nonce(NONCE_BYTES)
         answered, answers = trio.Event(), list[Address]()

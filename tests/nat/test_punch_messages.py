@@ -4,7 +4,20 @@ import msgpack
 import pytest
 
 from nat.observed import Mapping
-from nat.punch_messages import Endpoint, Go, Hello, WitnessReply, WitnessRequest, decode_hello, joint_token, mapping_of, number_of
+from nat.port_count import PortCount
+from nat.punch_messages import (
+    Endpoint,
+    Go,
+    Hello,
+    WitnessReply,
+    WitnessRequest,
+    count_in,
+    counted,
+    decode_hello,
+    joint_token,
+    mapping_of,
+    number_of,
+)
 from protocol.wire.codec import encode
 from protocol.wire.errors import RemoteError
 
@@ -13,9 +26,10 @@ PEER = "12D3KooWEpM6P3PhcP5Qsvk2dRc4Kph2FYCVDvPbrZapzwMibzY2"
 AT = ["203.0.113.9", 4711]
 
 GOLDEN = [
-    (Hello(TOKEN), [TOKEN, [], [], 0, 0, 32768]),
-    (Hello(TOKEN, (Endpoint(*AT),), (Endpoint(*AT),), 5, 3, 32769), [TOKEN, [AT], [AT], 5, 3, 32769]),
-    (Go(), [1]),
+    (Hello(TOKEN), [TOKEN, [], [], 0, 0, 32768, 0]),
+    (Hello(TOKEN, (Endpoint(*AT),), (Endpoint(*AT),), 5, 4, 32769, 40007), [TOKEN, [AT], [AT], 5, 4, 32769, 40007]),
+    (Go(), [1, 32768, 0]),
+    (counted(Go(), PortCount(40007, -2)), [1, 32766, 40007]),
     (WitnessRequest(PEER, "203.0.113.9"), [PEER, "203.0.113.9"]),
     (WitnessReply(True), [True]),
 ]
@@ -30,7 +44,7 @@ def test_messages_keep_their_bytes(message, plain):
     "plain",
     [
         [TOKEN[:15]], [TOKEN, [AT] * 9], [TOKEN, [["x" * 40, 1]]], [TOKEN, [["203.0.113.9", 0]]], [TOKEN, [], [], -1],
-        [TOKEN, [], [], 0, 0, 1.5], {}, [[[[[]]]]],
+        [TOKEN, [], [], 0, 0, 1.5], [TOKEN, [], [], 0, 0, 32769, 65536], {}, [[[[[]]]]],
     ],
 )  # fmt: skip
 def test_what_is_out_of_bounds_is_refused(plain):
@@ -39,8 +53,19 @@ def test_what_is_out_of_bounds_is_refused(plain):
 
 
 def test_a_hello_of_a_later_version_is_read():
-    later = decode_hello(msgpack.packb([TOKEN, [], [], 77, 0, 32768, "new"]))
+    later = decode_hello(msgpack.packb([TOKEN, [], [], 77, 0, 32768, 0, "new"]))
     assert mapping_of(later.tcp_mapping) is Mapping.UNKNOWN
+
+
+@pytest.mark.parametrize("message", [Hello(TOKEN), Go()])
+def test_the_count_of_a_nat_is_told_or_not(message):
+    assert count_in(message) is None
+    assert count_in(counted(message, None)) is None
+    assert count_in(counted(message, PortCount(40007, -2))) == PortCount(40007, -2)
+
+
+def test_an_earlier_version_tells_no_count():
+    assert count_in(decode_hello(msgpack.packb([TOKEN, [], [], 0, 4, 32769]))) is None
 
 
 def test_kinds_keep_their_numbers():

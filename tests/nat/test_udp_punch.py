@@ -8,6 +8,7 @@ import pytest
 
 from nat.datagrams import Ack, Ask, Probe, encode
 from nat.observed import Mapping
+from nat.port_count import AHEAD, PortCount
 from nat.udp_punch import Found, OpenSockets, Over, PunchOptions, Send, UdpPunch, Way, way_of
 
 TOKEN = bytes(range(16))
@@ -70,7 +71,7 @@ class Side:
 class Network:
     """Two sides, the virtual clock, and what is on its way between them."""
 
-    def __init__(self, left, right, seed, loss, birthday):
+    def __init__(self, left, right, seed, loss, birthday, elsewhere=(0, 0)):
         self.rng = Random(seed)
         self.loss = loss
         self.sides = [Side(LEFT, left, seed), Side(RIGHT, right, seed + 1)]
@@ -79,8 +80,14 @@ class Network:
         observed = [(side.host, side.nat.port_of(0, ("198.51.100.1", 4001))) for side in self.sides]
         for index, side in enumerate(self.sides):
             other = self.sides[1 - index]
-            side.way = way_of(MAPPINGS[side.nat.kind], MAPPINGS[other.nat.kind], birthday)
-            side.machine = UdpPunch(index == 0, TOKEN, side.way, (observed[1 - index],), Random(seed + index), PunchOptions())
+            side.way = way_of(MAPPINGS[side.nat.kind], MAPPINGS[other.nat.kind], birthday, index == 0)
+            targets = (observed[1 - index],)
+            if side.way in (Way.WALK, Way.MEET):
+                ahead = tuple((other.host, port) for port in PortCount(other.nat.next + 1, 1).ahead())
+                targets = ahead if side.way is Way.WALK else ahead[-1:]
+            side.machine = UdpPunch(index == 0, TOKEN, side.way, targets, Random(seed + index), PunchOptions())
+        for side, taken in zip(self.sides, elsewhere, strict=True):
+            side.nat.next += taken
 
     def perform(self, index, effects, now):
         side = self.sides[index]
@@ -113,11 +120,11 @@ class Network:
         return all(side.found for side in self.sides)
 
 
-def punch(left, right, seed=1, loss=0.0, birthday=True, witness=True, until=8.0):
+def punch(left, right, seed=1, loss=0.0, birthday=True, witness=True, until=8.0, elsewhere=(0, 0)):
     """Run a punch between NATs of two kinds; returns both sides and the time at which both had found a path."""
-    network = Network(left, right, seed, loss, birthday)
+    network = Network(left, right, seed, loss, birthday, elsewhere)
     for index, side in enumerate(network.sides):
-        network.perform(index, side.machine.start(0.0, step=1), 0.0)
+        network.perform(index, side.machine.start(0.0), 0.0)
         if witness:
             side.machine.allow_many(0.08)
     now = 0.0
@@ -156,10 +163,25 @@ def test_98_of_100_birthdays_meet():
     assert met >= 57, "expected: 1 - exp(-256 * 1024 / 65536) = 98%"
 
 
-def test_ports_in_steps_are_walked():
-    sides, took = punch("symseq", "symseq")
+@pytest.mark.parametrize("witness", [False, True])
+@pytest.mark.parametrize("elsewhere", [(0, 0), (3, 0), (0, 3), (1, 1), (10, 5), (7, 16), (23, 0), (0, 23)])
+def test_two_nats_that_count_meet_although_both_have_counted_on(elsewhere, witness):
+    sides, took = punch("symseq", "symseq", elsewhere=elsewhere, witness=witness)
     assert took is not None
-    assert {side.way for side in sides} == {Way.WALK}
+    assert took <= 0.3
+    assert [side.way for side in sides] == [Way.MEET, Way.WALK]
+    assert max(side.sent for side in sides) <= 3 * AHEAD
+
+
+def test_nats_that_have_counted_too_far_do_not_meet():
+    sides, took = punch("symseq", "symseq", elsewhere=(12, 12), witness=False)
+    assert took is None
+    assert max(side.sent for side in sides) <= PunchOptions().unheard
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_count_survives_loss(seed):
+    assert punch("symseq", "symseq", seed=seed, loss=0.2, elsewhere=(2, 4))[1] is not None
 
 
 @pytest.mark.parametrize(("left", "right"), [("sym", "sym"), ("sym", "symseq")])
@@ -229,25 +251,25 @@ def test_acks_to_one_address_are_bounded():
 WAYS = [
     (Mapping.NONE, Mapping.NONE, Way.PLAIN), (Mapping.UNKNOWN, Mapping.PORT_PRESERVING, Way.PLAIN),
     (Mapping.SYMMETRIC, Mapping.ENDPOINT_INDEPENDENT, Way.SPREAD), (Mapping.NONE, Mapping.SYMMETRIC, Way.GUESS),
-    (Mapping.PREDICTABLE, Mapping.PREDICTABLE, Way.WALK), (Mapping.PREDICTABLE, Mapping.SYMMETRIC, Way.NONE),
+    (Mapping.PREDICTABLE, Mapping.PREDICTABLE, Way.MEET), (Mapping.PREDICTABLE, Mapping.SYMMETRIC, Way.NONE),
     (Mapping.SYMMETRIC, Mapping.SYMMETRIC, Way.NONE), (Mapping.PREDICTABLE, Mapping.PORT_PRESERVING, Way.SPREAD),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("ours", "theirs", "way"), WAYS)
 def test_the_way_follows_from_both_kinds(ours, theirs, way):
-    assert way_of(ours, theirs, True) is way
-    matching = {Way.SPREAD: Way.GUESS, Way.GUESS: Way.SPREAD}
-    assert way_of(theirs, ours, True) is matching.get(way, way)
+    assert way_of(ours, theirs, True, True) is way
+    matching = {Way.SPREAD: Way.GUESS, Way.GUESS: Way.SPREAD, Way.MEET: Way.WALK}
+    assert way_of(theirs, ours, True, False) is matching.get(way, way)
 
 
 @pytest.mark.parametrize("witness", [False, True])
-@pytest.mark.parametrize("way", [Way.PLAIN, Way.GUESS, Way.SPREAD, Way.WALK])
+@pytest.mark.parametrize("way", [Way.PLAIN, Way.GUESS, Way.SPREAD, Way.WALK, Way.MEET])
 def test_a_session_that_nobody_answers_sends_no_more_than_its_bound(way, witness):
     options = PunchOptions()
     targets = tuple((f"203.0.113.{number}", 4001) for number in range(8))
     one = UdpPunch(True, bytes(16), way, targets, Random(1), options)
-    effects, now = one.start(0.0, step=1), 0.0
+    effects, now = one.start(0.0), 0.0
     if witness:
         one.allow_many(0.0)
     while not any(isinstance(effect, Over) for effect in effects):

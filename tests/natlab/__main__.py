@@ -7,6 +7,7 @@ import signal
 import statistics
 import sys
 import time
+from pathlib import Path
 
 from tests.natlab.matrix import Cell, run_cell
 from tests.natlab.namespaces import what_is_missing
@@ -33,7 +34,8 @@ def main() -> int:
     with Lab(options.rtt / 1000, options.loss / 100, resets=options.resets) as lab:
         for left, right in pairs:
             extra = ["--set", "nat.punch=false"] if options.relayed else []
-            cell = run_cell(lab, left, right, 0.0 if options.relayed else options.patience, extra)
+            kept = options.keep / f"{left}-{right}" if options.keep else None
+            cell = run_cell(lab, left, right, 0.0 if options.relayed else options.patience, extra, kept)
             cells.append(cell)
             print(json.dumps(cell.shown()) if options.json else _line(cell), flush=True)
     summary = summarise(cells, time.monotonic() - began)
@@ -58,6 +60,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--loss", type=float, default=0.0, help="share of frames lost, percent (0)")
     parser.add_argument("--resets", action="store_true", help="routers answer unsolicited SYNs by RST")
     parser.add_argument("--patience", type=float, default=12.0, help="seconds that a direct path may take (12)")
+    parser.add_argument("--keep", type=Path, help="copy the daemons' logs to this folder")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a figure misses its target")
     parser.add_argument("--skip", action="store_true", help="exit with 0 where no laboratory can run here")

@@ -51,8 +51,13 @@ class Cell:
 
 
 @contextlib.contextmanager
-def household(lab: Lab, left: str, right: str, extra: Sequence[str] = ()) -> Iterator[tuple[list[Peer], Peer, Peer]]:
-    """Two relays, a peer that asks behind `left` and one that serves behind `right`, all started; nothing is left of them."""
+def household(
+    lab: Lab, left: str, right: str, extra: Sequence[str] = (), kept: Path | None = None
+) -> Iterator[tuple[list[Peer], Peer, Peer]]:
+    """Two relays, a peer that asks behind `left` and one that serves behind `right`, all started.
+
+    Nothing is left of them, but for their logs in the folder `kept`.
+    """
     base = Path(tempfile.mkdtemp(prefix="swlab", dir="/tmp"))
     peers: list[Peer] = []
     sites = [lab.add("A", left, 1), lab.add("B", right, 11)]
@@ -73,18 +78,30 @@ def household(lab: Lab, left: str, right: str, extra: Sequence[str] = ()) -> Ite
         end_all(peers)
         for site in sites:
             lab.remove(site)
+        if kept is not None:
+            keep_logs(base, kept)
         shutil.rmtree(base, ignore_errors=True)
 
 
-def run_cell(lab: Lab, left: str, right: str, patience: float = 12.0, extra: Sequence[str] = ()) -> Cell:
-    """Run one pair; `patience` is how many seconds a direct path may take once a relayed one stands."""
+def run_cell(
+    lab: Lab, left: str, right: str, patience: float = 12.0, extra: Sequence[str] = (), kept: Path | None = None
+) -> Cell:
+    """Run one pair; `patience` is how many seconds a direct path may take once a relayed one stands; logs go to `kept`."""
     cell = Cell(left, right)
     try:
-        with household(lab, left, right, extra) as (_, asker, server):
+        with household(lab, left, right, extra, kept) as (_, asker, server):
             _follow(cell, asker, server, patience)
     except (LabError, ClientError, OSError) as error:
         cell.note = str(error)[-300:]
     return cell
+
+
+def keep_logs(base: Path, kept: Path) -> None:
+    """Copy what the daemons in the folder `base` have written, one file each, to `kept`."""
+    kept.mkdir(parents=True, exist_ok=True)
+    for log in (*base.glob("*/log"), *base.glob("*.log")):
+        with contextlib.suppress(shutil.SameFileError):
+            shutil.copy(log, kept / (log.name if log.suffix else f"{log.parent.name}.log"))
 
 
 def _follow(cell: Cell, asker: Peer, server: Peer, patience: float) -> None:

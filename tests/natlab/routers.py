@@ -8,6 +8,14 @@ EXTRA_TYPES = ("symseq",)
 """symseq: symmetric, counting its ports up."""
 
 
+_COUNTED = range(40000, 44096)
+
+
+def _counted() -> str:
+    # By a map, since the number itself would be taken in the machine's order of bytes and count in steps of 256.
+    return ", ".join(f"{number} : {port}" for number, port in enumerate(_COUNTED))
+
+
 def rules(kind: str, outside: str, *, resets: bool = False) -> str:
     """The table for a NAT of `kind` whose outside address is `outside`; `resets` answers unsolicited SYNs by RST.
 
@@ -17,7 +25,7 @@ def rules(kind: str, outside: str, *, resets: bool = False) -> str:
     source = {
         "sym": "masquerade fully-random",
         "portnp": f"meta l4proto {{tcp,udp}} snat to {outside}:40000-59999",
-        "symseq": f"meta l4proto {{tcp,udp}} snat to {outside}:numgen inc mod 20000 offset 40000",
+        "symseq": f"meta l4proto {{tcp,udp}} snat to {outside}:numgen inc mod {len(_COUNTED)} map {{ {_counted()} }}",
     }.get(kind, "masquerade")
     inward = {
         "full": "iifname wan0 meta l4proto {tcp,udp} dnat to meta l4proto . th dport map @bind",

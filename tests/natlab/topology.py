@@ -86,15 +86,6 @@ class Lab:
                 self.switch.unplug(self._taps.pop(name))
             self.spaces.remove(name)
 
-    def relay_address(self, number: int) -> str:
-        return f"44.1.1.{9 + number}"
-
-    def add_relay(self, number: int) -> None:
-        """Room for one more relay on the backbone, for as long as the laboratory stands."""
-        if f"R{number}" not in self._taps:
-            self.spaces.add(f"R{number}")
-            self._outside(f"R{number}", "eth0", self.relay_address(number))
-
     def add_neighbour(self, name: str, other: str, number: int) -> None:
         """A box `other` on the same cable as the box of the site `name`, whose `number` is given."""
         home, full = f"H{name}", self.spaces.full(f"H{name}")
