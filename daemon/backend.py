@@ -197,13 +197,13 @@ class NodeBackend:
         if not is_peer_id(peer_id):
             raise RemoteError(Code.MALFORMED, f"{peer_id[:64]!r} is not a peer id (12D3KooW...)")
         peer = PeerId(peer_id)
-        if peer not in self._parts.transport.paths():
+        if self._parts.transport.path(peer) is None:
             await self._parts.membership.reach(peer)
         try:
             took = await self._parts.transport.ping(peer)
         except TransportError as error:
             raise RemoteError(Code.GONE, str(error)) from None
-        path = self._parts.transport.paths().get(peer)
+        path = self._parts.transport.path(peer)
         return {"peer_id": peer_id, "rtt_ms": round(took * 1000, 2), "path": _path_row(path)}
 
     async def reputation(self, peer_id: str | None) -> dict[str, Any]:

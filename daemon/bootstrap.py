@@ -104,12 +104,12 @@ class Bootstrap:
     async def _keep(self, target: _Bootstrap) -> None:
         pause = FIRST_PAUSE
         while True:
-            if target.peer not in self._transport.paths():
+            if self._transport.path(target.peer) is None:
                 try:
                     await self._transport.connect(target.peer, [target.address])
                     target.error = None
                     await trio.sleep(CHECK_SECONDS)
-                    if target.peer not in self._transport.paths():
+                    if self._transport.path(target.peer) is None:
                         raise TransportError("it closes the connection at once")
                     pause = FIRST_PAUSE
                     continue

@@ -185,7 +185,7 @@ class Calls:
 
     def path_kind(self, peer: PeerId) -> str | None:
         """How `peer` is reached now; None where it is not connected."""
-        path = self._transport.paths().get(peer)
+        path = self._transport.path(peer)
         return None if path is None else str(path.kind)
 
     async def unary(

@@ -40,7 +40,7 @@ class Lines:
         now, line = trio.current_time(), self._lines.get(peer)
         if line is not None and now - line.looked_at < LOOK_SECONDS:
             return line.packs
-        path = self._transport.paths().get(peer)
+        path = self._transport.path(peer)
         if path is None:
             return False
         known = line.shortest if line is not None and line.since == path.since else inf

@@ -121,10 +121,9 @@ class Membership:
         if own is not None and model in ("", own.name):
             digest, features = own.config_digest, features_of(own)
             found.append(Candidate(self._me, own.name, own.slots, "local", None, digest, self._own.load(), features))
-        paths = self._transport.paths()
         for candidate in self._routable(model):
             offer = candidate.signed.offer
-            path = paths.get(PeerId(offer.peer))
+            path = self._transport.path(PeerId(offer.peer))
             kind = "unknown" if path is None else str(path.kind)
             rtt = None if path is None else path.rtt
             digest, features = offer.config_digest, frozenset(offer.features)
@@ -340,18 +339,18 @@ class Membership:
             if self._me < peer:
                 await trio.sleep(0.5)
             async with self._dials:
-                if peer not in self._transport.paths() and len(self._transport.paths()) < MAX_WANTED:
+                if self._transport.path(peer) is None and len(self._transport.paths()) < MAX_WANTED:
                     await self._transport.connect(peer, addresses)
         except TransportError as error:
             log.debug("a peer could not be reached", peer=short(peer), reason=str(error))
         finally:
             self._joining.discard(peer)
-        if peer in self._transport.paths():
+        if self._transport.path(peer) is not None:
             self._bootstrap.met(peer, addresses)
 
     def _remember(self, peer: PeerId) -> None:
         known = self._directory.offer_of(peer)
-        if known is not None and peer in self._transport.paths():
+        if known is not None and self._transport.path(peer) is not None:
             self._bootstrap.met(peer, known.offer.addresses)
 
     async def _introduce(self) -> None:

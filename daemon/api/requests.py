@@ -1,7 +1,8 @@
 """What a client may send: JSON bodies read strictly into typed requests, every unsupported field refused by name."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -147,6 +148,21 @@ _ROLES = {
 
 def read_openai(kind: type[R], body: bytes, unoffered: Mapping[str, tuple[object, ...]] = NEUTRAL) -> R:
     """Read an OpenAI request; raises ApiError 400 naming the first field that is unsupported or wrong."""
+    try:  # most have no field but ours, and are read once
+        request: R = msgspec.json.decode(body, type=_without_others(kind))
+        return request
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return _read_with_others(kind, body, unoffered)
+
+
+@lru_cache
+def _without_others(kind: type[R]) -> type[R]:
+    """`kind`, read from nothing that has more fields."""
+    closed = msgspec.defstruct(kind.__name__, [], bases=(kind,), frozen=True, kw_only=True, forbid_unknown_fields=True)
+    return cast("type[R]", closed)
+
+
+def _read_with_others(kind: type[R], body: bytes, unoffered: Mapping[str, tuple[object, ...]]) -> R:
     fields = read_body(dict[str, msgspec.Raw], body)
     for name, raw in fields.items():
         if name in kind.__struct_fields__:

@@ -47,7 +47,9 @@ class Server:
 
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [ -~]*)?")
-_FIELD = re.compile(rb"([A-Za-z0-9-]+): ?([!-~](?:[ -~]*[!-~])?)")
+_FIELD = re.compile(rb"([A-Za-z0-9-]+): ?((?:[!-~](?:[ -~]*[!-~])?)?)")
+"""Its value may be empty: llama.cpp sends an Access-Control-Allow-Origin that is."""
+
 _ONCE = (b"content-length", b"transfer-encoding")
 
 
@@ -236,10 +238,15 @@ async def exchange(
             raise EngineError("the engine fell silent")
     finally:
         if isinstance(stream, trio.SocketStream):
-            if idle is not None and reply is not None and reply.is_over():
+            if idle is None or reply is None or not reply.is_over():
+                stream.socket.close()
+            elif server.socket is None:
                 idle.give(stream, trio.current_time())
             else:
-                stream.socket.close()
+                stream.socket.close()  # llama.cpp's server ends each connection with its stream, whatever its head says
+                with contextlib.suppress(OSError):
+                    if spare := _unix_stream(server.socket):
+                        idle.give(spare, trio.current_time())
         elif stream is not None:
             await trio.aclose_forcefully(stream)
 

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from random import Random, SystemRandom
 from typing import Any
 
@@ -37,6 +38,7 @@ from daemon.transport.net_report import net_report
 from daemon.transport.options import TransportCounters, TransportOptions, parse_address
 from daemon.transport.relay import RelayOptions, RelayService
 from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream
+from daemon.transport.swarm import address_of
 from dht.record_store import Opened, OpenRecord
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import Code, RemoteError
@@ -170,6 +172,12 @@ class Libp2pTransport:
                 best[PeerId(str(peer))] = _path(max(live, key=self._swarm.preference), self._relayed_for.get(peer))
         return best
 
+    def path(self, peer: PeerId) -> Path | None:
+        """The best live path to one peer; None where it is not connected."""
+        target = _library_id(peer)
+        live = self._live(target)
+        return _path(max(live, key=self._swarm.preference), self._relayed_for.get(target)) if live else None
+
     def inbound_streams(self) -> Mapping[PeerId, int]:
         """Streams that each peer holds open here; of every protocol, the library's included."""
         return {PeerId(str(peer)): count for peer, count in self._host.slots.held.items()}
@@ -224,7 +232,7 @@ class Libp2pTransport:
 
     async def ping(self, peer: PeerId) -> float:
         """Seconds of one round trip over the best path to `peer`, connecting first where needed; raises TransportError."""
-        if peer not in self.paths():
+        if self.path(peer) is None:
             await self.connect(peer)
         payload = os.urandom(_PING_BYTES)
         for conn in sorted(self._live(_library_id(peer)), key=self._swarm.preference, reverse=True):
@@ -311,6 +319,7 @@ def _refuse_record(_key: str, _value: bytes, _wall: int) -> Opened:
     raise RemoteError(Code.REFUSED, "this peer keeps no records")
 
 
+@lru_cache(maxsize=4096)
 def _library_id(peer: PeerId) -> ID:
     if not is_peer_id(peer):
         raise TransportError(f"{peer[:80]!r} is not a peer id")
@@ -338,13 +347,13 @@ async def _round_trip(peer: PeerId, muxed: MuxedConnection, payload: bytes, time
 def _path(conn: INetConn, relayed_for: float | None) -> Path:
     muxed = conn.muxed_conn
     own = muxed if isinstance(muxed, MuxedConnection) else None
-    addresses = conn.get_transport_addresses()
+    address = address_of(conn)
     relayed = conn.get_connection_type() == ConnectionType.RELAYED
     kind = own.path_kind if own is not None and own.path_kind is not None else PathKind.RELAYED if relayed else PathKind.DIRECT
     return Path(
         kind=kind,
-        transport="quic" if addresses and "/udp/" in str(addresses[0]) else "tcp",
-        address=str(addresses[0]) if addresses else "",
+        transport="quic" if "/udp/" in address else "tcp",
+        address=address,
         rtt=own.rtt if own is not None else None,
         since=own.since if own is not None else 0.0,
         inbound=not muxed.is_initiator,

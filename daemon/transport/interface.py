@@ -117,6 +117,9 @@ class Transport(Protocol):
     def paths(self) -> Mapping[PeerId, Path]:
         """The best live path of every connected peer."""
 
+    def path(self, peer: PeerId) -> Path | None:
+        """The best live path to one peer; None where it is not connected."""
+
     async def connect(self, peer: PeerId, addresses: Sequence[str] = ()) -> None:
         """Reach `peer` (known addresses are tried too); at once if connected; raises TransportError. Bound by 10 s."""
 

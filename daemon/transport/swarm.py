@@ -25,7 +25,7 @@ from libp2p.peer.peerstore import PeerStoreError
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
-from daemon.transport.addresses import remote_end
+from daemon.transport.addresses import remote_end, text_of
 from daemon.transport.dial_errors import DialError, WrongPeerError, other_peer, why
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.options import TransportCounters, TransportOptions
@@ -200,7 +200,7 @@ class HardenedSwarm(Swarm):
         else:
             self.counters.dialed += 1
         self._announced.add(conn)
-        log.debug("connected to %s (%s) at %s", peer, direction, _address_of(conn))
+        log.debug("connected to %s (%s) at %s", peer, direction, address_of(conn))
         for watcher in self.watchers:
             watcher(conn, True)
 
@@ -246,7 +246,7 @@ class HardenedSwarm(Swarm):
         return (
             not (own is not None and own.is_suspect),
             conn.get_connection_type() != ConnectionType.RELAYED,
-            "/udp/" not in _address_of(conn),
+            "/udp/" not in address_of(conn),
             dialer_is_smaller,
             own.since if own is not None else 0.0,
         )
@@ -372,9 +372,10 @@ def _remote_ip(stream: ReadWriteCloser) -> str:
     return remote[0] if remote is not None else ""
 
 
-def _address_of(conn: INetConn) -> str:
+def address_of(conn: INetConn) -> str:
+    """The remote multiaddr of a connection, "" where it has none."""
     addresses = conn.get_transport_addresses()
-    return str(addresses[0]) if addresses else ""
+    return text_of(addresses[0]) if addresses else ""
 
 
 async def _close_quietly(stream: ReadWriteCloser) -> None:

@@ -17,7 +17,7 @@ NEAR, FAR = PACKED_FROM_SECONDS / 10, PACKED_FROM_SECONDS * 2
 async def test_the_shortest_round_trip_of_a_path_decides(autojump_clock: MockClock) -> None:
     path = SimpleNamespace(kind=PathKind.DIRECT, rtt=None, since=0.0)
     paths = {ALICE: path}
-    lines = Lines(cast("Any", SimpleNamespace(paths=lambda: paths)))
+    lines = Lines(cast("Any", SimpleNamespace(path=paths.get)))
 
     async def packs(rtt: float | None, **changes: object) -> bool:
         await trio.sleep(LOOK_SECONDS)

@@ -149,6 +149,17 @@ async def test_cancelling_during_the_prompt_stops_the_engine(
         await idle(engine, 1.0)
 
 
+async def test_the_next_request_finds_a_connection_ready(tiny_engine: HttpEngine, run_folder: Path, running: Running) -> None:
+    async with running(tiny_engine) as engine:
+        first = await finish(engine, job())
+        (socket,) = run_folder.rglob("*.sock")
+        away = socket.rename(socket.with_name("away"))
+        try:
+            assert await finish(engine, job()) == first
+        finally:
+            away.rename(socket)
+
+
 async def idle(engine: HttpEngine, seconds: float) -> None:
     with trio.fail_after(seconds):
         while any(slot["is_processing"] for slot in await slots(engine)):

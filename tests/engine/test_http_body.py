@@ -90,6 +90,8 @@ def test_a_body_of_a_given_length_ends_there() -> None:
     [
         (b"HTTP/1.1 200 OK\r\nServer: llama.cpp\r\ntransfer-encoding: chunked", ChunkedBody),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 3", SizedBody),
+        (b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: \r\nTransfer-Encoding: chunked", ChunkedBody),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: ", None),
         (b"HTTP/1.1 200\r\nConnection: close", OpenBody),
         (b"HTTP/1.1 204 No Content", SizedBody),
         (b"HTTP/1.1 100 Continue", None),

@@ -257,6 +257,10 @@ class MemoryTransport:
     def paths(self) -> Mapping[PeerId, Path]:
         return {peer: link.path for peer, link in self.links.items()}
 
+    def path(self, peer: PeerId) -> Path | None:
+        link = self.links.get(peer)
+        return None if link is None else link.path
+
     def is_connected(self, peer: PeerId) -> bool:
         return peer in self.links
 
