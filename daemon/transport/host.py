@@ -224,7 +224,7 @@ class Libp2pTransport:
                 if given and target in self._relay.keeping.configured:
                     await self._relay.keeping.connect_from_listening_port(target, given[0])
                 else:
-                    await self._swarm.dial(target, given)
+                    await self._swarm.dialing.dial(target, given)
         except trio.TooSlowError:
             raise TransportError(f"{short(peer)} could not be reached in {self._options.connect_timeout:g} s") from None
         except SwarmException as error:

@@ -135,8 +135,8 @@ class Walker:
         if not live:
             addresses = [Multiaddr(text) for text in dial_order(contact.addresses, self._addresses())]
             await self._make_room()
-            await self._swarm.dial(target, addresses)
-            self._dialled[target] = None
+            self._dialled[target] = None  # the dial goes on, and may succeed, after we have given up
+            await self._swarm.dialing.dial(target, addresses)
             live = self._live(target)
         elif target in self._dialled:
             self._dialled.move_to_end(target)

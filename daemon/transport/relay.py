@@ -77,8 +77,8 @@ class RelayService:
         self.stranger_came = False
         """A peer came in over TCP from a public IP that we did not dial before."""
         self._nursery: trio.Nursery | None = None
-        self._swarm.relay_dialer = self.dial
-        self._swarm.relayed_guesses = self._guesses
+        self._swarm.dialing.relay_dialer = self.dial
+        self._swarm.dialing.relayed_guesses = self._guesses
         self._swarm.watchers.append(self._watch)
 
     def _wire_mapper(self) -> None:

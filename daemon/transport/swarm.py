@@ -1,4 +1,4 @@
-"""py-libp2p's swarm with its unsafe parts replaced: who may connect, how peers are dialed, which path is used. Serves nothing.
+"""py-libp2p's swarm with its unsafe parts replaced: who may connect, which path is used. Dials by `dialing`; serves nothing.
 
 A subclass, so that nothing of the library is patched in place and a stock host in the same process stays stock.
 """
@@ -6,8 +6,7 @@ A subclass, so that nothing of the library is patched in place and a stock host 
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -21,12 +20,11 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStoreError
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from daemon.transport.addresses import remote_end, text_of
-from daemon.transport.dial_errors import DialError, WrongPeerError, other_peer, why
+from daemon.transport.dialing import Dialing
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.options import TransportCounters, TransportOptions
 from daemon.transport.tcp import SharedPortTCP
@@ -35,9 +33,6 @@ from protocol.wire.ids import is_peer_id
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0
-
-RelayDialer = Callable[[ID, Multiaddr], Awaitable[INetConn]]
-"""Dials a peer over a /p2p-circuit address and returns the registered connection."""
 
 ConnectionWatcher = Callable[[INetConn, bool], None]
 """(connection, opened): called once when a connection is registered and once when it is gone."""
@@ -62,17 +57,8 @@ class _Connection(SwarmConn):
         await self._notify_disconnected()
 
 
-@dataclass(slots=True)
-class _Dial:
-    """A dial under way, whose outcome those who asked meanwhile share; no error and no connection means it was cancelled."""
-
-    addresses: frozenset[Multiaddr]
-    done: trio.Event = field(default_factory=trio.Event)
-    error: SwarmException | None = None
-
-
 class HardenedSwarm(Swarm):
-    """Admission on accept, concurrent dials without a negative cache, and inbound slots that end with their connection."""
+    """Admission on accept, dials of our own without a negative cache, and inbound slots that end with their connection."""
 
     def __init__(
         self,
@@ -87,9 +73,7 @@ class HardenedSwarm(Swarm):
         super().__init__(peer_id, peerstore, upgrader, transports=[self.tcp], connection_config=config)
         self.options = options
         self.counters = counters
-        self.relay_dialer: RelayDialer | None = None
-        self.relayed_guesses: Callable[[ID], list[Multiaddr]] = lambda _peer: []
-        """Relayed addresses that are worth trying although nobody named them."""
+        self.dialing = Dialing(self)
         self.is_proof: Callable[[ReadWriteCloser], Awaitable[bool]] = _never
         """Whether an inbound connection only proves that we can be dialled."""
         self.watchers: list[ConnectionWatcher] = []
@@ -97,7 +81,6 @@ class HardenedSwarm(Swarm):
         self._inbound = 0
         self._inbound_per_ip: Counter[str] = Counter()
         self._handshakes = trio.CapacityLimiter(options.max_pending_handshakes)
-        self._dials: dict[ID, _Dial] = {}
         self._announced: set[SwarmConn] = set()
 
     async def run(self) -> None:
@@ -254,94 +237,9 @@ class HardenedSwarm(Swarm):
     def _best_connection(self, connections: list[INetConn]) -> INetConn:
         return max(connections, key=self.preference)
 
-    # ---- dialing
-
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
         """Live connections to a peer, made where there are none; raises DialError or WrongPeerError."""
-        return await self.dial(peer_id)
-
-    async def dial(self, peer_id: ID, first: Sequence[Multiaddr] = ()) -> list[INetConn]:
-        """`dial_peer` that tries `first` before what strangers may have told us. Joins a dial under way."""
-        while True:
-            live = [conn for conn in self.connections.get(peer_id, []) if not conn.is_closed]
-            if live:
-                return live
-            under_way = self._dials.get(peer_id)
-            if under_way is None:
-                break
-            await under_way.done.wait()
-            if under_way.error is not None and under_way.addresses.issuperset(first):
-                raise under_way.error
-        addresses = self._dial_order(peer_id, first)
-        dial = self._dials[peer_id] = _Dial(frozenset(addresses))
-        try:
-            return [await self._dial_any(peer_id, addresses)]
-        except SwarmException as error:
-            dial.error = error
-            self.counters.dials_failed += 1
-            raise
-        finally:
-            dial.done.set()
-            del self._dials[peer_id]
-
-    async def _dial_any(self, peer_id: ID, addresses: list[Multiaddr]) -> INetConn:
-        failures: list[tuple[str, str]] = []
-        won: list[INetConn] = []
-        wrong: list[WrongPeerError] = []
-
-        async def attempt(address: Multiaddr, failed: trio.Event, scope: trio.CancelScope) -> None:
-            try:
-                won.append(await self._dial_one(address, peer_id))
-                scope.cancel()
-            except WrongPeerError as error:
-                wrong.append(error)
-                failures.append((str(address), str(error)))
-            except Exception as error:  # noqa: BLE001 - any failure of one address leaves the others
-                failures.append((str(address), why(error)))
-            failed.set()
-
-        with trio.move_on_after(self.options.connect_timeout) as bound:
-            async with trio.open_nursery() as nursery:
-                for address in addresses:
-                    failed = trio.Event()
-                    nursery.start_soon(attempt, address, failed, nursery.cancel_scope)
-                    with trio.move_on_after(self.options.dial_stagger):
-                        await failed.wait()
-        if won:
-            return won[0]
-        if bound.cancelled_caught:
-            tried = {address for address, _ in failures}
-            failures += [(str(a), f"no answer in {self.options.connect_timeout:g} s") for a in addresses if str(a) not in tried]
-        if wrong and len(wrong) == len(failures):
-            raise wrong[0]
-        raise DialError(failures)
-
-    async def _dial_one(self, address: Multiaddr, peer_id: ID) -> INetConn:
-        if _is_relayed(address):
-            if self.relay_dialer is None:
-                raise SwarmException("relayed addresses need the relay service")
-            return await self.relay_dialer(peer_id, address)
-        try:
-            async with self._global_dial_limiter:
-                return await self._dial_addr_single_attempt(address, peer_id)
-        except SwarmException as error:
-            found = other_peer(error)
-            if found is not None:
-                raise WrongPeerError(found) from error
-            raise
-
-    def _dial_order(self, peer_id: ID, first: Sequence[Multiaddr]) -> list[Multiaddr]:
-        try:
-            known = [*first, *self.peerstore.addrs(peer_id)]
-        except PeerStoreError:
-            known = list(first)
-        dialable = self.transport_manager.transport_for_dialing
-        known += self.relayed_guesses(peer_id)
-        usable = [address for address in dict.fromkeys(known) if _is_relayed(address) or dialable(address) is not None]
-        # A relay soon, not last: a peer behind a NAT names many addresses that lead nowhere, and a direct path follows anyway.
-        direct = [address for address in usable if not _is_relayed(address)]
-        relayed = [address for address in usable if _is_relayed(address)]
-        return [*direct[:2], *relayed[:3], *direct[2:]][: self.options.max_dial_addresses]
+        return await self.dialing.dial(peer_id)
 
 
 async def _never(_stream: ReadWriteCloser) -> bool:
@@ -361,10 +259,6 @@ def _connection_config(options: TransportOptions) -> ConnectionConfig:
         inbound_stream_protocol_negotiation_timeout=max(1.0, options.stream_open_timeout),
         auto_connect_interval=3600.0,
     )
-
-
-def _is_relayed(address: Multiaddr) -> bool:
-    return any(protocol.name == "p2p-circuit" for protocol in address.protocols())
 
 
 def _remote_ip(stream: ReadWriteCloser) -> str:

@@ -55,6 +55,38 @@ async def test_connecting_again_is_immediate_and_makes_no_second_connection(runn
         assert b.counters.dialed == 1
 
 
+async def test_a_dial_goes_on_when_its_caller_gives_up(running: Any, until: Any) -> None:
+    gate, accepted = trio.Event(), []
+
+    async with running(2) as (a, b), trio.open_nursery() as nursery:
+        port = int(a.addresses()[0].split("/")[4])
+
+        async def slow_line(incoming: trio.SocketStream) -> None:
+            accepted.append(incoming)
+            await gate.wait()
+            async with incoming, await trio.open_tcp_stream("127.0.0.1", port) as onward, trio.open_nursery() as pipes:
+
+                async def copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+                    async for piece in source:
+                        await sink.send_all(piece)
+                    pipes.cancel_scope.cancel()
+
+                pipes.start_soon(copy, incoming, onward)
+                pipes.start_soon(copy, onward, incoming)
+
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, slow_line, [listener])
+        address = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{a.peer_id}"
+        with trio.move_on_after(0.1) as gave_up:
+            await b.connect(a.peer_id, [address])
+        assert gave_up.cancelled_caught
+        gate.set()
+        await until(lambda: a.peer_id in b.paths())
+        await b.connect(a.peer_id, [address])
+        assert (len(accepted), b.counters.dialed) == (1, 1)
+        nursery.cancel_scope.cancel()
+
+
 async def test_many_callers_share_one_dial(running: Any) -> None:
     async with running(2) as (a, b), trio.open_nursery() as nursery:
         for _ in range(10):
