@@ -23,6 +23,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.evaluation import judgments as judged
+from bench.evaluation import reliability
 from bench.evaluation import votes as voted
 from bench.evaluation.swarms import LEFT_OUT, SWARMS, TOLERANCE
 
@@ -93,6 +94,7 @@ def _vote_row(name: str, gold: int, splits: Sequence[voted.Split], questions: in
     }
     better = max(percent["majority"], percent["best_single"])
     arms = Counter(one.arm for one in splits)
+    said = reliability.table([pair for one in splits for pair in one.confidences])
     return {
         "swarm": name,
         "gold": gold,
@@ -102,7 +104,8 @@ def _vote_row(name: str, gold: int, splits: Sequence[voted.Split], questions: in
         "worst_seed": round(min(100 * (one.chosen - max(one.majority, one.best_single)) for one in splits), 2),
         "arms": dict(arms),
         "why": {one.arm: one.why for one in splits},
-        "calibration_error": round(voted.calibration_error([pair for one in splits for pair in one.confidences]), 2),
+        "calibration_error": round(reliability.error(said), 2),
+        "reliability": said,
         "mean_confidence": round(mean(c for one in splits for c, _ in one.confidences) / 10, 2),
         "mean_gain_milli": round(mean(one.gain_milli for one in splits)),
     }
@@ -113,7 +116,12 @@ def _vote_line(row: dict[str, Any], header: bool) -> str:
     line = "".join(f"{row[name]!s:>{max(8, len(name) + 2)}}" for name in names)
     title = "".join(f"{name:>{max(8, len(name) + 2)}}" for name in names)
     arms = ", ".join(f"{arm} {count}x" for arm, count in row["arms"].items())
-    return (f"{title}  arm\n" if header else "") + f"{line}  {arms}"
+    return (f"{title}  arm\n" if header else "") + f"{line}  {arms}\n{_reliability_line(row)}"
+
+
+def _reliability_line(row: dict[str, Any]) -> str:
+    parts = (f"{one['said']:.0f} {one['right']:.0f} ({one['count']})" for one in row["reliability"])
+    return f"  said and right, percent: {'; '.join(parts)}"
 
 
 def _votes_short(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -154,13 +162,19 @@ def judgments(  # noqa: PLR0913 - the command's options
                 rows.append(_judgment_row(count, liars, splits))
                 if not json_:
                     click.echo(_judgment_line(rows[-1], header=len(rows) == 1))
-    _finish({"file": judgments.name, "humans": humans.name, "seeds": seeds, "rows": rows}, _judgments_short(rows), json_, check)
+    selves = judged.preferences_of_self(given)
+    if not json_:
+        parts = (f"{row['judge']} {row['own_milli']} {row['others_milli']}" for row in selves)
+        click.echo(f"chance in thousandths that a judge, and that others, give its own answers: {'; '.join(parts)}")
+    report = {"file": judgments.name, "humans": humans.name, "seeds": seeds, "rows": rows, "self_preference": selves}
+    _finish(report, _judgments_short(rows), json_, check)
 
 
 def _judgment_row(gold: int, liars: int, splits: Sequence[judged.Split]) -> dict[str, Any]:
     def percent(side: str, field: str) -> float:
         return round(100 * mean(getattr(getattr(one, side), field) for one in splits), 2)
 
+    said = reliability.table([pair for one in splits for pair in one.confidences])
     return {
         "gold": gold,
         "colluding": liars,
@@ -173,13 +187,18 @@ def _judgment_row(gold: int, liars: int, splits: Sequence[judged.Split]) -> dict
         "authors_agreement": percent("authors", "agreement"),
         "authors_top": percent("authors", "top"),
         "target_wins": round(100 * mean(one.pushed for one in splits), 2),
+        "colluders_found": round(100 * mean(one.found for one in splits), 1),
+        "honest_wronged": round(100 * mean(one.wronged for one in splits), 1),
+        "calibration_error": round(reliability.error(said), 2),
+        "reliability": said,
     }
 
 
 def _judgment_line(row: dict[str, Any], header: bool) -> str:
-    line = "".join(f"{value!s:>{max(8, len(name) + 2)}}" for name, value in row.items())
-    title = "".join(f"{name:>{max(8, len(name) + 2)}}" for name in row)
-    return f"{title}\n{line}" if header else line
+    shown = {name: value for name, value in row.items() if name != "reliability"}
+    line = "".join(f"{value!s:>{max(8, len(name) + 2)}}" for name, value in shown.items())
+    title = "".join(f"{name:>{max(8, len(name) + 2)}}" for name in shown)
+    return (f"{title}\n" if header else "") + f"{line}\n{_reliability_line(row)}"
 
 
 def _judgments_short(rows: Sequence[dict[str, Any]]) -> list[str]:

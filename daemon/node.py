@@ -36,6 +36,7 @@ from daemon.engine.catalog import shipped_models
 from daemon.engine.factory import build_engine
 from daemon.engine.interface import Engine
 from daemon.gauges import register_gauges
+from daemon.gold_book import GoldBook
 from daemon.identity import Identity, open_identity
 from daemon.invite_desk import InviteDesk
 from daemon.lan_discovery import LanDiscovery
@@ -124,8 +125,9 @@ class Node:
         self._committee = Committee(
             self._rounds, archive, self._membership.committee, self._reputation.record, config.round, _unix_ms, self._metrics
         )
+        gold = GoldBook(config.data_dir / "gold.json")
         self._committee.weighing = Weighing(
-            self._reputation.tally, lambda peer, skill: self._reputation.score(peer, skill).weight_milli, rng
+            self._reputation.tally, lambda peer, skill: self._reputation.score(peer, skill).weight_milli, gold, rng
         )
         asking = Asking(
             self._serving, self._calls, self._membership.candidates, self._observed, rng, patience(config), config.patience.hedge
@@ -139,6 +141,7 @@ class Node:
         self._probing = Probing(
             asking, self._committee, self._membership.candidates, self._reputation.record, config.probe, rng, toys
         )
+        self._probing.book = gold
         if config.role == "peer":
             self._membership.met = self._reputation.begin
         self._membership.lost = self._rounds.peer_lost

@@ -19,10 +19,11 @@ from daemon.api.backend import AskEvent, AskRequest, Emit, ProbeRequest, ResultE
 from daemon.asking import Asking
 from daemon.committee import MIN_COMMITTEE, Committee
 from daemon.config import ProbeConfig
+from daemon.gold_book import GoldBook, GoldRound
 from daemon.selector import Candidate
 from protocol.job import Job
 from protocol.probes.answers import Known, is_right
-from protocol.probes.gold import Mark, marks_of_round, unanimous
+from protocol.probes.gold import Mark, errors_of_round, marks_of_round, trials_of_round, unanimous
 from protocol.probes.interval import wilson_milli
 from protocol.probes.task import SKILLS, Task, fresh
 from protocol.probes.toy import SKILLS as TOY_SKILLS
@@ -89,6 +90,8 @@ class Probing:
         self._nursery: trio.Nursery | None = None
         self._waiting = 0
         self.outcomes: Counter[str] = Counter()
+        self.book: GoldBook | None = None
+        """Where it is remembered what rounds on known questions showed."""
         committee.replayed = self.round_closed
 
     async def run(
@@ -104,9 +107,13 @@ class Probing:
                 while True:
                     await trio.sleep(FLUSH_SECONDS * self._rng.uniform(0.5, 1.5))
                     self.flush()
+                    if self.book is not None:
+                        await trio.to_thread.run_sync(self.book.save)
         finally:
             self._nursery = None
             self.flush()
+            if self.book is not None:
+                self.book.save()
 
     # ---- our user's questions
 
@@ -244,6 +251,8 @@ class Probing:
             marks = marks_of_round(replayed, known, skill_of(job) if gold is None else gold.task.skill)
             for mark in marks:
                 self._mark(mark)
+            if self.book is not None:
+                self.book.note(GoldRound(trials_of_round(replayed, known), errors_of_round(replayed, known)))
             if gold is not None:
                 gold.marks = marks
             return

@@ -1,8 +1,10 @@
 """A replayed round as the control API shows it, with the sentences that explain its winner. Pure; reads nothing."""
 
+from dataclasses import asdict
 from typing import Any
 
 from daemon.round_archive import Note
+from protocol.round.conduct import self_preference
 from protocol.round.fold import Result
 from protocol.round.transcript import MemberRow, Replayed
 from protocol.wire.ids import short
@@ -50,7 +52,17 @@ def _member(row: MemberRow, replayed: Replayed) -> dict[str, Any]:
         "draw_weight_milli": candidate.weight_milli,
         "vote_weight_milli": candidate.answer_weight_milli,
         "judge_weight_milli": candidate.judge_weight_milli,
+        "favourite_weight_milli": candidate.favourite_weight_milli,
+        "strength_milli": candidate.strength_milli,
+        "block": candidate.block,
+        "self_preference": _self_preference(row, replayed),
     }
+
+
+def _self_preference(row: MemberRow, replayed: Replayed) -> dict[str, int] | None:
+    class_of = {each.seat: each.class_index for each in replayed.members if each.class_index is not None}
+    found = self_preference(row.seat, replayed.ballots, class_of)
+    return None if found is None else asdict(found)
 
 
 def ballot_rows(replayed: Replayed) -> list[dict[str, Any]]:
@@ -119,8 +131,30 @@ def _why(replayed: Replayed, result: Result | None) -> list[str]:
     others = sorted((row for index, row in enumerate(result.classes) if index != result.winner), key=lambda row: row.rank)
     if others:
         lead = (winner.score_micro - others[0].score_micro) / 1_000_000
-        sentences.append(f"it leads the next class by {lead:.2f} nats: confidence {result.confidence_milli / 10:.1f}%")
+        sentences.append(f"it leads the next class by {lead:.2f} nats")
+    gain = header.fold.confidence_gain_milli
+    learned = "at a gain of 1, as gold says no other" if gain == 1000 else f"at the gain that was right on gold, {gain / 1000:g}"
+    sentences.append(f"confidence {result.confidence_milli / 10:.1f}%: its leads over every other answer, {learned}")
     names = [short(row.peer_id) for row in replayed.members]
+    sentences += _conduct(replayed, names)
     sentences += [f"{names[seat]} sealed an answer and did not reveal it: last place" for seat in result.aborted]
     sentences += [f"{names[seat]} signed two different statements and was dropped" for seat in result.dropped]
     return sentences
+
+
+def _conduct(replayed: Replayed, names: list[str]) -> list[str]:
+    """Who counts as one voice, and which judges prefer their own answers beyond what others see in them."""
+    blocks: dict[int, list[str]] = {}
+    numbers = {candidate.peer_id: candidate.block for candidate in replayed.header.candidates}
+    sentences = []
+    for row in replayed.members:
+        if numbers[row.peer_id]:
+            blocks.setdefault(numbers[row.peer_id], []).append(names[row.seat])
+        found = _self_preference(row, replayed)
+        if found is not None and found["own_milli"] > found["others_milli"]:
+            own, others = found["own_milli"] / 10, found["others_milli"] / 10
+            sentences.append(
+                f"{names[row.seat]} prefers its own answer with {own:.1f}%, where other judges do with {others:.1f}%"
+            )
+    together = [f"{', '.join(found)} err together on gold far beyond chance: one voice" for found in blocks.values() if found[1:]]
+    return together + sentences

@@ -1,11 +1,12 @@
 """Puts what gold says of peers into a round's header: weights, the arm, and what the round is expected to be worth.
 
-Decides no verdict and asks nobody: it reads tallies that the claim store computes.
+Decides no verdict and asks nobody: it reads tallies that the claim store computes, and what our own gold rounds showed.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Protocol
 
 import msgspec
 
@@ -14,7 +15,7 @@ from protocol.round.expectation import Expected, Seat, of_round, of_route
 from protocol.round.messages import Candidate, FoldParameters
 from protocol.round.normal_forms import kind_of
 from protocol.round.weights import Evidence, Known, Trials, choose_arm, shares_micro, weigh
-from protocol.skills import GENERAL, broader, judging, skill_of
+from protocol.skills import GENERAL, broader, favoured, judging, skill_of
 from protocol.wire.ids import PeerId
 
 TallyOf = Callable[[PeerId, str], Evidence]
@@ -25,6 +26,28 @@ DrawWeight = Callable[[PeerId, str], int]
 
 CLOSE_MICRO = 20_000
 """Peers within two points of the best are as good for routing; the selector then takes the soonest of them."""
+
+
+class GoldRounds(Protocol):
+    """What our rounds on known questions showed."""
+
+    def gain_milli(self, arm: str) -> int:
+        """The gain under which confidences of this arm were right."""
+        ...
+
+    def blocks(self) -> tuple[frozenset[str], ...]:
+        """Peers that err together far beyond chance."""
+        ...
+
+
+class NoGoldRounds:
+    """Nothing was shown yet."""
+
+    def gain_milli(self, arm: str) -> int:
+        return 1000
+
+    def blocks(self) -> tuple[frozenset[str], ...]:
+        return ()
 
 
 def _nothing(peer: PeerId, skill: str) -> Evidence:
@@ -56,11 +79,14 @@ class Planned:
 
 
 class Weighing:
-    """Weights from `tally` and tickets from `earned`, for each question's topic."""
+    """Weights from `tally` and tickets from `earned`, for each question's topic; blocks and gains from `gold`."""
 
-    def __init__(self, tally: TallyOf = _nothing, earned: DrawWeight = _alike, rng: Random | None = None) -> None:
+    def __init__(
+        self, tally: TallyOf = _nothing, earned: DrawWeight = _alike, gold: GoldRounds | None = None, rng: Random | None = None
+    ) -> None:
         self._tally = tally
         self._earned = earned
+        self._gold = NoGoldRounds() if gold is None else gold
         self._rng = rng or Random(0)  # noqa: S311 - an estimate
 
     def plan(self, candidates: Sequence[Candidate], job: Job, strategy: str, committee: int) -> Planned:
@@ -68,9 +94,12 @@ class Weighing:
         topic = skill_of(job)
         known = [self._known(PeerId(candidate.peer_id), topic) for candidate in candidates]
         weighed = weigh(known)
-        told = any(one.answering.right_milli + one.answering.wrong_milli for one in known)
+        told = any(_trials(one.answering) for one in known)
         choice = choose_arm(weighed, prose=topic == GENERAL, known=told)
         alike = strategy == "majority"
+        invited = {candidate.peer_id for candidate in candidates}
+        shared = [peers for peers in self._gold.blocks() if len(peers & invited) > 1]
+        block = {peer: number for number, peers in enumerate(shared, 1) for peer in peers}
         placed = tuple(
             msgspec.structs.replace(
                 candidate,
@@ -79,6 +108,7 @@ class Weighing:
                 judge_weight_milli=1000 if alike else one.judge_milli,
                 favourite_weight_milli=None if alike else one.favourite_milli,
                 strength_milli=0 if alike else one.strength_milli,
+                block=block.get(candidate.peer_id, 0),
             )
             for candidate, one in zip(candidates, weighed, strict=True)
         )
@@ -90,10 +120,16 @@ class Weighing:
         ]
         best = max(answers, default=0)
         arm = "majority" if alike else choice.arm
+        fold = FoldParameters(
+            arm="fuse" if arm == "majority" else arm,
+            position_bias=True,
+            answers=kind_of(job),
+            confidence_gain_milli=self._gold.gain_milli(arm),
+        )
         return Planned(
             topic,
             placed,
-            FoldParameters(arm="fuse" if arm == "majority" else arm, position_bias=True, answers=kind_of(job)),
+            fold,
             arm,
             "a majority counts every vote alike" if alike else choice.why,
             of_round(seats, judged=not alike and arm != "best", rng=self._rng),
@@ -103,11 +139,18 @@ class Weighing:
         )
 
     def _known(self, peer: PeerId, topic: str) -> Known:
-        return Known(self._of(peer, topic), self._of(peer, judging(topic)), None, max(1, self._earned(peer, topic)))
+        others, first = self._of(peer, judging(topic)), self._of(peer, favoured(topic))
+        told_apart = _trials(others) > 0 and _trials(first) > 0
+        known = others if _trials(others) else first
+        return Known(self._of(peer, topic), known, first if told_apart else None, max(1, self._earned(peer, topic)))
 
     def _of(self, peer: PeerId, skill: str) -> Evidence:
         """The record in a fine skill, or in the topic it is part of where there is none."""
         record = self._tally(peer, skill)
-        if record.right_milli + record.wrong_milli or broader(skill) == skill:
+        if _trials(record) or broader(skill) == skill:
             return record
         return self._tally(peer, broader(skill))
+
+
+def _trials(record: Evidence) -> int:
+    return record.right_milli + record.wrong_milli

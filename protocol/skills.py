@@ -25,6 +25,9 @@ TOPIC_OF_TOY: Mapping[str, str] = {
 JUDGING = "judge."
 """In front of a topic: judging answers to its questions, as opposed to answering them."""
 
+FAVOURED = "judge.first."
+"""In front of a topic: judging pairs that hold the answer which the judge puts first."""
+
 _TOY = re.compile(
     r"\s*(?:(add|mod) [0-9]{1,6} [0-9]{1,6}|(rev|sort) [a-z]{1,32}|(bool) [xy!()&|^]{1,64}|(conv) [0-9]{1,6} [a-z]{1,8})\s*"
 )
@@ -105,11 +108,16 @@ def judging(topic: str) -> str:
     return f"{JUDGING}{topic}"
 
 
+def favoured(topic: str) -> str:
+    """The skill of judging pairs of answers to questions of `topic` that hold what the judge puts first."""
+    return f"{FAVOURED}{topic}"
+
+
 def broader(skill: str) -> str:
     """The topic that a toy skill, or the judging of one, is a part of; any other skill itself."""
-    topic = skill.removeprefix(JUDGING)
-    found = TOPIC_OF_TOY.get(topic, topic)
-    return judging(found) if skill.startswith(JUDGING) else found
+    start = next((prefix for prefix in (FAVOURED, JUDGING) if skill.startswith(prefix)), "")
+    topic = skill.removeprefix(start)
+    return f"{start}{TOPIC_OF_TOY.get(topic, topic)}"
 
 
 def _count(cues: re.Pattern[str], text: str) -> int:

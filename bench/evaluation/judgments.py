@@ -3,14 +3,18 @@
 import csv
 import gzip
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as Set_
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import mean
 
 from protocol.round.ballots import favourites, preferences
+from protocol.round.blocks import RIGHT, SILENT, Errors, blocks
+from protocol.round.calibration import Trial, confidence_milli, gain_milli
 from protocol.round.classes import classes_of
-from protocol.round.fold import Contributions, Result, Voice, fold
+from protocol.round.conduct import self_preference
+from protocol.round.fold import Contributions, Result, Voice, fold, leads_milli
 from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters, Judgement
 from protocol.round.weights import Trials, judge_weights_milli, strengths_milli
 from protocol.wire.ids import sha256
@@ -64,12 +68,16 @@ def read_set(judgments: Path, humans: Path) -> Set:
 @dataclass(frozen=True, slots=True)
 class Split:
     """The questions of one seed that are not gold: our fold, uniform Bradley-Terry, and the authors' order on gold without any
-    judge; `pushed` is how often the colluders' target wins ours."""
+    judge. `pushed` is how often the colluders' target wins ours; `found` and `wronged` are the shares of colluders and of all
+    others that gold shows as part of a block."""
 
     ours: Figures
     uniform: Figures
     authors: Figures
     pushed: float
+    found: float
+    wronged: float
+    confidences: tuple[tuple[int, bool], ...]
 
 
 def split(given: Set, gold: int, colluders: int, seed: int) -> Split:
@@ -84,14 +92,53 @@ def split(given: Set, gold: int, colluders: int, seed: int) -> Split:
     hidden = order[gold:]
     ours = {question: rank(question, given, ballots[question], weighed) for question in hidden}
     uniform = {question: rank(question, given, ballots[question], alike) for question in hidden}
+    trials = [_left_out(given, ballots, order[:gold], place) for place in range(gold)]
+    gain = gain_milli(trials)
+    sure = tuple((confidence_milli(leads_milli(ours[q]), gain), _is_top(given, q, ours[q].winner_seat)) for q in hidden)
     pushed = mean(ours[question].winner_seat == targets[question] for question in hidden) if colluders else 0.0
+    blocked = frozenset[int]().union(*blocks_of(given, ballots, order[:gold]))
     strengths = {seat: voice.strength_milli for seat, voice in weighed.items()}
     return Split(
         figures(given, {question: scores(result) for question, result in ours.items()}),
         figures(given, {question: scores(result) for question, result in uniform.items()}),
         figures(given, dict.fromkeys(hidden, strengths)),
         pushed,
+        _share(liars, blocked),
+        _share([seat for seat in range(len(given.names)) if seat not in liars], blocked),
+        sure,
     )
+
+
+def _share(seats: Sequence[int], blocked: Set_[int]) -> float:
+    return sum(seat in blocked for seat in seats) / max(1, len(seats))
+
+
+def blocks_of(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str]) -> list[frozenset[int]]:
+    """Judges that err together on gold: on pairs that hold what they put first, where people have a majority."""
+    seats = tuple(range(len(given.names)))
+    found = []
+    for question in gold:
+        told = {judge: preferences(cast) for judge, cast in ballots[question].items()}
+        first = {judge: favourites(odds) for judge, odds in told.items()}
+        pairs = []
+        for (a, b), said_by_people in sorted(given.people.get(question, {}).items()):
+            people = _sign(sum(said_by_people))
+            telling = {judge for judge in told if people and (a in first[judge]) != (b in first[judge])}
+            pairs.append(
+                "".join(
+                    SILENT if judge not in telling else RIGHT if _sign(told[judge].get((a, b), 0)) == people else "x"
+                    for judge in seats
+                )
+            )
+        found.append(Errors(tuple(map(str, seats)), SILENT * len(seats), tuple(pairs)))
+    return [frozenset(map(int, block)) for block in blocks(found)]
+
+
+def _left_out(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str], place: int) -> Trial:
+    """How the fold does on one gold question with weights from all the others."""
+    question = gold[place]
+    result = rank(question, given, ballots[question], voices_of(given, ballots, [*gold[:place], *gold[place + 1 :]]))
+    return leads_milli(result), _is_top(given, question, result.winner_seat)
 
 
 def collude(ballots: Ballots, liars: Sequence[int], target: int) -> Ballots:
@@ -130,7 +177,11 @@ def voices_of(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str]) -
                 held[1] += 500 * (1 - said * people)
     others, first, authors = ([Trials(*held) for held in part] for part in records)
     weights, strengths = judge_weights_milli([*others, *first]), strengths_milli(authors)
-    return {seat: Voice(1000, weights[seat], bytes([seat]), weights[count + seat], strengths[seat]) for seat in range(count)}
+    shared = {seat: min(block) for block in blocks_of(given, ballots, gold) for seat in block}
+    return {
+        seat: Voice(1000, weights[seat], bytes([shared.get(seat, seat)]), weights[count + seat], strengths[seat])
+        for seat in range(count)
+    }
 
 
 def rank(question: str, given: Set, ballots: Ballots, weighed: Mapping[int, Voice]) -> Result:
@@ -157,16 +208,34 @@ def figures(given: Set, ranked: Mapping[str, Mapping[int, int]]) -> Figures:
     votes: list[float] = []
     tops: list[bool] = []
     for question, score in ranked.items():
-        net = dict.fromkeys(score, 0.0)
         for (a, b), said in given.people.get(question, {}).items():
             ours = 0.5 + 0.5 * _sign(score[a] - score[b])
-            net[a] += mean(said)
-            net[b] -= mean(said)
             if sum(said):
                 pairs.append(ours if sum(said) > 0 else 1 - ours)
             votes += [ours if vote > 0 else 1 - ours for vote in said if vote]
-        tops.append(net[max(score, key=lambda seat: score[seat])] >= max(net.values()) - 1e-9)
+        tops.append(_is_top(given, question, max(score, key=lambda seat: score[seat])))
     return Figures(mean(pairs), mean(votes), mean(tops))
+
+
+def _is_top(given: Set, question: str, seat: int) -> bool:
+    """Whether people put this author's answer first, be it among others."""
+    net = dict.fromkeys(range(len(given.names)), 0.0)
+    for (a, b), said in given.people.get(question, {}).items():
+        net[a] += mean(said)
+        net[b] -= mean(said)
+    return net[seat] >= max(net.values()) - 1e-9
+
+
+def preferences_of_self(given: Set) -> list[dict[str, str | int]]:
+    """By judge: the chance in thousandths that it gives its own answers, and that the other judges give them."""
+    rows: list[dict[str, str | int]] = []
+    for seat, name in enumerate(given.names):
+        class_of = {each: each for each in range(len(given.names))}
+        found = [one for ballots in given.ballots.values() if (one := self_preference(seat, ballots, class_of)) is not None]
+        pairs = max(1, sum(one.pairs for one in found))
+        own = sum(one.own_milli * one.pairs for one in found) // pairs
+        rows.append({"judge": name, "own_milli": own, "others_milli": sum(o.others_milli * o.pairs for o in found) // pairs})
+    return rows
 
 
 def _sign(value: float) -> int:

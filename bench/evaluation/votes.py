@@ -10,12 +10,10 @@ from statistics import mean
 
 from protocol.round.calibration import confidence_milli, gain_milli
 from protocol.round.classes import classes_of, voices
-from protocol.round.fold import Contributions, Result, Voice, fold
+from protocol.round.fold import Contributions, Result, Voice, fold, leads_milli
 from protocol.round.messages import FoldParameters
 from protocol.round.weights import Known, Trials, answer_weights_milli, choose_arm, weigh
 from protocol.wire.ids import Hash, sha256
-
-BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def split(questions: Sequence[Question], gold: int, seed: int) -> Split:
             hits[name].append(is_right(question, found))
         fused = results["fuse"]
         if fused is not None:
-            sure.append((confidence_milli(leads(fused), gain), hits["fuse"][-1]))
+            sure.append((confidence_milli(leads_milli(fused), gain), hits["fuse"][-1]))
     accuracy = {name: mean(values) for name, values in hits.items()}
     singles = [mean(question.letters[m] == question.answer for question in hidden) for m in range(members)]
     chosen = accuracy["gold_best" if choice.arm == "best" else "fuse"]
@@ -106,7 +104,7 @@ def left_out(shown: Sequence[Question], place: int, members: int) -> tuple[tuple
     """How the fold does on one gold question with weights from all the others."""
     question = shown[place]
     result = verdict(question, answer_weights_milli(tally([*shown[:place], *shown[place + 1 :]], members)), "fuse")
-    return None if result is None else (leads(result), is_right(question, result))
+    return None if result is None else (leads_milli(result), is_right(question, result))
 
 
 def verdict(question: Question, weights: Sequence[int], arm: str) -> Result | None:
@@ -124,20 +122,3 @@ def verdict(question: Question, weights: Sequence[int], arm: str) -> Result | No
 def is_right(question: Question, result: Result | None) -> bool:
     """Whether the winner's letter is the right one."""
     return result is not None and question.letters[result.winner_seat] == question.answer
-
-
-def leads(result: Result) -> tuple[int, ...]:
-    """The winner's leads over the other classes, in milli-nats."""
-    best = result.classes[result.winner].score_micro
-    return tuple((best - row.score_micro) // 1000 for index, row in enumerate(result.classes) if index != result.winner)
-
-
-def calibration_error(confidences: Sequence[tuple[int, bool]]) -> float:
-    """Expected calibration error in points: confidence against accuracy in ten bins, weighed by how many fall into each."""
-    bins: dict[int, list[tuple[int, bool]]] = {}
-    for confidence, right in confidences:
-        bins.setdefault(min(BINS - 1, confidence * BINS // 1000), []).append((confidence, right))
-    total = len(confidences)
-    return sum(
-        len(rows) / total * abs(mean(c for c, _ in rows) / 10 - 100 * mean(right for _, right in rows)) for rows in bins.values()
-    )

@@ -66,10 +66,7 @@ def committee_of(theirs: Replayed, recording: Recording) -> Committee:
     """Who sat in a daemon's round, as members of the recording."""
     candidates = {candidate.peer_id: candidate for candidate in theirs.header.candidates}
     seated = [candidates[row.peer_id] for row in theirs.members]
-    voices = {
-        seat: Voice(c.answer_weight_milli, c.judge_weight_milli, c.config_digest, c.favourite_weight_milli, c.strength_milli)
-        for seat, c in enumerate(seated)
-    }
+    voices = {seat: Voice.of(candidate) for seat, candidate in enumerate(seated)}
     members = tuple(recording.models.index(candidate.model) for candidate in seated)
     return Committee(members, tuple(row.peer_id for row in theirs.members), voices, theirs.header.fold)
 

@@ -1,17 +1,25 @@
-"""What a round shows of its members when the right answer to its question is known: who answered right, and who judged right.
+"""What a round shows of its members when the right answer to its question is known: who answered and judged right, who erred with
+whom, and how sure the round was of what.
 
-A gold round is a round like any other, so no member can tell that its ballots will be marked. Marks are counts, and nothing else
-of the round enters: agreement with other members is never evidence (research: it ranks the best judge last).
+A gold round is a round like any other, so no member can tell that its ballots will be marked. Nothing else of the round enters:
+agreement with other members is never evidence (research: it ranks the best judge last). Our own member is left out of everything:
+in a gold round it says what we made it say.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from protocol.probes.answers import Known, is_right
-from protocol.round.ballots import preferences
+from protocol.round.ballots import Pair, favourites, preferences
+from protocol.round.blocks import RIGHT, SILENT, Errors
+from protocol.round.calibration import Trial
+from protocol.round.classes import AnswerClass
+from protocol.round.fold import Contributions, Voice, fold, leads_milli
 from protocol.round.transcript import Replayed
-from protocol.skills import judging
+from protocol.skills import favoured, judging
 from protocol.wire.ids import PeerId
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +33,8 @@ class Mark:
 
 
 def marks_of_round(replayed: Replayed, known: Known, skill: str) -> list[Mark]:
-    """Marks of each member but the requester, who knew the answer: for its own answer, and for each pair that it judged.
+    """Marks of each member but the requester: for its own answer, and for each pair that it judged. Where a ballot has others
+    too, pairs that hold what the judge puts first are marked apart, because a bought judge lies there and nowhere else.
 
     A pair counts where exactly one of the two answers is right. A judge that prefers neither has not found the right one: wrong.
     """
@@ -37,12 +46,58 @@ def marks_of_round(replayed: Replayed, known: Known, skill: str) -> list[Mark]:
             continue
         if row.class_index is not None:
             marks.append(_mark(peer, skill, [right[row.class_index]]))
-        found = preferences(replayed.ballots.get(row.seat, ()))
-        telling = {pair: odds for pair, odds in found.items() if right[pair[0]] != right[pair[1]]}
-        if telling:
-            verdicts = [odds > 0 if right[first] else odds < 0 for (first, _), odds in telling.items()]
-            marks.append(_mark(peer, judging(skill), verdicts))
+        first = _favourites(replayed, row.seat)
+        verdicts: dict[bool, list[bool]] = {False: [], True: []}
+        for pair, preferred in _telling(replayed, row.seat, right).items():
+            verdicts[_holds(pair, first)].append(preferred)
+        if verdicts[False]:
+            marks.append(_mark(peer, judging(skill), verdicts[False]))
+        if verdicts[True]:
+            marks.append(_mark(peer, favoured(skill) if verdicts[False] else judging(skill), verdicts[True]))
     return marks
+
+
+def errors_of_round(replayed: Replayed, known: Known) -> Errors:
+    """Who erred with whom: in its answer, and in judging pairs that hold what it puts first."""
+    right = [is_right(known, answer) for answer in replayed.answers]
+    rows = [row for row in replayed.members if row.peer_id != replayed.requester]
+    answers = "".join(
+        SILENT if row.class_index is None else RIGHT if right[row.class_index] else _LETTERS[row.class_index % len(_LETTERS)]
+        for row in rows
+    )
+    told: dict[Pair, dict[int, bool]] = {}
+    for row in rows:
+        first = _favourites(replayed, row.seat)
+        for pair, preferred in _telling(replayed, row.seat, right).items():
+            if _holds(pair, first):
+                told.setdefault(pair, {})[row.seat] = preferred
+    pairs = [
+        "".join(SILENT if row.seat not in said else RIGHT if said[row.seat] else "x" for row in rows)
+        for _, said in sorted(told.items())
+    ]
+    return Errors(tuple(row.peer_id for row in rows), answers, tuple(pairs))
+
+
+def trials_of_round(replayed: Replayed, known: Known) -> dict[str, Trial]:
+    """By arm, the leads of the winner and whether it was right: by the arm of this round, and by a majority."""
+    classes = [
+        AnswerClass(answer, answer, tuple(row.seat for row in replayed.members if row.class_index == place), 0)
+        for place, answer in enumerate(replayed.answers)
+    ]
+    ours = tuple(row.seat for row in replayed.members if row.peer_id == replayed.requester)
+    if all(set(found.seats) <= set(ours) for found in classes):
+        return {}
+    candidates = {one.peer_id: one for one in replayed.header.candidates}
+    weighed = {row.seat: Voice.of(candidates[row.peer_id]) for row in replayed.members}
+    alike = {row.seat: Voice(1000, 1000, candidates[row.peer_id].config_digest) for row in replayed.members}
+    parameters = replayed.header.fold
+    found = {}
+    for arm, voices, ballots in ((parameters.arm, weighed, replayed.ballots), ("majority", alike, {})):
+        strategy = "majority" if arm == "majority" else "rank"
+        given = Contributions(replayed.round, strategy, parameters, voices, tuple(classes), ballots, dropped=ours)
+        result = fold(given)
+        found[arm] = (leads_milli(result), is_right(known, replayed.answers[result.winner]))
+    return found
 
 
 def unanimous(replayed: Replayed, least: int, configurations: Mapping[str, bytes]) -> str | None:
@@ -54,6 +109,20 @@ def unanimous(replayed: Replayed, least: int, configurations: Mapping[str, bytes
         return None
     voices = {configurations[row.peer_id] for row in replayed.members if row.revealed}
     return replayed.answers[0] if len(voices) >= least else None
+
+
+def _telling(replayed: Replayed, seat: int, right: list[bool]) -> dict[Pair, bool]:
+    """By pair of which one answer is right, whether this seat prefers it."""
+    found = preferences(replayed.ballots.get(seat, ()), replayed.header.fold.position_bias)
+    return {(a, b): odds > 0 if right[a] else odds < 0 for (a, b), odds in found.items() if right[a] != right[b]}
+
+
+def _favourites(replayed: Replayed, seat: int) -> frozenset[int]:
+    return favourites(preferences(replayed.ballots.get(seat, ()), replayed.header.fold.position_bias))
+
+
+def _holds(pair: Pair, first: frozenset[int]) -> bool:
+    return (pair[0] in first) != (pair[1] in first)
 
 
 def _mark(peer: PeerId, skill: str, verdicts: list[bool]) -> Mark:

@@ -5,7 +5,8 @@ Arm `fuse` (a majority is its case without judges):
         + judge_gain * (sum of |judge weights|) * mean over opponents o of C(c, o)
     C(c, o) = sum over judges of weight * (P(c beats o) - 1/2), over the sum of their |weights|
 P is the logistic function of a judge's clamped log-odds (both orders averaged first, which cancels a taste for the first place);
-a judge of negative weight counts by its opposite. Weights are log-odds, so scores are too, and the confidence is their softmax.
+a judge of negative weight counts by its opposite. Weights are log-odds, so scores are too, and the confidence is the softmax of
+their leads, scaled by the gain under which it was right on gold.
 Averaging within a pair before summing keeps a class that fewer judges saw from being scaled down.
 
 Arm `rank`: where no two answers are equal, ridge Bradley-Terry over the judges' evidence, in which each answer is drawn to what
@@ -21,9 +22,10 @@ import msgspec
 
 from protocol.round.ballots import PairSum, PairSums, Said, heard, ratio
 from protocol.round.bradley_terry import strengths_milli
+from protocol.round.calibration import confidence_milli
 from protocol.round.classes import AnswerClass, tie_break, voices
-from protocol.round.logistic import softmax_first_milli
-from protocol.round.messages import FoldParameters, Judgement
+from protocol.round.messages import Candidate, FoldParameters, Judgement
+from protocol.round.weights import WRONG_WAYS
 from protocol.wire.codec import Message, encode
 from protocol.wire.ids import Hash, HashField, sha256
 
@@ -78,13 +80,25 @@ class Result(Message, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A seat's weights in this round, in milli-nats, and the configuration it shares a voice with."""
+    """A seat's weights in this round, in milli-nats, and the configuration (or block) it shares a voice with."""
 
     answer_weight_milli: int
     judge_weight_milli: int
     config_digest: bytes
     favourite_weight_milli: int | None = None
     strength_milli: int = 0
+
+    @classmethod
+    def of(cls, candidate: Candidate) -> "Voice":
+        """What a header says of a candidate."""
+        shared = sha256(b"swarmd/1/round/block", bytes([candidate.block])) if candidate.block else candidate.config_digest
+        return cls(
+            candidate.answer_weight_milli,
+            candidate.judge_weight_milli,
+            shared,
+            candidate.favourite_weight_milli,
+            candidate.strength_milli,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +137,12 @@ def fold(given: Contributions) -> Result:
     scores = _ranked(given, judged, judge_total) if ranked else _scores(given, vote_micro, wins, judge_total)
     order = sorted(standing, key=lambda index: (-scores[index], tie_break(given.round, given.classes[index].key)))
     ranks = {index: place + 1 for place, index in enumerate(order)}
-    winner = order[0]
+    winner, basis = order[0], _basis(given, bool(judged), ranked)
+    leads = _leads([scores[index] for index in order], basis)
     return Result(
         round=given.round,
         strategy=given.strategy,
-        basis=_basis(given, bool(judged), ranked),
+        basis=basis,
         classes=tuple(
             ClassRow(
                 sha256(found.text.encode()),
@@ -150,8 +165,22 @@ def fold(given: Contributions) -> Result:
         dropped=tuple(sorted(given.dropped)),
         winner=winner,
         winner_seat=members[winner][0],
-        confidence_milli=softmax_first_milli(tuple((scores[winner] - scores[index]) // 1000 for index in order[1:])),
+        confidence_milli=confidence_milli(leads, given.fold.confidence_gain_milli),
     )
+
+
+def leads_milli(result: Result) -> tuple[int, ...]:
+    """What the winner leads by, in milli-nats: over each other class, and over each wrong answer that nobody gave."""
+    standing = [row.score_micro for index, row in enumerate(result.classes) if row.seats and index != result.winner]
+    return _leads([result.classes[result.winner].score_micro, *standing], result.basis)
+
+
+def _leads(scores: Sequence[int], basis: Basis) -> tuple[int, ...]:
+    """`scores` with the winner's first. An answer that nobody gave scores 0 and may be the right one: without it, a single voice
+    would be certain. Where judges rank prose, the best of what there is, is asked for."""
+    best = scores[0]
+    unsaid = 0 if basis == "ranked" else max(1, WRONG_WAYS + 1 - len(scores))
+    return (*((best - score) // 1000 for score in scores[1:]), *(max(0, best // 1000),) * unsaid)
 
 
 def _basis(given: Contributions, judged: bool, ranked: bool) -> Basis:

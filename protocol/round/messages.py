@@ -67,7 +67,7 @@ class Candidate(Message, frozen=True):
     as log-odds in milli-nats (1000 where nothing is known): negative for a peer that is wrong more often than chance.
     `favourite_weight_milli`, where given, is what its judgements of pairs count for that hold the answer it puts first: that is
     where a bought judge lies, and nowhere else. `strength_milli` is what is expected of its answers where answers are ranked, as
-    log-odds of being right or preferred.
+    log-odds of being right or preferred. Candidates of one `block` (0: of none) err together beyond chance: they share a voice.
     """
 
     peer_id: PeerIdField
@@ -78,6 +78,7 @@ class Candidate(Message, frozen=True):
     judge_weight_milli: Weight = 1000
     favourite_weight_milli: Weight | None = None
     strength_milli: Weight = 0
+    block: Annotated[int, msgspec.Meta(ge=0, le=MAX_CANDIDATES)] = 0
 
 
 class Durations(Message, frozen=True):
@@ -111,6 +112,7 @@ class FoldParameters(Message, frozen=True):
     are equal; else it is `fuse`), `best` takes the answer of the member
     of most answer weight. `position_bias`: whether a judge's taste for the first place, as its swapped pairs show it, is taken
     off the others. `answers`: by which kind's normal form answers are equal (protocol/round/normal_forms.py).
+    `confidence_gain_milli`: what the winner's leads are scaled by before they become a confidence.
     """
 
     vote_gain_milli: Gain = 1000
@@ -124,6 +126,7 @@ class FoldParameters(Message, frozen=True):
     arm: Literal["fuse", "rank", "best"] = "fuse"
     position_bias: bool = False
     answers: Literal["exact", "number", "choice", "code", "short"] = "exact"
+    confidence_gain_milli: Gain = 1000
 
 
 class Header(Message, frozen=True, tag="header"):

@@ -172,11 +172,7 @@ class Tally:
         )
 
     def _voices(self) -> Mapping[int, Voice]:
-        chosen = [self.record.candidates[peer] for peer in self.seats]
-        return {
-            seat: Voice(c.answer_weight_milli, c.judge_weight_milli, c.config_digest, c.favourite_weight_milli, c.strength_milli)
-            for seat, c in enumerate(chosen)
-        }
+        return {seat: Voice.of(self.record.candidates[peer]) for seat, peer in enumerate(self.seats)}
 
     def _classes(self, revealed: Mapping[int, Held]) -> tuple[AnswerClass, ...]:
         answers = {seat: held.message.answer for seat, held in revealed.items() if isinstance(held.message, Reveal)}

@@ -37,7 +37,14 @@ async def committee(swarm: Swarm, *answers: str, **engine: float) -> list[Peer]:
 
 def backend_of(peer: Peer) -> NodeBackend:
     parts = Parts(
-        peer.transport, peer.membership, peer.serving, peer.asking, peer.committee, peer.archive, peer.reputation, peer.metrics,
+        peer.transport,
+        peer.membership,
+        peer.serving,
+        peer.asking,
+        peer.committee,
+        peer.archive,
+        peer.reputation,
+        peer.metrics,
         Embedding(peer.asking),
     )
     return NodeBackend(Life(1, 0.0, "/run/api.sock"), parts)
@@ -331,3 +338,57 @@ async def test_auto_asks_a_committee_of_equals_that_judge_well(swarm: Swarm, aut
     assert shown is not None
     assert len(shown["ballots"]) > 0
     assert {"peer_id", "first", "second", "log_odds_milli"} == set(shown["ballots"][0])
+
+
+class _ShownGold:
+    """Two peers that err together, and confidences that were twice too sure."""
+
+    def __init__(self, *block: str) -> None:
+        self._block = frozenset(block)
+
+    def gain_milli(self, arm: str) -> int:
+        return 500
+
+    def blocks(self) -> tuple[frozenset[str], ...]:
+        return (frozenset({"somebody", "away"}), self._block)
+
+
+async def test_a_block_is_one_voice_and_confidence_is_as_gold_says(swarm: Swarm, autojump_clock: Clock) -> None:
+    peers = await committee(swarm, "42", "41", "41")
+    plain, shared = Heard(), Heard()
+    await peers[0].committee.ask(ask(strategy="rank"), plain.emit)
+    peers[0].committee.weighing = Weighing(gold=_ShownGold(peers[1].transport.peer_id, peers[2].transport.peer_id))
+    await peers[0].committee.ask(ask(strategy="rank"), shared.emit)
+    before, after = plain.result.round, shared.result.round
+    assert before is not None
+    assert after is not None
+
+    def weight(shown: dict[str, object], answer: str) -> float:
+        return next(row["vote_weight"] for row in shown["classes"] if row["answer"] == answer)  # type: ignore[attr-defined]
+
+    assert weight(before, "41") == 2 * weight(before, "42")
+    assert weight(after, "41") == weight(after, "42")
+    assert {row["peer_id"]: row["block"] for row in after["members"]} == {
+        peers[0].transport.peer_id: 0,
+        peers[1].transport.peer_id: 1,
+        peers[2].transport.peer_id: 1,
+    }
+    assert any("one voice" in reason for reason in after["why"])
+    assert any("gain that was right on gold, 0.5" in reason for reason in after["why"])
+    assert after["confidence_milli"] < before["confidence_milli"]
+
+
+async def test_a_judges_two_records_are_two_weights(swarm: Swarm, autojump_clock: Clock) -> None:
+    peers = await committee(swarm, "42", "41", "40")
+    bought = peers[1].transport.peer_id
+
+    def tally(peer: str, skill: str) -> Trials:
+        return Trials(25_000, 25_000) if peer == bought and skill.startswith("judge.first.") else Trials(45_000, 5_000)
+
+    peers[0].committee.weighing = Weighing(tally)
+    heard = Heard()
+    await peers[0].committee.ask(ask(strategy="rank", text="12 + 30"), heard.emit)
+    shown = heard.result.round
+    assert shown is not None
+    weights = {row["peer_id"]: (row["judge_weight_milli"], row["favourite_weight_milli"]) for row in shown["members"]}
+    assert weights.pop(bought)[1] < 100 < weights[peers[0].transport.peer_id][1]

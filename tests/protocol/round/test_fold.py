@@ -47,7 +47,9 @@ def test_votes_alone_decide_a_majority() -> None:
         ((2, 3, 4), 3_000_000, 3_000_000, 1),
         ((0, 1), 2_000_000, 2_000_000, 2),
     ]
-    assert (result.basis, result.winner, result.winner_seat, result.confidence_milli) == ("votes", 0, 2, 731)
+    assert (result.basis, result.winner, result.winner_seat, result.confidence_milli) == ("votes", 0, 2, 681), (
+        "1 / (1 + e**-1 + 2 e**-3): the other class, and two wrong answers that nobody gave"
+    )
 
 
 def test_sure_judges_overrule_a_close_vote() -> None:
@@ -55,7 +57,7 @@ def test_sure_judges_overrule_a_close_vote() -> None:
     ballots = {seat: [Judgement(0, 1, -LOG_ODDS_CLAMP_MILLI)] for seat in range(5)}
     result = fold(contributions("aabbb", ballots))
     assert [(row.score_micro, row.wins_milli) for row in result.classes] == [(500_000, 0), (4_500_000, 1000)]
-    assert (result.basis, result.winner, result.confidence_milli) == ("judged", 1, 982)
+    assert (result.basis, result.winner, result.confidence_milli) == ("judged", 1, 961), "1 / (1 + e**-4 + 2 e**-4.5)"
 
 
 def test_asking_both_ways_cancels_a_taste_for_the_first_place() -> None:
@@ -103,7 +105,7 @@ def test_ties_are_broken_by_the_round_and_not_by_the_order() -> None:
         classes = classes_of(round_id, {0: "a", 1: "b"}, {0: 1_000_000, 1: 1_000_000})
         table = {seat: Voice(1000, 1000, bytes([seat])) for seat in range(2)}
         result = fold(Contributions(round_id, "rank", FoldParameters(), table, classes, {}))
-        assert result.confidence_milli == 500
+        assert result.confidence_milli == 365, "1 / (2 + 2 / e)"
         winners.add(classes[result.winner].key)
     assert winners == {"a", "b"}
 
