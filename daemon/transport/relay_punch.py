@@ -65,6 +65,8 @@ class Puncher:
         self._udp = udp
         self._witness = witness
         self._under_way: set[ID] = set()
+        self._leading: dict[ID, trio.CancelScope] = {}
+        self._answering: dict[ID, trio.Event] = {}
         self._punching: dict[ID, float] = {}
         self._sessions = Budgets(rate=0.1, burst=4)
         self._changed = trio.Event()
@@ -96,17 +98,26 @@ class Puncher:
             nursery.start_soon(self._until_direct, peer, nursery.cancel_scope)
             nursery.start_soon(self._dial_known, peer)
             for attempt in range(self._options.punch_attempts):
+                if peer in self._answering:
+                    await self._answering[peer].wait()
                 relayed = self._relayed(peer)
                 if relayed is None:
                     break
-                try:
-                    await self._session(peer, relayed)
-                except UnsupportedError:
-                    await self._dcutr_session(peer)
-                except (TransportError, RemoteError, trio.TooSlowError) as error:
-                    log.debug("a punch session with %s failed: %r", peer, error)
+                await self._lead(peer, relayed)
                 await trio.sleep(2.0**attempt)
             nursery.cancel_scope.cancel()
+
+    async def _lead(self, peer: ID, relayed: MuxedConnection) -> None:
+        """Run a session as its starter, until the peer leads one."""
+        with trio.CancelScope() as self._leading[peer]:
+            try:
+                await self._session(peer, relayed)
+            except UnsupportedError:
+                await self._dcutr_session(peer)
+            except (TransportError, RemoteError, trio.TooSlowError) as error:
+                log.debug("a punch session with %s failed: %r", peer, error)
+            finally:
+                del self._leading[peer]
 
     def _may_start(self, peer: ID) -> bool:
         # Each session makes us dial up to 8 addresses that a stranger names.
@@ -158,6 +169,21 @@ class Puncher:
         """Answer a session: our Hello for theirs, and punch at their Go, as the connection's client."""
         peer: ID = stream.muxed_conn.peer_id
         self._check_session(stream, peer)
+        if peer in self._answering:
+            raise TransportError("a punch session with it is under way")
+        # Two that reach each other at once would both start, and both then be clients on one path: the smaller id leads.
+        if peer in self._leading:
+            if self._swarm.self_id.to_bytes() < peer.to_bytes():
+                raise TransportError("we lead a punch session with it")
+            self._leading[peer].cancel()
+        over = self._answering[peer] = trio.Event()
+        try:
+            await self._answer(peer, stream)
+        finally:
+            del self._answering[peer]
+            over.set()
+
+    async def _answer(self, peer: ID, stream: Any) -> None:
         ours = self._hello()
         frames = FrameReader(MAX_MESSAGE_BYTES)
         own = Libp2pStream(PeerId(peer.to_base58()), stream.muxed_stream)

@@ -7,6 +7,7 @@ import signal
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.natlab.matrix import Cell, run_cell
@@ -35,7 +36,8 @@ def main() -> int:
         for left, right in pairs:
             extra = ["--set", "nat.punch=false"] if options.relayed else []
             kept = options.keep / f"{left}-{right}" if options.keep else None
-            cell = run_cell(lab, left, right, 0.0 if options.relayed else options.patience, extra, kept)
+            patience = 0.0 if options.relayed else options.patience
+            cell = lab.undisturbed(f"{left}-{right}", partial(run_cell, lab, left, right, patience, extra, kept))
             cells.append(cell)
             print(json.dumps(cell.shown()) if options.json else _line(cell), flush=True)
     summary = summarise(cells, time.monotonic() - began)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +345,18 @@ def chosen(wanted: str | None) -> Iterator[str]:
     return (name for name in SCENARIOS if wanted is None or wanted.lower() in name.lower())
 
 
+def play(lab: Lab, scenario: Callable[[House], tuple[bool, str]], kept: Path | None) -> tuple[bool, str]:
+    """Run one; its logs go to `kept`."""
+    with House(lab) as house:
+        try:
+            right, seen = scenario(house)
+        except (LabError, ClientError, OSError, KeyError) as error:
+            right, seen = False, f"{type(error).__name__}: {str(error)[-200:]}"
+        if kept is not None:
+            keep_logs(house.base, kept)
+    return right, seen
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="natlab.scenarios", description=__doc__)
     parser.add_argument("--only", help="those whose name has this in it")
@@ -360,13 +373,8 @@ def main() -> int:
     with Lab() as lab:
         for name in chosen(options.only):
             began = time.monotonic()
-            with House(lab) as house:
-                try:
-                    right, seen = SCENARIOS[name](house)
-                except (LabError, ClientError, OSError, KeyError) as error:
-                    right, seen = False, f"{type(error).__name__}: {str(error)[-200:]}"
-                if options.keep:
-                    keep_logs(house.base, options.keep / name.replace(" ", "_"))
+            kept = options.keep / name.replace(" ", "_") if options.keep else None
+            right, seen = lab.undisturbed(name, partial(play, lab, SCENARIOS[name], kept))
             wrong += not right
             row = {"scenario": name, "right": right, "seen": seen, "seconds": round(time.monotonic() - began, 1)}
             print(json.dumps(row) if options.json else f"{name:36} {'as it should' if right else 'WRONG':12} {seen}", flush=True)

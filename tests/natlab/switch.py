@@ -11,6 +11,7 @@ from random import Random
 
 _FRAME_BYTES = 65536
 _IDLE_SECONDS = 0.5
+_LATE_SECONDS = 0.5
 
 
 class Switch:
@@ -20,6 +21,8 @@ class Switch:
         self.delay = delay
         self.loss = loss
         self.carried = 0
+        self.stood_still = 0.0
+        """Seconds in which this process did not get to carry frames that were due: whatever ran then shows nothing."""
         self._rng = Random(seed)
         self._ports: dict[int, set[bytes]] = {}
         self._wake, self._waker = os.pipe()
@@ -49,11 +52,14 @@ class Switch:
         waiting: list[tuple[float, int, int, bytes]] = []
         order = itertools.count()
         while not self._stopped:
-            timeout = max(0.0, waiting[0][0] - time.monotonic()) if waiting else _IDLE_SECONDS
+            began = time.monotonic()
+            timeout = max(0.0, waiting[0][0] - began) if waiting else _IDLE_SECONDS
             try:
                 readable, _, _ = select.select([self._wake, *self._ports], [], [], timeout)
             except (OSError, ValueError):
                 continue  # a port was unplugged while we waited
+            late = time.monotonic() - began - timeout
+            self.stood_still += late if late > _LATE_SECONDS else 0.0
             for descriptor in readable:
                 if descriptor == self._wake:
                     with contextlib.suppress(BlockingIOError):

@@ -270,6 +270,36 @@ async def test_a_relayed_connection_becomes_direct_and_new_streams_take_it(way):
         assert two.relay.puncher.succeeded == 1
 
 
+async def test_of_two_peers_that_reach_each_other_at_once_one_leads():
+    async with behind_a_relay(options=RelayOptions()) as (_, one, two):
+        roles, at_once = {one.id: [], two.id: []}, []
+
+        def recorder(node):
+            async def punch(peer, starter, *_):
+                roles[node.id].append(starter)
+                at_once.append(True)
+                try:
+                    await trio.sleep(0.3)
+                finally:
+                    at_once.pop()
+
+            return punch
+
+        for node in (one, two):
+            node.relay.puncher._punch_all, node.relay.puncher._dial_known = recorder(node), skip
+        conns = [await one.reach(two), await two.relay.dial(one.id, Multiaddr(one.relay.addresses()[0]))]
+        assert [conn.get_connection_type() for conn in conns] == [ConnectionType.RELAYED] * 2
+        await until(lambda: at_once)
+        assert {node.id: bool(node.relay.puncher._under_way) for node in (one, two)} == {one.id: True, two.id: True}
+        worst = 0
+        with trio.move_on_after(1.2):
+            while True:
+                worst = max(worst, len(at_once))
+                await trio.sleep(0.01)
+        assert worst == 2, "one session, in which both punch"
+        assert all(mine is not theirs for mine, theirs in zip(roles[one.id], roles[two.id], strict=False))
+
+
 async def test_a_stranger_cannot_make_us_dial_by_a_session_over_a_direct_connection():
     one, stranger = Node(options=RelayOptions()), Node()
     async with running(one, stranger):
