@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 Found = dict[str, Any]
 
@@ -19,6 +22,7 @@ def run(
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--check", action="store_true", help="exit 1 and name each figure that misses its target")
     arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder))
     print(json.dumps(found, indent=2) if arguments.json else shown(found))
