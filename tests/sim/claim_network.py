@@ -270,8 +270,9 @@ def play(seed: int) -> Outcome:  # noqa: C901 - one history, told from top to bo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=1_000)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1_000, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     arguments = parser.parse_args()
     if "SEED" in os.environ:
         outcome = play(int(os.environ["SEED"]))
@@ -280,7 +281,7 @@ def main() -> int:
     begun = time.monotonic()
     outcomes: list[Outcome] = []
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        for outcome in pool.map(play, range(arguments.seeds), chunksize=4):
+        for outcome in pool.map(play, range(arguments.first, arguments.first + arguments.seeds), chunksize=4):
             outcomes.append(outcome)
             if not outcome.good:
                 print(f"SEED={outcome.seed} make sim-claims   # {outcome}", flush=True)
