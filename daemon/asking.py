@@ -20,7 +20,7 @@ from daemon.attempt import AnswerSoFar, PeerAttempt, Served
 from daemon.calls import Calls
 from daemon.first_token import FirstTokens
 from daemon.patience import Patience
-from daemon.peer_wish import eligible, refusal, wished_order
+from daemon.peer_wish import eligible, refusal, sifted, wished_order
 from daemon.selector import Candidate, Choice, rank_candidates
 from daemon.serving import Serving
 from daemon.verification import LISTENING, Checked, Verification, claimed_by
@@ -99,13 +99,12 @@ class Asking:
         if not candidates:
             asked = f"peer {request.peer}" if request.peer else request.job.model or "any model"
             raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {asked}; swarmd models lists what the mesh offers")
-        allowed = eligible(candidates, request.wish)
-        ruled_out = [(str(one.peer), refusal(one, request.wish)) for one in candidates if one not in allowed]
+        allowed, ruled_out = sifted(candidates, lambda one: refusal(one, request.wish))
         if not allowed:
             note.weigh((), ruled_out)
             raise RemoteError(Code.NOT_FOUND, f"none of the {len(candidates)} peers that could answer is one that 'peer' allows")
-        able = able_to(allowed, request.job)
-        ruled_out += [(str(one.peer), "its engine has not what is asked for") for one in allowed if one not in able]
+        able, unable = able_to(allowed, request.job)
+        ruled_out += unable
         choices = wished_order(self.ranked(able), request.wish)
         note.weigh(choices, ruled_out)
         return choices
@@ -123,7 +122,7 @@ class Asking:
         if wish is None or wish.min_score_milli is None:
             return list(candidates)
         skill = topic()
-        return [replace(one, score_milli=self.score(one.peer, skill)) for one in candidates]
+        return [msgspec.structs.replace(one, score_milli=self.score(one.peer, skill)) for one in candidates]
 
     def hedge_after(self) -> float | None:
         """Seconds without a first token after which a second peer is asked; None for never."""
@@ -151,14 +150,14 @@ class Asking:
     def ranked(self, candidates: Sequence[Candidate]) -> list[Choice]:
         """All of them, the soonest first, by what they say and what we measured."""
         now = trio.current_time()
-        measured = [replace(self._with_ours(one), first_token_s=self._first_tokens.of(one.peer, now)) for one in candidates]
-        return rank_candidates(measured, self._rng)
+        return rank_candidates([self._with_ours(candidate, now) for candidate in candidates], self._rng)
 
-    def _with_ours(self, candidate: Candidate) -> Candidate:
-        ours = self.under_way.get(candidate.peer, 0)
-        if candidate.path == "local" or ours <= candidate.load.busy:
-            return candidate
-        return replace(candidate, load=replace(candidate.load, busy=ours))
+    def _with_ours(self, candidate: Candidate, now: float) -> Candidate:
+        """The candidate with what we know of it ourselves, where we know anything: of a thousand few."""
+        ours, first_token = self.under_way.get(candidate.peer, 0), self._first_tokens.of(candidate.peer, now)
+        if candidate.path != "local" and ours > candidate.load.busy:
+            candidate = msgspec.structs.replace(candidate, load=replace(candidate.load, busy=ours))
+        return candidate if first_token is None else msgspec.structs.replace(candidate, first_token_s=first_token)
 
 
 def _no_score(peer: PeerId, skill: str) -> int:
@@ -300,11 +299,12 @@ def _has_one_rest(job: Job) -> bool:
     return job.extras is None or not (job.extras.tools or job.extras.top_logprobs >= 0)
 
 
-def able_to(candidates: Sequence[Candidate], job: Job) -> list[Candidate]:
-    """Those whose offers say that they have what the job's extras ask for, or say nothing; all, where none has it.
+def able_to(candidates: Sequence[Candidate], job: Job) -> tuple[list[Candidate], list[tuple[str, str]]]:
+    """Those whose offers say that they have what the job's extras ask for, or say nothing, and the others; all where none has it.
 
     Then a peer gives the refusal, which names the parameter.
     """
     needs = frozenset(wanted(job.extras)) if job.extras is not None else frozenset()
-    able = [one for one in candidates if not one.features or needs <= one.features]
-    return able or list(candidates)
+    lacks = "its engine has not what is asked for"
+    able, unable = sifted(candidates, lambda one: lacks if one.features and not needs <= one.features else "")
+    return (able, unable) if able else (list(candidates), [])

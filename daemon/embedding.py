@@ -15,7 +15,7 @@ from daemon.ask_notes import AskNote, AttemptNote
 from daemon.asking import MAX_ATTEMPTS, Asking
 from daemon.attempt import FAULTS, Served
 from daemon.engine.interface import Vectors
-from daemon.peer_wish import eligible, refusal, wished_order
+from daemon.peer_wish import refusal, sifted, wished_order
 from daemon.selector import Candidate, Choice
 from dht.offers import EMBEDDINGS
 from protocol.embedding import METHOD, EmbedJob, read_embedded, read_vector
@@ -46,12 +46,10 @@ class Embedding:
         serving = self._asking.scored(self._asking.candidates(model), request.wish, lambda: GENERAL)
         if not serving:
             raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {model}; swarmd models lists what the mesh offers")
-        able = [one for one in serving if EMBEDDINGS in one.features]
-        allowed = eligible(able, request.wish)
-        ruled_out = [(str(one.peer), "its engine gives no embeddings") for one in serving if one not in able]
-        ruled_out += [(str(one.peer), refusal(one, request.wish)) for one in able if one not in allowed]
+        able, unable = sifted(serving, lambda one: "" if EMBEDDINGS in one.features else "its engine gives no embeddings")
+        allowed, ruled_out = sifted(able, lambda one: refusal(one, request.wish))
         choices = wished_order(self._asking.ranked(allowed), request.wish)
-        note.weigh(choices, ruled_out)
+        note.weigh(choices, [*unable, *ruled_out])
         if not able:
             raise RemoteError(Code.UNSUPPORTED, f"no engine that serves {model} gives embeddings")
         if not allowed:

@@ -1,9 +1,23 @@
 """Applies what a request wishes of its peers to those that could answer. Pure; the selector's order stands between equals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from daemon.api.backend import PeerWish
 from daemon.selector import Candidate, Choice
+
+
+def sifted(
+    candidates: Sequence[Candidate], refused: Callable[[Candidate], str]
+) -> tuple[list[Candidate], list[tuple[str, str]]]:
+    """Those of whom `refused` says nothing, and the ids of the others, each with what it says."""
+    kept: list[Candidate] = []
+    ruled_out: list[tuple[str, str]] = []
+    for one in candidates:
+        if reason := refused(one):
+            ruled_out.append((str(one.peer), reason))
+        else:
+            kept.append(one)
+    return kept, ruled_out
 
 
 def eligible(candidates: Sequence[Candidate], wish: PeerWish | None) -> list[Candidate]:

@@ -1,9 +1,10 @@
 """Picks the peer for a job from offers, load, paths and own measurements, and says why. Pure: same inputs and rng, same order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Literal
+
+import msgspec
 
 from dht.standing import IDLE, Load
 from protocol.wire.ids import PeerId, short
@@ -21,8 +22,7 @@ _SHARE_COST_S = 0.05
 Source = Literal["measured", "offered", "unknown"]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """A peer that could take the job. `path` is a key of the path cost table; `rtt` is in seconds, None where unknown.
 
     `config_digest` is hex, "" where unknown. `load` is what the peer says of itself. `features`: what its offer says that its
@@ -47,8 +47,7 @@ class Candidate:
         return self.load.busy
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True, gc=False):
     """The expected seconds to the first token, by their parts; `total` is their sum.
 
     `reach`: the round trip and the kind of path. `queue`: the requests ahead of ours. `share`: others at work beside ours.
@@ -66,19 +65,37 @@ class Prediction:
         return self.reach + self.queue + self.share + self.engine
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A candidate with its predicted wait in seconds, its parts, and the sentence that explains it."""
+class Choice(msgspec.Struct, frozen=True, gc=False):
+    """A candidate with its predicted wait in seconds. What explains it is worked out when asked for: of a thousand few are."""
 
     candidate: Candidate
     wait: float
-    why: str
-    parts: Prediction
+
+    @property
+    def parts(self) -> Prediction:
+        """What the wait consists of."""
+        return predict(self.candidate)
+
+    @property
+    def why(self) -> str:
+        """The sentence that explains it."""
+        candidate, parts = self.candidate, self.parts
+        rtt = "round trip unknown" if candidate.rtt is None else f"{candidate.rtt * 1000:.0f} ms"
+        where = "this peer itself" if candidate.path == "local" else f"{candidate.path} path, {rtt}"
+        busy = f"{candidate.busy} of {candidate.slots} slots busy"
+        queue = f", {parts.queue:.2f} s of queue" if parts.queue else ""
+        seen = ""
+        if candidate.first_token_s is not None:
+            seen = f", {candidate.first_token_s:.2f} s measured lately"
+        elif parts.source == "offered":
+            seen = f", {parts.engine:.2f} s by its own word"
+        expected = f"first token expected after {parts.total:.2f} s"
+        return f"{short(candidate.peer)}: {where}, {busy}{queue}{seen}, {expected}"
 
 
 def rank_candidates(candidates: Sequence[Candidate], rng: Random) -> list[Choice]:
     """All candidates, the lowest predicted time to the first token first; equals in random order, so that load spreads."""
-    choices = [_judge(candidate) for candidate in candidates]
+    choices = [Choice(candidate, predict(candidate).total) for candidate in candidates]
     rng.shuffle(choices)
     return sorted(choices, key=lambda choice: round(choice.wait, 2))
 
@@ -94,18 +111,3 @@ def predict(candidate: Candidate) -> Prediction:
     # What was measured holds the path as it was then; a path that became longer since is believed at once.
     engine = load.first_token_ms / 1000 if candidate.first_token_s is None else max(0.0, candidate.first_token_s - reach)
     return Prediction(reach, held * ahead / slots, _SHARE_COST_S * min(1.0, load.busy / slots), engine, source)
-
-
-def _judge(candidate: Candidate) -> Choice:
-    parts = predict(candidate)
-    rtt = "round trip unknown" if candidate.rtt is None else f"{candidate.rtt * 1000:.0f} ms"
-    where = "this peer itself" if candidate.path == "local" else f"{candidate.path} path, {rtt}"
-    busy = f"{candidate.busy} of {candidate.slots} slots busy"
-    queue = f", {parts.queue:.2f} s of queue" if parts.queue else ""
-    seen = ""
-    if candidate.first_token_s is not None:
-        seen = f", {candidate.first_token_s:.2f} s measured lately"
-    elif parts.source == "offered":
-        seen = f", {parts.engine:.2f} s by its own word"
-    expected = f"first token expected after {parts.total:.2f} s"
-    return Choice(candidate, parts.total, f"{short(candidate.peer)}: {where}, {busy}{queue}{seen}, {expected}", parts)

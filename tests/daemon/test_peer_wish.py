@@ -4,7 +4,7 @@ import pytest
 
 from daemon.api.backend import PeerWish
 from daemon.peer_wish import eligible, wished_order
-from daemon.selector import Candidate, Choice, predict
+from daemon.selector import Candidate, Choice
 from dht.standing import Load
 from protocol.wire.ids import PeerId
 
@@ -42,6 +42,6 @@ def test_who_may(wish: PeerWish | None, names: list[str]) -> None:
     ],
 )
 def test_who_is_first(wish: PeerWish | None, names: list[str]) -> None:
-    assert [one.candidate.peer for one in wished_order([Choice(one, 0.0, "", predict(one)) for one in ALL], wish)] == names
-    equal = [Choice(NEAR, 1.0, "", predict(NEAR)), Choice(NEAR, 0.0, "", predict(NEAR))]
+    assert [one.candidate.peer for one in wished_order([Choice(one, 0.0) for one in ALL], wish)] == names
+    equal = [Choice(NEAR, 1.0), Choice(NEAR, 0.0)]
     assert wished_order(equal, wish) == equal
