@@ -3,6 +3,8 @@
     python -m bench.ranking votes [--swarm S1] [--models A,B,...] [--gold 10,20,50] [--seeds 20] [--json] [--check]
     python -m bench.ranking judgments [--gold 0,10] [--collude 0,1,2,3] [--seeds 20] [--json] [--check]
 
+    python -m bench.ranking pairs [--gold 0,10] [--seeds 20] [--json]
+
 Each seed draws gold questions; weights, arm and confidence come from those alone, all others are the test. --check exits 1 with a
 line for each figure that misses its target.
 """
@@ -23,13 +25,19 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.evaluation import judgments as judged
+from bench.evaluation import pairs as paired
 from bench.evaluation import reliability
 from bench.evaluation import votes as voted
 from bench.evaluation.swarms import LEFT_OUT, SWARMS, TOLERANCE
+from bench.study import recording
+from bench.study.analysis import Study
+from bench.study.plan import read_plan
 
 DATA = Path(__file__).parent / "data"
 VOTES = DATA / "mmlu_pro_votes.csv.gz"
 JUDGMENTS, HUMANS = DATA / "prd_judgments.csv.gz", DATA / "prd_humans.csv.gz"
+RECORDINGS = Path(__file__).parent / "study" / "recordings"
+RECORDED_RUNS = (1, 2, 3)
 
 WORKERS = 2
 TARGET_GOLD = 50
@@ -216,6 +224,43 @@ def _judgments_short(rows: Sequence[dict[str, Any]]) -> list[str]:
             if base is not None and row[name] < base[f"uniform_{name}"] - slack
         ]
     return short
+
+
+@main.command()
+@file_option("--judgments", default=JUDGMENTS, help="Verdicts of models, as bench/data/README.md describes.")
+@file_option("--humans", default=HUMANS, help="Verdicts of people on the same answers.")
+@click.option("--gold", callback=_numbers, default="0,10", help="Gold questions.")
+@seeds_option
+@json_option
+def pairs(judgments: Path, humans: Path, gold: tuple[int, ...], seeds: int, json_: bool) -> None:
+    """Ask judges all pairs of their plans, or after half of these only what could decide: calls and accuracy of both."""
+    given = judged.read_set(judgments, humans)
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(WORKERS) as pool:
+        for count in gold:
+            splits = list(pool.map(partial(paired.split, given, count), range(seeds)))
+            rows += [
+                _pair_row("prose", count, name, [one[side] for one in splits]) for side, name in enumerate(("whole", "active"))
+            ]
+        found = list(pool.map(_recorded_plans, RECORDED_RUNS))
+    for name in ("whole", "active"):
+        shares = [one[name] for one in found]
+        right, calls = round(100 * mean(right for right, _ in shares), 2), round(mean(calls for _, calls in shares), 2)
+        rows.append({"set": "zoo", "gold": 50, "plan": name, "calls": calls, "right": right})
+    for row in rows if not json_ else ():
+        click.echo("  ".join(f"{name} {value}" for name, value in row.items()))
+    _finish({"seeds": seeds, "rows": rows}, [], json_, check=False)
+
+
+def _pair_row(name: str, gold: int, plan: str, asked: Sequence[paired.Asked]) -> dict[str, Any]:
+    agreement, top = (round(100 * mean(getattr(one.figures, field) for one in asked), 2) for field in ("agreement", "top"))
+    calls = round(mean(one.calls for one in asked), 1)
+    return {"set": name, "gold": gold, "plan": plan, "calls": calls, "agreement": agreement, "top": top}
+
+
+def _recorded_plans(run: int) -> dict[str, tuple[float, float]]:
+    plan, _ = read_plan()
+    return Study(plan, recording.read(RECORDINGS / f"run-{run}.json.gz")).pair_plans()
 
 
 def _finish(report: dict[str, Any], short: list[str], json_: bool, check: bool) -> None:

@@ -125,6 +125,7 @@ class Weighing:
             position_bias=True,
             answers=kind_of(job),
             confidence_gain_milli=self._gold.gain_milli(arm),
+            active=True,
         )
         return Planned(
             topic,

@@ -1,10 +1,12 @@
 """Carries out the plan on recordings: every arm, attack and saving, question by question. Prints nothing and judges no target."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean
 from typing import cast
+
+from msgspec import structs
 
 from bench.study import gold as golden
 from bench.study.attacks import Kind, attacked, coalition
@@ -76,6 +78,18 @@ class Study:
 
         full = right(0)
         return next((margin for margin in sorted(self._plan.early_exit_margins) if right(margin) >= full), 0)
+
+    def pair_plans(self) -> dict[str, tuple[float, float]]:
+        """Share of right answers and calls of judges a question, with whole plans and with active ones; no figure of the plan."""
+        found = {}
+        for name, active in (("whole", False), ("active", True)):
+            played = []
+            for said in self.test:
+                committee = self._committee(self.weights[said.skill])
+                rules = structs.replace(committee.fold, active=active)
+                played.append(self._play(said, replace(committee, fold=rules), "rank"))
+            found[name] = (fmean(right for right, _ in played), fmean(calls for _, calls in played))
+        return found
 
     def _learn(self, gold: Sequence[Said]) -> dict[str, golden.Weights]:
         records = golden.records(gold, self.members)

@@ -13,7 +13,7 @@ from bench.study.recording import Said
 from protocol.round.classes import AnswerClass, classes_of, settled, voices
 from protocol.round.fold import Contributions, Result, Voice, fold
 from protocol.round.messages import MAX_JUDGED_CLASSES, FoldParameters, Judgement
-from protocol.round.plan import judge_plan
+from protocol.round.plan import closing_plan, judge_plan
 from protocol.wire.ids import Hash, PeerId, sha256
 
 Strategy = Literal["rank", "majority"]
@@ -101,7 +101,10 @@ def _ballots(
         same = pair[0] == pair[1]  # equal answers, which only a round without classes compares: whoever is asked cannot say
         return Judgement(first, second, 0 if same else heard[pair][committee.members[seat]])
 
-    plans = {
-        seat: judge_plan(round_id, (committee.peers[seat], seat), classes, committee.fold) for seat in _answers(said, committee)
-    }
-    return {seat: tuple(judgement(seat, *pair) for pair in plan) for seat, plan in plans.items()}
+    ballots = {}
+    for seat in _answers(said, committee):
+        judge = (committee.peers[seat], seat)
+        opening = tuple(judgement(seat, *pair) for pair in judge_plan(round_id, judge, classes, committee.fold))
+        closing = closing_plan(round_id, judge, opening, classes, committee.fold, committee.voices)
+        ballots[seat] = opening + tuple(judgement(seat, *pair) for pair in closing)
+    return ballots

@@ -94,9 +94,10 @@ class MemberMachine:
         self._replies: dict[Hash, bytes] = {}
         self._salts: dict[Step, bytes] = {}
         self._answer: tuple[str, int] | None = None
+        self._opening: tuple[Judgement, ...] = ()
         self._judgements: tuple[Judgement, ...] | None = None
         self._working = False
-        self._judging = False
+        self._judge_until: float | None = None
         self._give_up_at: float | None = None
         self._nudge_at: float | None = None
         self._nudge_s = NUDGE_S
@@ -142,7 +143,7 @@ class MemberMachine:
             case Answered():
                 self._answered(event)
             case Judged():
-                self._judged(event)
+                self._judged(event, now)
             case AnswerFailed() | JudgeFailed():
                 self._working = False
                 self._leave(event.reason)
@@ -205,16 +206,21 @@ class MemberMachine:
         elif self._answer is None:
             self._answer = (text, max(0, min(event.tokens, MAX_TOKENS)))
 
-    def _judged(self, event: Judged) -> None:
+    def _judged(self, event: Judged, now: float) -> None:
         self._working = False
         if self.closed or self._judgements is not None:
             return
-        plan = self._tally.plan(self._seat)
+        plan = self._tally.plan(self._seat, self._opening or None)
         if len(plan) != len(event.log_odds_milli):
             raise LocalError(f"{len(event.log_odds_milli)} judgements for {len(plan)} questions")
-        self._judgements = tuple(
-            Judgement(first, second, odds) for (first, second), odds in zip(plan, event.log_odds_milli, strict=True)
-        )
+        said = tuple(Judgement(first, second, odds) for (first, second), odds in zip(plan, event.log_odds_milli, strict=True))
+        still_asked = not self._opening and self._tally.step is Step.BALLOT_SEAL
+        closing = self._tally.plan(self._seat, said) if still_asked else ()
+        if closing and self._judge_until is not None:
+            self._opening = said
+            self._ask_engine(closing, max(0.0, self._judge_until - now))
+        else:
+            self._judgements = self._opening + said
 
     # --- progress
 
@@ -239,7 +245,7 @@ class MemberMachine:
         try:
             if self._tally.roster is None:
                 return self._take_roster()
-            self._work()
+            self._work(now)
             verdict = self._record.find(self._record.requester, "verdict")
             if verdict is not None and isinstance(verdict.message, Verdict) and verdict.message.parent == self._tally.head:
                 self._take_verdict(verdict, verdict.message)
@@ -292,7 +298,7 @@ class MemberMachine:
         attestation = self._contribute(Attestation(self.round, held.hash, address), held.hash)
         self._close(Decided(result, address, self._tally.classes[result.winner].text), (attestation,))
 
-    def _work(self) -> None:
+    def _work(self, now: float) -> None:
         """Contribute to the open step whatever we can and have not yet; a step that is closed without us stays closed to us."""
         tally, step = self._tally, self._tally.step
         if step is None or tally.head in self._replies or self._seat not in tally.expected(step):
@@ -305,11 +311,11 @@ class MemberMachine:
             text, tokens = self._answer
             self._contribute(Reveal(self.round, tally.head, text, self._salts[Step.SEAL], tokens), tally.head)
         elif step is Step.BALLOT_SEAL:
-            self._judge()
+            self._judge(now)
         elif step is Step.BALLOT and self._judgements is not None:
             self._contribute(Ballot(self.round, tally.head, self._salts[Step.BALLOT_SEAL], self._judgements), tally.head)
 
-    def _judge(self) -> None:
+    def _judge(self, now: float) -> None:
         plan = self._tally.plan(self._seat)
         if not plan:
             self._judgements = ()
@@ -317,10 +323,14 @@ class MemberMachine:
             salt = self._salts.setdefault(Step.BALLOT_SEAL, self._entropy(32))
             commitment = ballot_commitment(self.round, self._me, salt, self._judgements)
             self._contribute(Seal(self.round, self._tally.head, "ballot_seal", commitment), self._tally.head)
-        elif not self._judging and self._answer is not None:
-            self._judging = self._working = True
-            questions = tuple(self._question(first, second, self._answer[0]) for first, second in plan)
-            self._effects.append(Judge(questions, self.header.durations.judge_ms / 1000))
+        elif self._judge_until is None:
+            self._judge_until = now + self.header.durations.judge_ms / 1000
+            self._ask_engine(plan, self.header.durations.judge_ms / 1000)
+
+    def _ask_engine(self, plan: tuple[tuple[int, int], ...], seconds: float) -> None:
+        own = "" if self._answer is None else self._answer[0]
+        self._working = True
+        self._effects.append(Judge(tuple(self._question(first, second, own) for first, second in plan), seconds))
 
     def _question(self, first: int, second: int, own: str) -> PairQuestion:
         shown = (self._tally.classes[first].text, self._tally.classes[second].text)

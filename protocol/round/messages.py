@@ -112,7 +112,8 @@ class FoldParameters(Message, frozen=True):
     are equal; else it is `fuse`), `best` takes the answer of the member
     of most answer weight. `position_bias`: whether a judge's taste for the first place, as its swapped pairs show it, is taken
     off the others. `answers`: by which kind's normal form answers are equal (protocol/round/normal_forms.py).
-    `confidence_gain_milli`: what the winner's leads are scaled by before they become a confidence.
+    `confidence_gain_milli`: what the winner's leads are scaled by before they become a confidence. `active`: whether a judge's
+    second half of pairs is left out but for those that could decide by what it said of the first.
     """
 
     vote_gain_milli: Gain = 1000
@@ -127,6 +128,7 @@ class FoldParameters(Message, frozen=True):
     position_bias: bool = False
     answers: Literal["exact", "number", "choice", "code", "short"] = "exact"
     confidence_gain_milli: Gain = 1000
+    active: bool = False
 
 
 class Header(Message, frozen=True, tag="header"):

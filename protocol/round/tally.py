@@ -3,7 +3,7 @@
 Requester, members and replay all go through here, so they cannot come to different results from the same messages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from protocol.round.classes import AnswerClass, classes_of, settled, voices
@@ -12,7 +12,7 @@ from protocol.round.draw import check_roster
 from protocol.round.fold import Contributions, Result, Voice, fold
 from protocol.round.messages import Ballot, Held, Judgement, Listing, Reveal, Roster, Seal, Step, quorum, slot_of
 from protocol.round.normal_forms import normal_form
-from protocol.round.plan import judge_plan
+from protocol.round.plan import closing_plan, judge_plan
 from protocol.round.record import Record
 from protocol.wire.errors import Code, LocalError, RemoteError, malformed
 from protocol.wire.ids import Hash, PeerId
@@ -76,9 +76,12 @@ class Tally:
         base = len(self.seats) if step in (Step.SEAL, Step.REVEAL) else len(self.counted[Step.REVEAL])
         return quorum(base, self.record.header.quorum_milli)
 
-    def plan(self, seat: int) -> tuple[tuple[int, int], ...]:
-        """The pairs of classes that this seat judges."""
-        return judge_plan(self.record.round, (self.seats[seat], seat), self.classes, self.record.header.fold)
+    def plan(self, seat: int, opening: Sequence[Judgement] | None = None) -> tuple[tuple[int, int], ...]:
+        """The pairs of classes that this seat judges first; those that it goes on with after saying `opening` of these."""
+        judge, parameters = (self.seats[seat], seat), self.record.header.fold
+        if opening is None:
+            return judge_plan(self.record.round, judge, self.classes, parameters)
+        return closing_plan(self.record.round, judge, opening, self.classes, parameters, self._voices())
 
     def check(self, step: Step, seat: int, held: Held) -> None:
         """Whether `held` is this seat's contribution to the open step; raises RemoteError."""
@@ -96,7 +99,9 @@ class Tally:
             commitment = answer_commitment(self.record.round, held.signer, message.salt, message.answer)
         else:
             commitment = ballot_commitment(self.record.round, held.signer, message.salt, message.judgements)
-            if tuple((judgement.first, judgement.second) for judgement in message.judgements) != self.plan(seat):
+            pairs, first = tuple((judgement.first, judgement.second) for judgement in message.judgements), self.plan(seat)
+            opening = message.judgements[: len(first)]
+            if pairs[: len(first)] != first or pairs[len(first) :] != self.plan(seat, opening):
                 raise malformed("a ballot that judges other pairs than its plan")
         if commitment != sealed.commitment:
             raise malformed(f"a {step} that does not open its seal")

@@ -13,7 +13,7 @@ import pytest
 
 from protocol.round import events as ev
 from protocol.round.draw import seats_of
-from protocol.round.messages import Durations, Held, Reveal, Roster, Seal, Step, open_message
+from protocol.round.messages import Durations, FoldParameters, Held, Reveal, Roster, Seal, Step, open_message
 from protocol.round.transcript import MemberRow, Replayed, replay
 from protocol.wire import envelope
 from protocol.wire.ids import PeerId
@@ -103,6 +103,19 @@ def test_fifty_members_agree_and_stay_within_time_and_traffic(seed: int) -> None
     assert network.folded_at < 2.6, "1.5 s of work and 7 one-way messages of at most 80 ms"
     assert network.sent < 14_000, "5 pushes of each member to each, 6 messages of the requester, no pulls to speak of"
     assert network.bytes < 5_500_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_judges_that_go_on_where_they_decide_agree_over_a_bad_network(seed: int) -> None:
+    different = Behaviour(answer=lambda number: str(40 + number), judge=judges_know)
+    whole, active = (
+        verdict_of(play(seed, 9, BAD, different, fold=FoldParameters(active=active, arm="rank"))) for active in (False, True)
+    )
+    assert (whole.winner, active.winner) == ("42", "42")
+    said = [len(row) for row in active.ballots.values()]
+    assert max(said) <= 7, "4 pairs, one of them swapped, and 2 more"
+    assert sum(said) / len(said) < 0.75 * sum(map(len, whole.ballots.values())) / len(whole.ballots)
 
 
 @pytest.mark.slow

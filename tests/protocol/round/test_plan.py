@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.round.classes import AnswerClass
-from protocol.round.messages import MAX_JUDGEMENTS, FoldParameters
-from protocol.round.plan import contenders, judge_plan
+from protocol.round.fold import Voice
+from protocol.round.messages import MAX_JUDGEMENTS, FoldParameters, Judgement
+from protocol.round.plan import CLOSING_PAIRS, closing_plan, contenders, judge_plan
 from protocol.wire.ids import Hash, PeerId
 
 ROUND = Hash(b"r" * 32)
@@ -71,3 +72,61 @@ def test_seven_judges_of_seven_answers_cover_every_pair() -> None:
         for pair in judge_plan(ROUND, (judge(n), n), classes_with(*[1] * 7), FoldParameters())
     )
     assert set(seen) == set(combinations(range(7), 2))
+
+
+ACTIVE = FoldParameters(active=True, own_pairs=True)
+ALIKE = {seat: Voice(1000, 1000, bytes([seat])) for seat in range(20)}
+
+
+def said(plan: tuple[tuple[int, int], ...], order: list[int]) -> list[Judgement]:
+    """What a judge says that holds the classes to be as good as `order` has them, the best first."""
+    return [Judgement(a, b, 4000 if order.index(a) < order.index(b) else -4000) for a, b in plan]
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=9), st.integers(0, 8), st.permutations(range(9)), st.integers(1, 36))
+def test_an_active_plan_goes_on_with_pairs_that_it_has_not_asked(
+    votes: list[int], seat: int, order: list[int], most: int
+) -> None:
+    fold = FoldParameters(active=True, pairs_per_judge=most)
+    classes = classes_with(*sorted(votes, reverse=True))
+    voices = {number: Voice(1000, 1000, bytes([number])) for number in range(sum(votes))}
+    whole = judge_plan(ROUND, (judge(seat), seat), classes, FoldParameters(pairs_per_judge=most))
+    opening = judge_plan(ROUND, (judge(seat), seat), classes, fold)
+    closing = closing_plan(ROUND, (judge(seat), seat), said(opening, order), classes, fold, voices)
+    asked = [tuple(sorted(pair)) for pair in opening]
+    assert not set(asked) & {tuple(sorted(pair)) for pair in closing}
+    assert len(closing) <= CLOSING_PAIRS
+    assert len(opening) + len(closing) <= len(whole), "it never costs more than the whole plan"
+
+
+def test_what_a_judge_said_first_decides_what_it_is_asked_next() -> None:
+    classes = classes_with(1, 1, 1, 1, 1)
+    asked = set()
+    for number in range(40):
+        who = (judge(number), 100)
+        opening = judge_plan(ROUND, who, classes, ACTIVE)
+        for order in ([4, 3, 2, 1, 0], [0, 1, 2, 3, 4]):
+            known = {tuple(sorted(pair)) for pair in opening}
+            closing = {tuple(sorted(pair)) for pair in closing_plan(ROUND, who, said(opening, order), classes, ACTIVE, ALIKE)}
+            met = {index for pair in opening for index in pair}
+            best = next(index for index in order if index in met)
+            won = [pair for pair in known if best in pair]
+            assert not closing or any(best in pair for pair in closing | set(won))
+            asked.add((number, tuple(sorted(closing))))
+    assert len({number for number, _ in asked}) < len(asked), "another opening, another closing"
+
+
+def test_votes_say_which_classes_are_in_front_where_a_judge_is_undecided() -> None:
+    classes = classes_with(6, 6, 2, 1)
+    for number in range(20):
+        who = (judge(number), 100)
+        opening = judge_plan(ROUND, who, classes, ACTIVE)
+        closing = closing_plan(ROUND, who, [Judgement(a, b, 0) for a, b in opening], classes, ACTIVE, ALIKE)
+        pairs = {tuple(sorted(pair)) for pair in opening + closing}
+        assert (0, 1) in pairs
+
+
+def test_a_plan_that_is_not_active_has_no_second_part() -> None:
+    classes = classes_with(1, 1, 1, 1, 1)
+    opening = judge_plan(ROUND, (judge(1), 100), classes, FoldParameters())
+    assert closing_plan(ROUND, (judge(1), 100), said(opening, list(range(5))), classes, FoldParameters(), ALIKE) == ()

@@ -7,7 +7,19 @@ import pytest
 
 from protocol.round import events as ev
 from protocol.round.commitment import ballot_commitment
-from protocol.round.messages import Ballot, Conflict, Held, Listing, Reveal, Seal, Step, open_message, sign
+from protocol.round.messages import (
+    Ballot,
+    Conflict,
+    FoldParameters,
+    Held,
+    Judgement,
+    Listing,
+    Reveal,
+    Seal,
+    Step,
+    open_message,
+    sign,
+)
 from protocol.round.record import Record
 from protocol.round.tally import STEPS, Tally
 from protocol.round.transcript import Transcript
@@ -25,9 +37,18 @@ def replaced(message: Listing, **fields: object) -> Listing:
 @pytest.fixture(scope="module")
 def messages() -> tuple[bytes, ...]:
     """Of a judged round of five."""
-    judges = Behaviour(lambda number: str(number % 2), lambda number, question: 1000)
-    network = RoundNetwork(3, 5, Weather(), judges)
-    network.run(network.header())
+    return played(lambda number: str(number % 2), FoldParameters())
+
+
+@pytest.fixture(scope="module")
+def active() -> tuple[bytes, ...]:
+    """Of one of five different answers, whose judges went on after half of their pairs."""
+    return played(str, FoldParameters(active=True))
+
+
+def played(answer: Callable[[int], str], fold: FoldParameters) -> tuple[bytes, ...]:
+    network = RoundNetwork(3, 5, Weather(), Behaviour(answer, lambda number, question: 1000))
+    network.run(network.header(fold=fold))
     closed: ev.Closed = network.closed[(network.requester, "requester")]
     return decode(Transcript, closed.transcript, 1 << 20).messages
 
@@ -141,14 +162,35 @@ def test_a_reveal_must_open_its_own_seal(messages: tuple[bytes, ...], change: di
         tally.check(Step.REVEAL, 0, bent)
 
 
+Bent = Callable[[tuple[Judgement, ...]], tuple[Judgement, ...]]
+
+
 @pytest.mark.parametrize("chosen", [slice(0, 1), slice(None, None, -1), slice(0, 0)])
 def test_a_ballot_must_judge_the_pairs_it_was_given_even_if_it_sealed_others(messages: tuple[bytes, ...], chosen: slice) -> None:
+    assert_refused(messages, lambda judgements: judgements[chosen])
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda judgements: judgements[:-1],
+        lambda judgements: (*judgements[:-1], Judgement(judgements[-1].second, judgements[-1].first, 1000)),
+        lambda judgements: (Judgement(49, 48, 1000), *judgements[1:]),
+        lambda judgements: (*judgements, Judgement(49, 48, 1000)),
+        lambda judgements: tuple(Judgement(j.first, j.second, 8000 if j.first > j.second else -8000) for j in judgements),
+    ],
+)
+def test_what_an_active_ballot_goes_on_with_must_follow_from_its_first_half(active: tuple[bytes, ...], bend: Bent) -> None:
+    assert_refused(active, bend)
+
+
+def assert_refused(messages: tuple[bytes, ...], bend: Bent) -> None:
     tally, _ = at_step(messages, Step.BALLOT)
     held = tally.record.find(tally.seats[0], "ballot")
     assert held is not None
     assert isinstance(held.message, Ballot)
     tally.check(Step.BALLOT, 0, held)
-    bent = msgspec.structs.replace(held.message, judgements=held.message.judgements[chosen])
+    bent = msgspec.structs.replace(held.message, judgements=bend(held.message.judgements))
     sealed = tally.counted[Step.BALLOT_SEAL][0]
     commitment = ballot_commitment(tally.record.round, held.signer, bent.salt, bent.judgements)
     tally.counted[Step.BALLOT_SEAL][0] = msgspec.structs.replace(
