@@ -120,6 +120,7 @@ def test_who_cannot_is_not_asked_unless_nobody_can() -> None:
 
     asked = job(extras=Extras(top_logprobs=2))
     silent, able, unable = having(), having("logprobs", "tools"), having("tools")
-    assert able_to([silent, able, unable], asked) == [silent, able]
-    assert able_to([unable], asked) == [unable]
-    assert able_to([unable], job()) == [unable]
+    lacks = (unable.peer, "its engine has not what is asked for")
+    assert able_to([silent, able, unable], asked) == ([silent, able], [lacks])
+    assert able_to([unable], asked) == ([unable], [])
+    assert able_to([unable], job()) == ([unable], [])
