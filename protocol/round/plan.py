@@ -63,9 +63,10 @@ def closing_plan(
     if not fold.active:
         return ()
     asked = {tuple(sorted((judgement.first, judgement.second))) for judgement in opening}
-    left = set(_pairs(judge, classes, fold)) - asked
+    pairs = _pairs(judge, classes, fold)
+    left = set(pairs) - asked
     standing = _standing(opening, classes, fold, voices)
-    front = sorted(range(contenders(classes, fold)), key=lambda index: (-standing[index], index))[:3]
+    front = sorted({index for pair in pairs for index in pair}, key=lambda index: (-standing[index], index))[:3]
     wanted = [pair for pair in (tuple(sorted(pair)) for pair in combinations(front, 2)) if pair in left]
     return tuple(_shown(_seed(round_id, judge), (a, b)) for a, b in wanted[: min(CLOSING_PAIRS, fold.pairs_per_judge // 2)])
 

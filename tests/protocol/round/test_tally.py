@@ -177,7 +177,7 @@ def test_a_ballot_must_judge_the_pairs_it_was_given_even_if_it_sealed_others(mes
         lambda judgements: (*judgements[:-1], Judgement(judgements[-1].second, judgements[-1].first, 1000)),
         lambda judgements: (Judgement(49, 48, 1000), *judgements[1:]),
         lambda judgements: (*judgements, Judgement(49, 48, 1000)),
-        lambda judgements: tuple(Judgement(j.first, j.second, 8000 if j.first > j.second else -8000) for j in judgements),
+        lambda judgements: tuple(Judgement(j.first, j.second, 8000 if j.first < j.second else -8000) for j in judgements),
     ],
 )
 def test_what_an_active_ballot_goes_on_with_must_follow_from_its_first_half(active: tuple[bytes, ...], bend: Bent) -> None:
