@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover demo-partition test check wheel models test-vllm interop bench lock clean natlab natlab-quick natlab-scenarios sim-probes sim-reputation sim-rounds sim-claims sim-mesh bench-claims crash-claims
+.PHONY: help demo demo-failover demo-partition test check wheel models test-vllm interop bench lock clean natlab natlab-quick natlab-peers natlab-scenarios sim-probes sim-reputation sim-rounds sim-claims sim-mesh bench-claims crash-claims
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -62,6 +62,13 @@ natlab: $(VENV)/.installed-dev ## run real daemons behind 36 pairs of NATs in ne
 
 natlab-quick: $(VENV)/.installed-dev ## the same with twelve of the pairs
 	$(BIN)/python -m tests.natlab --skip --quick $(ARGS)
+
+natlab-peers: $(VENV)/.installed-dev tests/natlab/rivals/node_modules/.package-lock.json ## the same pairs for Lattica and py-libp2p, beside ours (ARGS=--quick for twelve; needs node and npm)
+	$(BIN)/python -m tests.natlab.beside --skip $(ARGS)
+
+tests/natlab/rivals/node_modules/.package-lock.json: tests/natlab/rivals/package.json tests/natlab/rivals/package-lock.json
+	cd tests/natlab/rivals && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
 
 natlab-scenarios: $(VENV)/.installed-dev ## relays that die, changes of network, IPv6, port mapping, bad lines: a row each (ARGS="--only WORD" for some)
 	$(BIN)/python -m tests.natlab.scenarios --skip $(ARGS)

@@ -30,7 +30,7 @@ def main() -> int:
         print(f"natlab is skipped: {missing}", file=sys.stderr)
         return 0 if options.skip else 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    pairs = _pairs(options)
+    pairs = pairs_of(options)
     began, cells = time.monotonic(), []
     with Lab(options.rtt / 1000, options.loss / 100, resets=options.resets) as lab:
         for left, right in pairs:
@@ -39,7 +39,7 @@ def main() -> int:
             patience = 0.0 if options.relayed else options.patience
             cell = lab.undisturbed(f"{left}-{right}", partial(run_cell, lab, left, right, patience, extra, kept))
             cells.append(cell)
-            print(json.dumps(cell.shown()) if options.json else _line(cell), flush=True)
+            print(json.dumps(cell.shown()) if options.json else line(cell), flush=True)
     summary = summarise(cells, time.monotonic() - began)
     if options.json:
         print(json.dumps(summary))
@@ -53,29 +53,36 @@ def main() -> int:
     return 0
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="natlab", description=__doc__)
+def add_pair_options(parser: argparse.ArgumentParser) -> None:
+    """Which pairs, how far apart, and how the outcome is shown."""
     parser.add_argument("--quick", action="store_true", help="twelve pairs instead of 36")
     parser.add_argument("--pairs", help="only these, such as port-sym,open-open")
-    parser.add_argument("--relayed", action="store_true", help="with hole punching off: who serves over a relay")
     parser.add_argument("--rtt", type=float, default=40.0, help="round trip over the backbone, milliseconds (40)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--skip", action="store_true", help="exit with 0 where no laboratory can run here")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="natlab", description=__doc__)
+    add_pair_options(parser)
+    parser.add_argument("--relayed", action="store_true", help="with hole punching off: who serves over a relay")
     parser.add_argument("--loss", type=float, default=0.0, help="share of frames lost, percent (0)")
     parser.add_argument("--resets", action="store_true", help="routers answer unsolicited SYNs by RST")
     parser.add_argument("--patience", type=float, default=12.0, help="seconds that a direct path may take (12)")
     parser.add_argument("--keep", type=Path, help="copy the daemons' logs to this folder")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a figure misses its target")
-    parser.add_argument("--skip", action="store_true", help="exit with 0 where no laboratory can run here")
     return parser.parse_args()
 
 
-def _pairs(options: argparse.Namespace) -> list[tuple[str, str]]:
+def pairs_of(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """The pairs that the options ask for."""
     if options.pairs:
         return [(pair.partition("-")[0], pair.partition("-")[2]) for pair in options.pairs.split(",")]
     return list(QUICK) if options.quick else list(itertools.combinations_with_replacement(TYPES, 2))
 
 
-def _line(cell: Cell) -> str:
+def line(cell: Cell) -> str:
+    """One pair, for people."""
     served = f"served over {cell.served_over}" if cell.served else "NOT SERVED"
     took = "" if cell.relayed_ms is None else f" after {cell.relayed_ms:.0f} ms"
     return f"{cell.left:>7} {cell.right:<7} {cell.kind or '-':<8} {cell.transport:<4}{took:<15} {served}  {cell.note}"
