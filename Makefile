@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover demo-partition test check wheel models test-vllm interop bench lock clean natlab natlab-quick natlab-peers natlab-scenarios sim-probes sim-reputation sim-rounds sim-claims sim-mesh bench-claims crash-claims
+.PHONY: help demo demo-failover demo-partition test check wheel models test-vllm interop bench lock clean natlab natlab-quick natlab-peers natlab-scenarios natlab-netcheck sim-probes sim-reputation sim-rounds sim-claims sim-mesh bench-claims crash-claims
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -72,6 +72,9 @@ tests/natlab/rivals/node_modules/.package-lock.json: tests/natlab/rivals/package
 
 natlab-scenarios: $(VENV)/.installed-dev ## relays that die, changes of network, IPv6, port mapping, bad lines: a row each (ARGS="--only WORD" for some)
 	$(BIN)/python -m tests.natlab.scenarios --skip $(ARGS)
+
+natlab-netcheck: $(VENV)/.installed-dev ## what netcheck says behind each type of NAT, and whether it is so
+	$(BIN)/python -m tests.natlab.netcheck --skip $(ARGS)
 
 bench: $(VENV)/.installed-dev ## measure calls and streams against Lattica, in one run
 	$(BIN)/python -m bench.rpc $(ARGS)

@@ -11,6 +11,9 @@ class Standing:
 
     udp: bool | None
     reachable: bool | None
+    """Whether peers that we talk to can come in."""
+    strangers: bool | None
+    """Whether others can, too."""
     mapping: Mapping
     relays: int
     connected: int
@@ -36,7 +39,9 @@ def advice(standing: Standing) -> str:
     if standing.reachable is False and not standing.relays:
         return "join a peer that relays (relay.serve=true on a box with a public address), or forward the TCP port to this box"
     if standing.reachable is True:
-        return "nothing to do: others can come in"
+        if standing.strangers or standing.mapping is Mapping.NONE:
+            return "nothing to do: others can come in"
+        return "nothing to do, as far as is known: peers that we talk to can come in"
     if standing.mapping is Mapping.SYMMETRIC and standing.udp is False:
         return "peers behind NATs stay on relays: allow UDP, or forward the TCP port to this box"
     if standing.mapping is Mapping.SYMMETRIC:

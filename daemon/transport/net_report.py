@@ -17,9 +17,11 @@ def net_report(relay: RelayService) -> dict[str, Any]:
     interfaces = relay.observations.interfaces()
     known = verdict.reachable is not None
     lets_in = filtering(verdict.reachable, relay.stranger_came)
+    strangers = True if relay.stranger_came else False if verdict.reachable is False else None
     standing = Standing(
         udp=relay.udp.mapping.works,
         reachable=verdict.reachable,
+        strangers=strangers,
         mapping=mapping,
         relays=len(relay.keeping.held),
         connected=len(swarm.connections),
@@ -37,7 +39,7 @@ def net_report(relay: RelayService) -> dict[str, Any]:
         "filtering": None if lets_in is Filtering.UNKNOWN else str(lets_in),
         "port_mapping": relay.mapper.view() if relay.options.port_mapping else {"state": "off"},
         "reachable": verdict.reachable,
-        "reachable_from_strangers": True if relay.stranger_came else False if verdict.reachable is False else None,
+        "reachable_from_strangers": strangers,
         "reachable_port": verdict.port or None,
         "reachable_age_s": round(trio.current_time() - verdict.time, 1) if known else None,
         "reachable_asked": verdict.asked,
