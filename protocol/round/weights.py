@@ -32,9 +32,8 @@ NEWCOMER_SEATS = 10
 """All newcomers together have at most one part in this many of the draw's tickets: enough for them to be seen at work."""
 
 NEWCOMER_SHARE = 25
-"""And one part in this many of the weight of votes and of judging. A tenth would already turn the closest pairs of 21 judges who
-are right in 75 of 100 cases; with this a rush of any number of keys costs 1.45 points of accuracy in simulation (`sim-rounds`,
-R5: the aim is 1), most of it by the seats that newcomers are drawn for."""
+"""And one part in this many of the weight of votes. Of judging they have none: any weight, however small, breaks the ties of an
+even number of judges for whoever sends many keys, and half of what a rush of them cost was that (`sim-rounds`, R5)."""
 
 LEAST_KNOWN = 3
 """Newcomers are held back once so many candidates are known: one known peer alone must not decide for a young mesh."""
@@ -168,7 +167,7 @@ def weigh(candidates: Sequence[Known]) -> tuple[RoundWeights, ...]:
     count = len(candidates)
     favourites = [one.judging if one.favourite is None else one.favourite for one in candidates]
     judges = judge_weights_milli([*(one.judging for one in candidates), *favourites])
-    judges = (*_capped(judges[:count], new_judges), *_capped(judges[count:], new_judges))
+    judges = (*_admitted_alone(judges[:count], new_judges), *_admitted_alone(judges[count:], new_judges))
     strengths = strengths_milli([one.answering for one in candidates])
     draws = _draw_weights([one.draw_milli for one in candidates], new_answerers)
     return tuple(
@@ -209,6 +208,13 @@ def _capped(weights: Sequence[int], new: Sequence[bool], part: int = NEWCOMER_SH
     return tuple(
         _signed(weight * known, fresh * (part - 1)) if is_new else weight for weight, is_new in zip(weights, new, strict=True)
     )
+
+
+def _admitted_alone(weights: Sequence[int], new: Sequence[bool]) -> tuple[int, ...]:
+    """`weights`, none for those that are not admitted, where LEAST_KNOWN are. Their ballots go on being marked on gold."""
+    if new.count(False) < LEAST_KNOWN:
+        return tuple(weights)
+    return tuple(0 if is_new else weight for weight, is_new in zip(weights, new, strict=True))
 
 
 def _draw_weights(earned: Sequence[int], new: Sequence[bool]) -> tuple[int, ...]:

@@ -20,11 +20,14 @@ Figures = Mapping[str, float]
 """Each a count or a share of this one trial; the program takes the mean or the worst over all seeds."""
 
 ROUNDS_PER_SEED = 2
+RUSHES_PER_SEED = 20
+"""What a rush costs is the difference of two shares near 1: 1,000 seeds know it to 0.1 points."""
+
 SHARES = {"0": 0.0, "15": 0.15, "20": 0.20}
 COMMITTEES = ((0.65, 21), (0.75, 9), (0.75, 21), (0.75, 41), (0.9, 21))
 
-_OUT = 0.9
-"""Seconds that members need for their work in these rounds, at most; judging another 0.5."""
+_ANSWER_S = 8.0
+"""How long the answering phase of these rounds may last."""
 
 
 def r1_abort(seed: int) -> Figures:
@@ -58,9 +61,7 @@ def pair_round(chance: Random, voices: Mapping[int, Voice], liars: set[int], ski
     """Whether class 0, which is right, wins where honest judges prefer it with chance `skill` and liars never do."""
     classes = (AnswerClass("r", "r", (900,), 1), AnswerClass("w", "w", (901,), 1))
     everyone = {**voices, 900: Voice(1, 0, b"right"), 901: Voice(1, 0, b"wrong")}
-    ballots = {
-        seat: (Judgement(0, 1, 8000 if seat not in liars and chance.random() < skill else -8000),) for seat in voices
-    }
+    ballots = {seat: (Judgement(0, 1, 8000 if seat not in liars and chance.random() < skill else -8000),) for seat in voices}
     parameters = FoldParameters(vote_gain_milli=0, own_pairs=True)
     return _winner(chance, everyone, classes, ballots, parameters).winner == 0
 
@@ -110,9 +111,7 @@ def r4_elsewhere(seed: int) -> Figures:
         places = []
         noise = {(a, b): chance.gauss(0, 0.5) for a in range(6) for b in range(6)}
         for rigged in (False, True):
-            ballots = {
-                seat: tuple(said(a, b, rigged and seat == 0) for a in range(6) for b in range(a + 1, 6)) for seat in table
-            }
+            ballots = {seat: tuple(said(a, b, rigged and seat == 0) for a in range(6) for b in range(a + 1, 6)) for seat in table}
             parameters = FoldParameters(vote_gain_milli=0, arm="rank" if arm == "rank" else "fuse")
             result = fold(Contributions(sha256(b"r4"), "rank", parameters, table, classes, ballots))
             places.append(result.classes[target].rank)
@@ -127,7 +126,7 @@ def r5_rush(seed: int) -> Figures:
     weighed = weigh([*[old] * 21, *[Known(Trials(), Trials(), None, 20)] * 79])
     right = alone = 0
     share = 0.0
-    for _ in range(ROUNDS_PER_SEED):
+    for _ in range(RUSHES_PER_SEED):
         seats = draw(sha256(chance.randbytes(32)), [one.draw_milli for one in weighed], 21)
         table = {seat: Voice(1000, weighed[seat].judge_milli, seat.to_bytes(2, "big")) for seat in seats}
         weight = sum(abs(voice.judge_weight_milli) for voice in table.values())
@@ -136,8 +135,8 @@ def r5_rush(seed: int) -> Figures:
         alone += pair_round(chance, {seat: Voice(1000, 1000, bytes([seat])) for seat in range(21)}, set(), 0.75)
     return {
         "R5 newcomers' weight": share,
-        "R5 right in a rush": right / ROUNDS_PER_SEED,
-        "R5 right without": alone / ROUNDS_PER_SEED,
+        "R5 right in a rush": right / RUSHES_PER_SEED,
+        "R5 right without": alone / RUSHES_PER_SEED,
     }
 
 
@@ -170,10 +169,20 @@ def r7_grinding(seed: int) -> Figures:
 
 
 def r8_skew(seed: int) -> Figures:
-    """Members' clocks differ by up to 30 s either way; phases are counted on each one's own."""
-    network = play(seed, 7, Weather(), ranked())
-    replayed = replay(network.closed[(network.requester, "requester")].transcript)
-    return {"R8 members left out": float(7 - sum(row.revealed for row in replayed.members))}
+    """Members' clocks differ by up to 30 s either way, and phases are counted on each one's own; two members answer half a second
+    after all others, or three seconds after the phase is over."""
+    behind = (2, 5)
+    slow = play(seed, 7, Weather(), ranked(late=dict.fromkeys(behind, 0.5)))
+    rows = replay(slow.closed[(slow.requester, "requester")].transcript).members
+    gone = play(seed, 7, Weather(), ranked(late=dict.fromkeys(behind, _ANSWER_S + 3)))
+    late = [gone.ids[number] for number in behind]
+    counted = [row.peer_id for row in replay(gone.closed[(gone.requester, "requester")].transcript).members if row.sealed]
+    told = {peer: replay(gone.closed[(peer, "member")].transcript).members for peer in late}
+    return {
+        "R8 members left out": float(7 - sum(row.revealed for row in rows)),
+        "R8 counted 3 s after the end": float(sum(peer in counted for peer in late)),
+        "R8 late ones that were not told": float(sum(row.sealed for peer in late for row in told[peer] if row.peer_id == peer)),
+    }
 
 
 def r9_dead(seed: int) -> Figures:

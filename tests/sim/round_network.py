@@ -58,6 +58,8 @@ class Behaviour:
     judge: Callable[[int, ev.PairQuestion], int] = lambda number, question: 0
     answer_s: tuple[float, float] = (0.2, 1.0)
     judge_s: tuple[float, float] = (0.1, 0.5)
+    late: dict[int, float] = field(default_factory=dict)
+    """Seconds by which members answer later than `answer_s` says."""
     tamper: dict[int, Tamper] = field(default_factory=dict)
     kill: dict[str, list[int]] = field(default_factory=dict)
     """Members killed when the requester enters a phase."""
@@ -212,7 +214,8 @@ class RoundNetwork:
                 self._later(effect.time - self.now, lambda: self._wake(peer, me, role, effect.time))
             case ev.Generate():
                 answered = ev.Answered(self.behaviour.answer(peer.number), 8)
-                self._later(self.random.uniform(*self.behaviour.answer_s), lambda: self._feed(me, role, answered))
+                seconds = self.random.uniform(*self.behaviour.answer_s) + self.behaviour.late.get(peer.number, 0.0)
+                self._later(seconds, lambda: self._feed(me, role, answered))
             case ev.Judge():
                 judged = ev.Judged(tuple(self.behaviour.judge(peer.number, question) for question in effect.questions))
                 self._later(self.random.uniform(*self.behaviour.judge_s), lambda: self._feed(me, role, judged))

@@ -24,6 +24,8 @@ WORST = {
     "R6 unproved": 0.0,
     "R6 verdicts given": 0.0,
     "R8 members left out": 0.0,
+    "R8 counted 3 s after the end": 0.0,
+    "R8 late ones that were not told": 0.0,
     "R9 verdicts without a quorum": 0.0,
     "R9 wrong with one": 0.0,
 }
