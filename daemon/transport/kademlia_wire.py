@@ -162,7 +162,7 @@ def contacts_of(peers: "Iterable[Message.Peer]", most: int = MAX_PEERS) -> tuple
     return tuple(found)
 
 
-@lru_cache(maxsize=16384)  # the same few hundred peers are in every answer, and base58 is slow
+@lru_cache(maxsize=4096)  # the same few hundred peers are in every answer, and base58 is slow
 def text_of_id(raw: bytes) -> str:
     """A binary peer id as text; "" where it is none."""
     try:
@@ -171,7 +171,7 @@ def text_of_id(raw: bytes) -> str:
         return ""
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def text_of_address(raw: bytes) -> str:
     """A binary multiaddr as text; "" where it is none."""
     try:
@@ -180,7 +180,7 @@ def text_of_address(raw: bytes) -> str:
         return ""
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def _bytes_of_address(text: str) -> bytes:
     try:
         return bytes(Multiaddr(text).to_bytes())
@@ -188,7 +188,7 @@ def _bytes_of_address(text: str) -> bytes:
         return b""
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def library_id(peer: PeerId) -> ID:
     """A peer id in the library's shape."""
     return ID.from_base58(peer)
