@@ -12,6 +12,7 @@ import structlog
 import trio
 from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 
+from daemon.lan_link import guard
 from nat.addresses import parse
 from protocol.wire.ids import PeerId, is_peer_id
 
@@ -97,6 +98,7 @@ def _open(service: str, interfaces: list[str], ours: tuple[str, ...], listener: 
     """In a thread: zeroconf runs an event loop of its own, in another."""
     zeroconf = Zeroconf(interfaces=interfaces or InterfaceChoice.Default, ip_version=IPVersion.All)
     try:
+        guard(zeroconf)
         name = f"{secrets.token_hex(16)}.{service}"  # the specification: a random name, as the TXT record says who it is
         port = next((endpoint.port for address in ours if (endpoint := parse(address)) is not None), 0)
         # Bytes, because the specification repeats the key and a mapping could not.

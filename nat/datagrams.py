@@ -12,8 +12,9 @@ TOKEN_BYTES = 16
 
 _ASK, _TELL, _PROBE, _ACK, _KNOCK = 1, 2, 3, 4, 5
 _HOST_BYTES = 16
-_ASK_BYTES = len(MAGIC) + 1 + NONCE_BYTES + _HOST_BYTES + 2
-"""A question is as long as its answer: whoever forges a source address gains no traffic by it."""
+_TELL_BYTES = len(MAGIC) + 1 + NONCE_BYTES + _HOST_BYTES + 2
+_ASK_BYTES = 64
+"""A question is longer than its answer of 39 bytes: whoever forges a source address loses traffic by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def decode(raw: bytes) -> Datagram | None:
     kind, rest = raw[len(MAGIC)], raw[len(MAGIC) + 1 :]
     if kind == _ASK and len(raw) == _ASK_BYTES:
         return Ask(rest[:NONCE_BYTES])
-    if kind == _TELL and len(raw) == _ASK_BYTES:
+    if kind == _TELL and len(raw) == _TELL_BYTES:
         ip = ipaddress.IPv6Address(rest[NONCE_BYTES : NONCE_BYTES + _HOST_BYTES])
         return Tell(rest[:NONCE_BYTES], str(ip.ipv4_mapped or ip), int.from_bytes(rest[-2:], "big"))
     if kind == _KNOCK and len(rest) == NONCE_BYTES:

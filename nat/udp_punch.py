@@ -51,8 +51,10 @@ class PunchOptions:
     interval: float = 0.1
     knocks: int = 24
     """Datagrams to one address that nothing was heard from."""
-    unheard: int = 192
-    """Datagrams of a session to all such addresses together: eight of them with 24 knocks. A witness's word allows 1,024 more."""
+    unheard: int = 144
+    """Datagrams of a session to all such addresses together. A witness's word allows 1,024 more."""
+    unproved: int = 48
+    """Datagrams of a session beyond answers, one for one, to addresses that something was heard from: a source can be forged."""
     guess_after: float = 0.1
     guesses: int = 1024
     guess_burst: int = 20
@@ -122,6 +124,7 @@ class UdpPunch:
         self._may_send_many = False
         self.blind = 0
         """Datagrams sent so far to addresses that nothing was heard from."""
+        self._tried_back = 0
         self._guessing = self._next_knock = self._next_guess = self._end = 0.0
         self._spread = 1
         self._sockets = options.meeting if way is Way.MEET else options.sockets
@@ -175,7 +178,7 @@ class UdpPunch:
             if answered < self._options.knocks and (path in self._paths or len(self._paths) < self._options.knocks):
                 self._paths[path] = answered + 1
                 effects.append(Send(socket, host, port, self._ack))
-                if not answered and not self._found:
+                if not answered and not self._found and self._may_try_back():
                     effects.append(Send(socket, host, port, self._probe))
         elif not self._found:
             self._found = True
@@ -187,7 +190,7 @@ class UdpPunch:
         if (self._way is Way.SPREAD and self._may_send_many) or self._way is Way.MEET:
             return self._open_mappings(now)
         self._next_knock = now + (self._options.counting_interval if self._way is Way.WALK else self._options.interval)
-        effects: list[Effect] = [Send(*path, self._probe) for path in self._paths]
+        effects: list[Effect] = [Send(*path, self._probe) for path in self._paths if self._may_try_back()]
         for target in self._targets:
             knocks = self._knocked.get(target, 0)
             if knocks < self._options.knocks and self._may_send_blindly(1):
@@ -201,6 +204,10 @@ class UdpPunch:
             return False
         self.blind += count
         return True
+
+    def _may_try_back(self) -> bool:
+        self._tried_back += 1
+        return self._tried_back <= self._options.unproved
 
     def _open_mappings(self, now: float) -> list[Effect]:
         """One knock from each socket, in bursts; all of them again after a while, for those that were lost."""
