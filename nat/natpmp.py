@@ -6,6 +6,9 @@ from enum import IntEnum
 from struct import Struct, error
 
 PORT = 5351
+ANNOUNCED_PORT = 5350
+"""Where gateways say by multicast to 224.0.0.1 that they lost their mappings (RFC 6886 section 3.2.1, RFC 6887 section 14.1)."""
+
 VERSION = 0
 _ADDRESS, _UDP, _TCP, _ANSWER = 0, 1, 2, 128
 _MAP = Struct("!BBHHHI")

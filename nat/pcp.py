@@ -9,7 +9,7 @@ from nat.natpmp import Protocol
 VERSION = 2
 NONCE_BYTES = 12
 UNSUPPORTED_VERSION = 1
-_MAP, _ANSWER = 1, 0x80
+_ANNOUNCE, _MAP, _ANSWER = 0, 1, 0x80
 _REQUEST_HEADER = Struct("!BBHI16s")
 _ANSWER_HEADER = Struct("!BBBBII12x")
 _MAPPING = Struct("!12sB3xHH16s")
@@ -85,6 +85,15 @@ def decode(raw: bytes) -> Mapped | Refusal | None:
         return None
     ip = ipaddress.IPv6Address(packed)
     return Mapped(nonce, known, internal, str(ip.ipv4_mapped or ip), external, lifetime, epoch)
+
+
+def announced_epoch(raw: bytes) -> int | None:
+    """The epoch in an ANNOUNCE (RFC 6887 section 14.1), which a gateway sends once it has lost its mappings; None for none."""
+    try:
+        version, opcode, _, result, _, epoch = _ANSWER_HEADER.unpack_from(raw)
+    except error:
+        return None
+    return epoch if (version, opcode, result) == (VERSION, _ANSWER | _ANNOUNCE, 0) and len(raw) <= _MAX_BYTES else None
 
 
 def _packed(host: str) -> bytes:

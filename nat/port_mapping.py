@@ -72,11 +72,15 @@ class Prove:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The gateway's outside address, the port there, and for how many seconds (0: without end)."""
+    """The gateway's outside address, the port there, and for how many seconds (0: without end).
+
+    `epoch`: for how many seconds the gateway has kept its mappings, where the method tells.
+    """
 
     host: str
     port: int
     lifetime: int
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,9 @@ class PortMappings:
     _leases: dict[Protocol, _Lease] = field(default_factory=dict)
     _seen: frozenset[str] = frozenset()
     _doubted: str = ""
+    _epochs: dict[Method, tuple[int, float]] = field(default_factory=dict)
+    _missing: float = float("inf")
+    """When what is not held beside TCP is asked for."""
 
     # ---- events
 
@@ -148,12 +155,16 @@ class PortMappings:
         for protocol, lease in tuple(self._leases.items()):
             if now >= lease.ends:
                 del self._leases[protocol]
+                self._missing = now
             elif now >= lease.renew:
                 # Again after half of what is left, should no answer come (RFC 6887 section 11.2.1).
                 lease.renew = now + max(self.options.shortest, (lease.ends - now) / 2)
-                due.append(Ask(lease.ask.method, protocol, lease.ask.internal_port, lease.granted.port, self.options.lifetime))
+                due.append(self._again(lease))
         if Protocol.TCP not in self._leases and Protocol.TCP in self.ports:
             return [*self.stop(), *self._begin(now)]
+        if now >= self._missing and self.method is not None:
+            self._missing = float("inf")
+            due += self._others(self.method)
         self._plan()
         return due
 
@@ -164,16 +175,33 @@ class PortMappings:
         if leads_nowhere(answer.host, self._seen):
             self._keep(ask, answer, now)
             return self._double(now)
+        lost = [] if answer.epoch is None else self.told_epoch(ask.method, answer.epoch, now)
+        again = [one for one in lost if isinstance(one, Ask) and one.protocol is not ask.protocol]
         before = self._leases.get(ask.protocol)
         lease = self._keep(ask, answer, now)
         lease.proved = before is not None and before.proved and before.granted.port == answer.port
         if before is None:
             self.method, self.reason = ask.method, ""
-            self.state = State.UNPROVED
+            self.state = State.ACTIVE if any(held.proved for held in self._leases.values()) else State.UNPROVED
             self._plan()
-            return [*self._others(ask.method), Prove()]
+            others = self._others(ask.method) if ask.protocol is Protocol.TCP else []
+            return [*others, Prove()]
         self._plan()
-        return [] if lease.proved else [Prove()]
+        return [*again, *([] if lease.proved else [Prove()])]
+
+    def told_epoch(self, method: Method, seconds: int, now: float) -> list[Effect]:
+        """For how many seconds the gateway has kept its mappings: fewer than it should means that it lost them all.
+
+        The tolerance is that of RFC 6887 section 8.5: two seconds, and a sixteenth for clocks that run apart.
+        """
+        before = self._epochs.get(method)
+        self._epochs[method] = seconds, now
+        if before is None or self.method is not method:
+            return []
+        elapsed = now - before[1]
+        if seconds - before[0] + 2 >= elapsed - elapsed / 16:
+            return []
+        return [self._again(lease) for lease in self._leases.values()]
 
     def judged(self, protocol: Protocol, port: int, came_in: bool) -> list[Effect]:
         """Peers were asked to come in at our outside `port`. One that no longer works is asked for again."""
@@ -186,7 +214,7 @@ class PortMappings:
         self.state = State.ACTIVE if proved else State.UNPROVED
         if not lost:
             return []
-        return [Ask(lease.ask.method, protocol, lease.ask.internal_port, port, self.options.lifetime)]
+        return [self._again(lease)]
 
     def stop(self) -> list[Effect]:
         """Give back all that we hold."""
@@ -229,7 +257,10 @@ class PortMappings:
     def _refused(self, ask: Ask, answer: Refused, now: float) -> list[Effect]:
         self.reason = f"{ask.method}: {answer.reason}"
         if self.state is not State.ASKING or ask.protocol is not Protocol.TCP:
-            return []  # a renewal is tried again, and UDP is done without
+            if ask.protocol not in self._leases:
+                self._missing = now + self.options.retry  # UDP is done without meanwhile
+                self._plan()
+            return []  # a renewal is tried again
         place = self.methods.index(ask.method) + 1
         if place < len(self.methods):
             return [self._first(self.methods[place])]
@@ -253,5 +284,8 @@ class PortMappings:
         self._leases[ask.protocol] = lease
         return lease
 
+    def _again(self, lease: _Lease) -> Ask:
+        return Ask(lease.ask.method, lease.ask.protocol, lease.ask.internal_port, lease.granted.port, self.options.lifetime)
+
     def _plan(self) -> None:
-        self.wake = min((min(lease.renew, lease.ends) for lease in self._leases.values()), default=float("inf"))
+        self.wake = min([self._missing, *(min(lease.renew, lease.ends) for lease in self._leases.values())])

@@ -95,6 +95,26 @@ class Gateway:
         except (OSError, trio.TooSlowError) as error:
             log.debug("a port mapping was not given back: %s", error)
 
+    async def hear(self, told: Callable[[Method, int], None]) -> None:
+        """Tell `told` of each epoch that our gateway announces, as after a restart, until cancelled; raises nothing."""
+        with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hearing:
+            try:
+                for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                    hearing.setsockopt(socket.SOL_SOCKET, option, 1)
+                await hearing.bind(("", natpmp.ANNOUNCED_PORT))
+            except OSError as error:
+                log.debug("announcements of the gateway are not heard: %s", error)
+                return
+            while True:
+                raw, source = await hearing.recvfrom(RECEIVE_BYTES)
+                if source[0] != self._find():
+                    continue
+                answer = natpmp.decode(raw)
+                if isinstance(answer, natpmp.OutsideAddress):
+                    told(Method.NAT_PMP, answer.epoch)
+                elif (epoch := pcp.announced_epoch(raw)) is not None:
+                    told(Method.PCP, epoch)
+
     # ---- PCP and NAT-PMP
 
     async def _exchange(self, question: Callable[[str], bytes], accept: Callable[[bytes], T | None]) -> T:
@@ -130,7 +150,7 @@ class Gateway:
         answer: pcp.Mapped | pcp.Refusal = await self._exchange(question, accept)
         if isinstance(answer, pcp.Refusal):
             return Refused(str(answer))
-        return Granted(answer.external_host, answer.external_port, answer.lifetime)
+        return Granted(answer.external_host, answer.external_port, answer.lifetime, answer.epoch)
 
     async def _nat_pmp(self, ask: Ask) -> Granted | Refused:
         def address(raw: bytes) -> natpmp.OutsideAddress | natpmp.Refusal | None:
@@ -150,7 +170,7 @@ class Gateway:
         mapped: natpmp.Mapped | natpmp.Refusal = await self._exchange(lambda _own: wish, mapping)
         if isinstance(mapped, natpmp.Refusal):
             return Refused(str(mapped))
-        return Granted(outside.host, mapped.external_port, mapped.lifetime)
+        return Granted(outside.host, mapped.external_port, mapped.lifetime, mapped.epoch)
 
     # ---- UPnP, in a worker thread: miniupnpc blocks, and lets go of the interpreter's lock while it does
 

@@ -38,12 +38,14 @@ class PortMapper:
     async def run(self) -> None:
         """Hold mappings while a NAT stands between us and others; give them back when cancelled."""
         try:
-            while True:
-                self._kick = trio.Event()
-                self._look()
-                await self._perform()
-                with trio.move_on_at(self._machine.wake):
-                    await self._kick.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._gateway.hear, self._announced)
+                while True:
+                    self._kick = trio.Event()
+                    self._look()
+                    await self._perform()
+                    with trio.move_on_at(self._machine.wake):
+                        await self._kick.wait()
         finally:
             with trio.CancelScope(deadline=trio.current_time() + _STOP_SECONDS, shield=True):
                 async with trio.open_nursery() as nursery:
@@ -60,6 +62,10 @@ class PortMapper:
         self._due.clear()
         self._machine = PortMappings({}, ())
         self._gateway.forget()
+        self._kick.set()
+
+    def _announced(self, method: Method, epoch: int) -> None:
+        self._due.extend(self._machine.told_epoch(method, epoch, trio.current_time()))
         self._kick.set()
 
     def judged(self, protocol: Protocol, came: Iterable[int]) -> None:

@@ -208,8 +208,67 @@ def test_udp_may_be_refused_alone():
     clock = Clock(lambda ask, _: Granted(OUTSIDE, 4711, 3600) if ask.protocol is TCP else Refused("out of resources"))
     clock.seen(OUTSIDE)
     clock.run(4000)
+    assert len([ask for _, ask in clock.asked if ask.protocol is UDP]) == 5, "every quarter of an hour"
     assert clock.machine.to_prove(TCP) == 4711
     assert clock.machine.to_prove(UDP) is None
+
+
+def test_udp_that_was_refused_is_asked_for_again_after_a_quarter_of_an_hour():
+    clock = Clock(lambda ask, _: Granted(OUTSIDE, 4711, 3600) if ask.protocol is TCP else Refused("out of resources"))
+    clock.seen(OUTSIDE)
+    clock.perform(clock.machine.judged(TCP, 4711, True))
+    clock.gateway = grants()
+    clock.run(900)
+    assert clock.machine.to_prove(UDP) == 4711
+    assert clock.machine.state is State.ACTIVE
+    assert [now for now, ask in clock.asked if ask.protocol is UDP] == [0, 900]
+
+
+def test_udp_whose_lease_ended_is_asked_for_again():
+    clock = Clock(grants())
+    clock.seen(OUTSIDE)
+    clock.gateway = lambda ask, _: Granted(OUTSIDE, 4711, 3600) if ask.protocol is TCP else Refused("no answer in time")
+    clock.run(3599)
+    assert clock.machine.to_prove(UDP) == 4711, "it stands until it ends"
+    clock.run(3600)
+    assert clock.machine.to_prove(UDP) is None
+    assert clock.machine.to_prove(TCP) == 4711
+    clock.gateway = grants()
+    clock.run(3600 + 900)
+    assert clock.machine.to_prove(UDP) == 4711
+
+
+def epochs(begun):
+    return lambda ask, now: Granted(OUTSIDE, ask.external_port, 3600, round(now - begun))
+
+
+def test_a_gateway_that_has_restarted_is_asked_for_all_that_it_lost():
+    clock = Clock(epochs(-1000))
+    clock.seen(OUTSIDE)
+    clock.run(1799)
+    assert len(clock.asked) == 2
+    clock.gateway = epochs(1700)
+    clock.perform(clock.machine.told_epoch(Method.PCP, 99, clock.now))
+    assert [(now, ask.protocol) for now, ask in clock.asked[2:]] == [(1799, TCP), (1799, UDP)]
+    clock.perform(clock.machine.told_epoch(Method.PCP, 99, clock.now))
+    assert len(clock.asked) == 4, "the same word again says nothing new"
+
+
+def test_a_lost_mapping_is_also_seen_in_the_answer_about_another():
+    clock = Clock(epochs(-1000))
+    clock.seen(OUTSIDE)
+    clock.gateway = epochs(1000)
+    clock.run(1700)
+    clock.perform(clock.machine.answered(clock.asked[0][1], Granted(OUTSIDE, 4711, 3600, 700), clock.now))
+    assert [(now, ask.protocol) for now, ask in clock.asked[2:]] == [(1700, UDP)]
+
+
+@pytest.mark.parametrize(("elapsed", "seconds"), [(0, 1000), (1800, 2800), (1800, 2690), (1800, 4000), (60, 1055)])
+def test_clocks_that_run_apart_are_no_restart(elapsed, seconds):
+    clock = Clock(epochs(-1000), {TCP: 4711})
+    clock.seen(OUTSIDE)
+    assert clock.machine.told_epoch(Method.PCP, seconds, elapsed) == []
+    assert clock.machine.told_epoch(Method.NAT_PMP, 0, elapsed) == [], "another clock"
 
 
 def test_leaving_gives_everything_back():

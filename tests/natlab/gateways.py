@@ -35,21 +35,35 @@ class Miniupnpd:
             f"ext_ifname=wan0\next_ip={outside}\nlistening_ip=lan0\nhttp_port=0\n"
             "enable_natpmp=yes\nenable_upnp=yes\n"
             "upnp_table_name=upnp\nupnp_nat_table_name=upnp\nupnp_forward_chain=granted\nupnp_nat_chain=inward\n"
-            f"upnp_nat_postrouting_chain=outward\nlease_file={self.leases}\nsecure_mode=yes\nsystem_uptime=yes\n"
+            f"upnp_nat_postrouting_chain=outward\nlease_file={self.leases}\nsecure_mode=yes\nsystem_uptime=no\n"
             f"uuid=00000000-0000-0000-0000-000000000001\nallow 1024-65535 {network} 1024-65535\n"
             "deny 0-65535 0.0.0.0/0 0-65535\n"
         )
         spaces.execute(router, "nft", "-f", "-", text=_CHAINS)
         self.log = folder / f"{router}.log"
-        command = [PACKAGE, "-d", "-f", str(configuration), "-P", str(folder / f"{router}.pid")]
-        with self.log.open("wb") as log:
-            self._process = spaces.popen(router, command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._command = [PACKAGE, "-d", "-f", str(configuration), "-P", str(folder / f"{router}.pid")]
         self._router, self._spaces = router, spaces
+        self._start()
+
+    def _start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = self._spaces.popen(self._router, self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + 10
-        while not all(port in (listens := spaces.execute(router, "ss", "-lnu")) for port in (":5351 ", ":1900 ")):
+        while not all(port in (listens := self._spaces.execute(self._router, "ss", "-lnu")) for port in (":5351 ", ":1900 ")):
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise LabError(f"{PACKAGE} does not listen: {self.log.read_text()[-800:]} {listens}")
             time.sleep(0.05)
+
+    def restart(self) -> list[str]:
+        """Lose power and come back; the rules that are left of what was granted, which are none."""
+        self._process.kill()
+        self._process.wait(5)
+        for chain in ("granted", "inward", "outward"):
+            self._spaces.execute(self._router, "nft", "flush", "chain", "inet", "upnp", chain)
+        self.leases.unlink(missing_ok=True)
+        left = self.granted()
+        self._start()
+        return left
 
     def granted(self) -> list[str]:
         """The rules that pass ports on, as nftables prints them."""

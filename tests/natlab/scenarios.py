@@ -275,6 +275,26 @@ def mapped(house: House) -> tuple[bool, str]:
     )
 
 
+def gateway_restarted(house: House) -> tuple[bool, str]:
+    """The gateway loses power, and with it what it granted; a box behind a random symmetric NAT."""
+    if (missing := why_no_gateway()) is not None:
+        raise LabError(missing)
+    house.site("A", "sym", 1)
+    gateway = house.gateway("A", 1, "44.1.1.21")
+    house.relay(*RELAYS)
+    peer = house.start("A", "--no-model", *house.joins()).wait_api()
+    both = ["tcp", "udp"]
+    wait("mapping", lambda: sorted(peer.client.netcheck()["port_mapping"]["proved"]) == both, 30)
+    before = len(gateway.granted())
+    lost, began = len(gateway.restart()), time.monotonic()
+    until(lambda: len(gateway.granted()) == before, 60)
+    took, after = time.monotonic() - began, len(gateway.granted())
+    proved = sorted(peer.client.netcheck()["port_mapping"]["proved"])
+    return lost == 0 and after == before == len(both) and proved == both, (
+        f"{before} mappings, {lost} left by the restart, {after} again after {took:.1f} s, proved {'+'.join(proved) or 'NOTHING'}"
+    )
+
+
 def double_nat(house: House) -> tuple[bool, str]:
     """The home gateway grants ports of an outside address that is not where peers see us, as a carrier's NAT follows.
 
@@ -329,6 +349,7 @@ SCENARIOS: dict[str, Callable[[House], tuple[bool, str]]] = {
     "bootstrap and relay on one address": one_relay,
     "sequential symmetric pair": sequential,
     "port mapping (miniupnpd), sym-sym": mapped,
+    "port mapping, gateway restarted": gateway_restarted,
     "port mapping behind a carrier's NAT": double_nat,
     "200 ms, 5% loss: port-port": bad_line("port", "port"),
     "200 ms, 5% loss: portnp-cgn": bad_line("portnp", "cgn"),

@@ -30,6 +30,10 @@ class Gateway:
     def forget(self):
         pass
 
+    async def hear(self, told):
+        self.told = told
+        await trio.sleep_forever()
+
     async def ask(self, ask):
         await trio.sleep(0.5)
         self.asked.append((round(trio.current_time()), ask.method, ask.protocol))
@@ -74,6 +78,49 @@ async def test_it_asks_once_peers_see_us_behind_a_nat_and_gives_back_at_the_end(
         assert len(one.gateway.asked) == 3 + 2 * 2, "both were renewed twice"
         nursery.cancel_scope.cancel()
     assert sorted(one.gateway.released) == [Protocol.TCP, Protocol.UDP]
+
+
+async def test_a_gateway_that_announces_that_it_lost_its_mappings_is_asked_at_once(autojump_clock: trio.testing.MockClock):
+    async with trio.open_nursery() as nursery:
+        one = Running(nursery)
+        await one.meet()
+        one.gateway.told(Method.NAT_PMP, 5000)
+        await trio.sleep(100)
+        one.gateway.told(Method.NAT_PMP, 5100)
+        await trio.sleep(10)
+        asked = len(one.gateway.asked)
+        one.gateway.told(Method.NAT_PMP, 1)
+        await trio.sleep(10)
+        assert [protocol for _, _, protocol in one.gateway.asked[asked:]] == [Protocol.TCP, Protocol.UDP]
+        nursery.cancel_scope.cancel()
+
+
+async def test_announcements_are_heard_of_our_gateway_alone(monkeypatch):
+    told = []
+    monkeypatch.setattr(natpmp, "ANNOUNCED_PORT", 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(natpmp, "ANNOUNCED_PORT", free.getsockname()[1])
+    listening = gateway.Gateway(bytes, lambda: "127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listening.hear, lambda *announced: told.append(announced))
+        await trio.testing.wait_all_tasks_blocked()
+        messages = [
+            ("127.0.0.2", pack("!BBHI4s", 0, 128, 0, 7, socket.inet_aton("44.1.1.21"))),
+            ("127.0.0.1", b"\xff" * 24),
+            ("127.0.0.1", pack("!BBHI4s", 0, 128, 0, 8, socket.inet_aton("44.1.1.21"))),
+            ("127.0.0.1", pack("!BBBBII12x", 2, 0x80, 0, 0, 0, 9)),
+            ("127.0.0.1", pack("!BBBBII12x", 2, 0x80, 0, 1, 0, 10)),
+        ]
+        for source, raw in messages:
+            with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as announcing:
+                await announcing.bind((source, 0))
+                await announcing.sendto(raw, ("127.0.0.1", natpmp.ANNOUNCED_PORT))
+        with trio.fail_after(5):
+            while len(told) < 2:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert told == [(Method.NAT_PMP, 8), (Method.PCP, 9)]
 
 
 async def test_another_network_begins_anew(autojump_clock: trio.testing.MockClock):
@@ -169,4 +216,4 @@ async def test_answers_to_others_and_nonsense_are_passed_over(method, monkeypatc
             with trio.fail_after(5):
                 told = await asking.ask(Ask(method, Protocol.TCP, 4711, 4711, 60))
             nursery.cancel_scope.cancel()
-    assert told == Granted("44.1.1.21", 4712, 60)
+    assert told == Granted("44.1.1.21", 4712, 60, 1)
