@@ -65,7 +65,8 @@ def heard(judgements: Sequence[Judgement], count: int, position_bias: bool) -> S
         other = said[key]
         consistent += odds * other >= 0
         tastes += odds - other if lower_first else other - odds
-        said[key] = ratio(odds + other, 2)
+        odds += other
+        said[key] = (odds + 1) // 2 if odds >= 0 else -((1 - odds) // 2)  # `ratio` to 2, without its call
     if position_bias and (taste := ratio(tastes, 2 * (len(both) + TASTE_PRIOR_PAIRS))):
         asked_once = said.keys() - {key for key, _, _ in both}
         for judgement in judgements:

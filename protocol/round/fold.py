@@ -135,7 +135,7 @@ def fold(given: Contributions) -> Result:
     wins = _mean_wins(count, standing, judged)
     ranked = given.fold.arm == "rank" and bool(judged) and all(len(seats) < 2 for seats in members)
     scores = _ranked(given, judged, judge_total) if ranked else _scores(given, vote_micro, wins, judge_total)
-    order = sorted(standing, key=lambda index: (-scores[index], tie_break(given.round, given.classes[index].key)))
+    order = _ordered(given, standing, scores)
     ranks = {index: place + 1 for place, index in enumerate(order)}
     winner, basis = order[0], _basis(given, bool(judged), ranked)
     leads = _leads([scores[index] for index in order], basis)
@@ -181,6 +181,14 @@ def _leads(scores: Sequence[int], basis: Basis) -> tuple[int, ...]:
     best = scores[0]
     unsaid = 0 if basis == "ranked" else max(1, WRONG_WAYS + 1 - len(scores))
     return (*((best - score) // 1000 for score in scores[1:]), *(max(0, best // 1000),) * unsaid)
+
+
+def _ordered(given: Contributions, standing: Sequence[int], scores: Sequence[int]) -> list[int]:
+    """The classes by score, the best first; ties are looked at only where there are any."""
+    order = sorted(standing, key=lambda index: -scores[index])
+    if len({scores[index] for index in standing}) < len(standing):
+        order.sort(key=lambda index: (-scores[index], tie_break(given.round, given.classes[index].key)))
+    return order
 
 
 def _basis(given: Contributions, judged: bool, ranked: bool) -> Basis:
@@ -233,10 +241,11 @@ def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[i
 def _ranked(given: Contributions, judged: Sequence[PairSum], judge_total: int) -> list[int]:
     """Bradley-Terry strengths in millionths of a nat, judges' weights scaled to a mean of one; what was not judged comes last."""
     judges, scale = max(1, len(given.ballots)), max(1, judge_total)
-    wins = {}
+    wins, half = {}, 1000 * scale
     for a, b, total, weight, _, _ in judged:
-        whole = weight * 1000 * judges // scale
-        wins[a, b] = (whole // 2 + ratio(total * judges, 1000 * scale), whole)
+        whole, lead = weight * 1000 * judges // scale, 2 * total * judges
+        nearest = (lead + half) // (2 * half) if lead >= 0 else -((half - lead) // (2 * half))  # `ratio`, without its call
+        wins[a, b] = (whole // 2 + nearest, whole)
     strengths = strengths_milli([given.voices[found.seats[0]].strength_milli for found in given.classes], wins)
     seen = {index for pair in wins for index in pair}
     lowest = min(strengths[index] for index in seen) - 1000

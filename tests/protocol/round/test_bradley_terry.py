@@ -64,6 +64,14 @@ def test_the_undefeated_stays_finite_and_a_cycle_is_level() -> None:
     assert max(map(abs, strengths_milli([0] * 3, {(0, 1): (3000, 3000), (1, 2): (3000, 3000), (2, 0): (3000, 3000)}))) <= 5
 
 
+@pytest.mark.parametrize("mean", [-8000, 8000])
+def test_the_furthest_means_a_header_can_state_stay_within_the_table(mean: int) -> None:
+    wins = {(a, b): (50_000, 50_000) for a in range(50) for b in range(a + 1, 50)}
+    strengths = strengths_milli([mean] * 50, wins)
+    assert list(strengths) == sorted(strengths, reverse=True)
+    assert strengths_milli([mean, -mean], {(0, 1): (0, 50_000)}) != strengths_milli([mean, -mean], {(0, 1): (50_000, 50_000)})
+
+
 def test_the_table_is_the_logistic_function() -> None:
     chances, spreads = logistic_table()
     middle = len(chances) // 2
