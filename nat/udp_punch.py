@@ -22,7 +22,7 @@ class Way(StrEnum):
     SPREAD = "spread"
     """The peer guesses: open many sockets, each with a port of its own outside."""
     WALK = "walk"
-    """Both NATs count: knock at each of the peer's next ports, from our one."""
+    """Both NATs count: knock at each of the peer's next ports, from our one. Only once a witness has seen the peer, as MEET."""
     MEET = "meet"
     """Both NATs count and the peer walks: knock from many sockets at one of its next ports, at which it must come by."""
     NONE = "none"
@@ -143,7 +143,7 @@ class UdpPunch:
     def allow_many(self, now: float) -> None:
         """A witness has seen the peer at the address that it names: guesses, or knocks from many sockets, may go there."""
         self._may_send_many = True
-        if self._way in (Way.SPREAD, Way.MEET):
+        if self._way is not Way.PLAIN:
             self._next_knock = now
         self.wake = min(self.wake, now)
 
@@ -187,7 +187,10 @@ class UdpPunch:
         return effects
 
     def _knock(self, now: float) -> list[Effect]:
-        if (self._way is Way.SPREAD and self._may_send_many) or self._way is Way.MEET:
+        if self._way in (Way.WALK, Way.MEET) and not self._may_send_many:
+            self._next_knock = self._end
+            return []
+        if self._way is Way.MEET or (self._way is Way.SPREAD and self._may_send_many):
             return self._open_mappings(now)
         self._next_knock = now + (self._options.counting_interval if self._way is Way.WALK else self._options.interval)
         effects: list[Effect] = [Send(*path, self._probe) for path in self._paths if self._may_try_back()]
@@ -221,8 +224,7 @@ class UdpPunch:
             self._spread = 1
         target = self._targets[0]
         knocks = self._knocked.get(target, 0) + last - first
-        allowed = 4 * self._sockets if self._may_send_many else self._options.knocks
-        if knocks > allowed or not self._may_send_blindly(last - first):
+        if knocks > 4 * self._sockets or not self._may_send_blindly(last - first):
             return []
         self._knocked[target] = knocks
         return [Send(socket, *target, self._probe) for socket in range(first, last)]

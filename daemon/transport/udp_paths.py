@@ -204,7 +204,7 @@ class _Punch:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._perform(self.machine.start(trio.current_time()))
-                if way in (Way.GUESS, Way.SPREAD, Way.MEET):
+                if way is not Way.PLAIN:
                     nursery.start_soon(self._ask_witness, witness, target)
                 while not self._over:
                     self._kick = trio.Event()
