@@ -33,6 +33,7 @@ def main() -> int:
     pairs = pairs_of(options)
     began, cells = time.monotonic(), []
     with Lab(options.rtt / 1000, options.loss / 100, resets=options.resets) as lab:
+        lab.log_level = "debug" if options.keep else "info"
         for left, right in pairs:
             extra = ["--set", "nat.punch=false"] if options.relayed else []
             kept = options.keep / f"{left}-{right}" if options.keep else None
@@ -69,7 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--loss", type=float, default=0.0, help="share of frames lost, percent (0)")
     parser.add_argument("--resets", action="store_true", help="routers answer unsolicited SYNs by RST")
     parser.add_argument("--patience", type=float, default=12.0, help="seconds that a direct path may take (12)")
-    parser.add_argument("--keep", type=Path, help="copy the daemons' logs to this folder")
+    parser.add_argument("--keep", type=Path, help="have the daemons log each dial, and copy that to this folder")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a figure misses its target")
     return parser.parse_args()
 

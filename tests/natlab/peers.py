@@ -100,7 +100,7 @@ def start(lab: Lab, name: str, base: Path, *extra: str, listen: str = f"/ip4/0.0
     folder = base / name
     (folder / "run").mkdir(parents=True, mode=0o700)
     arguments = ["start", "--data-dir", str(folder / "data"), "--api", "", "--listen", listen]
-    for setting in (f"runtime_dir={folder / 'run'}", "engine.threads=1", "log.level=debug"):
+    for setting in (f"runtime_dir={folder / 'run'}", "engine.threads=1", f"log.level={lab.log_level}"):
         arguments += ["--set", setting]
     reading, writing = os.pipe()
     with (folder / "log").open("ab") as log:

@@ -383,7 +383,7 @@ def main() -> int:
     parser.add_argument("--only", help="those whose name has this in it")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--check", action="store_true", help="exit with 1 where one went wrong")
-    parser.add_argument("--keep", type=Path, help="copy the daemons' logs to this folder")
+    parser.add_argument("--keep", type=Path, help="have the daemons log each dial, and copy that to this folder")
     parser.add_argument("--skip", action="store_true", help="exit with 0 where no laboratory can run here")
     options = parser.parse_args()
     if (missing := what_is_missing()) is not None:
@@ -392,6 +392,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     wrong = 0
     with Lab() as lab:
+        lab.log_level = "debug" if options.keep else "info"
         for name in chosen(options.only):
             began = time.monotonic()
             kept = options.keep / name.replace(" ", "_") if options.keep else None

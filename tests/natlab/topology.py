@@ -39,6 +39,7 @@ class Lab:
         self.spaces = Namespaces()
         self.forkserver = ForkServer()
         self.resets = resets
+        self.log_level = "info"
         self._taps: dict[str, int] = {}
         self._routes6: list[tuple[str, str]] = []
         self.switch = Switch(rtt / 2, loss)
