@@ -56,6 +56,8 @@ class RelayOptions:
     punch: bool = True
     punch_attempts: int = 3
     punch_timeout: float = 5.0
+    punch_again: float = 60.0
+    """Seconds until the attempts are made again, doubling up to a quarter of an hour: lines and NATs change."""
     relayed_grace: float = 60.0
     relays: int = 2
     """Reservations to hold: one may die at any time."""

@@ -37,6 +37,7 @@ MAX_ADDRESSES = 8
 _MAX_SESSIONS = 16
 _IDENTIFY_SECONDS = 0.5
 _UNILATERAL_SECONDS = 3.0
+_LONGEST_PAUSE = 900.0
 _PATIENCE_SECONDS = 0.15
 _TCP_HEAD_START = 0.4
 """Seconds for which TCP is tried alone where it should do: it carries fifteen times what QUIC does here (research)."""
@@ -65,6 +66,7 @@ class Puncher:
         self._udp = udp
         self._witness = witness
         self._under_way: set[ID] = set()
+        self._waiting: dict[ID, trio.CancelScope] = {}
         self._leading: dict[ID, trio.CancelScope] = {}
         self._answering: dict[ID, trio.Event] = {}
         self._punching: dict[ID, float] = {}
@@ -77,9 +79,25 @@ class Puncher:
         self.failed = 0
 
     async def upgrade(self, peer: ID) -> None:
-        """Try for a direct connection to a peer that reached us over a relay; raises nothing."""
-        if peer in self._under_way or not self._may_start(peer):
-            return
+        """Try for a direct connection to a peer that reached us over a relay, and again ever more seldom; raises nothing."""
+        if peer in self._waiting:
+            self._waiting[peer].cancel()  # it has come anew, so that another try is due now
+        pause = self._options.punch_again
+        while peer not in self._under_way and self._relayed(peer) is not None:
+            if self._may_start(peer):
+                await self._try(peer)
+            if self._direct(peer):
+                break
+            with trio.CancelScope() as scope:
+                self._waiting[peer] = scope
+                await trio.sleep(pause)
+            if scope.cancelled_caught:
+                return
+            del self._waiting[peer]
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        self._waiting.pop(peer, None)
+
+    async def _try(self, peer: ID) -> None:
         self._under_way.add(peer)
         try:
             await self._upgrade(peer)

@@ -221,9 +221,11 @@ class _Punch:
                 socket.close()
 
     async def _ask_witness(self, witness: Witness, target: str) -> None:
-        if await witness(target):
-            self.machine.allow_many(trio.current_time())
-            self._kick.set()
+        if not await witness(target):
+            log.debug("no relay sees %s come from %s", self.peer, target)
+            return
+        self.machine.allow_many(trio.current_time())
+        self._kick.set()
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:

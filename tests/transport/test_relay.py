@@ -270,6 +270,27 @@ async def test_a_relayed_connection_becomes_direct_and_new_streams_take_it(way):
         assert two.relay.puncher.succeeded == 1
 
 
+async def test_a_pair_that_stayed_relayed_is_tried_again():
+    options = RelayOptions(punch_attempts=1, punch_again=0.2)
+    async with behind_a_relay(options=options) as (_, one, two):
+        two.relay.puncher._dial_known = skip
+        punch, tried = two.relay.puncher._session, []
+
+        async def fails_twice(*session):
+            tried.append(trio.current_time())
+            if len(tried) > 2:
+                await punch(*session)
+
+        two.relay.puncher._session = fails_twice
+        await one.reach(two)
+        await until(lambda: ConnectionType.DIRECT in two.kinds(one), 10)
+        assert len(tried) == 3
+        assert tried[2] - tried[1] > tried[1] - tried[0] > 1.0, "a second after an attempt, and ever more"
+        await until(lambda: two.relay.puncher.succeeded == 1)
+        assert two.relay.puncher.failed == 2
+        assert not two.relay.puncher._waiting
+
+
 async def test_of_two_peers_that_reach_each_other_at_once_one_leads():
     async with behind_a_relay(options=RelayOptions()) as (_, one, two):
         roles, at_once = {one.id: [], two.id: []}, []
