@@ -7,7 +7,8 @@ Arm `fuse` (a majority is its case without judges):
 P is the logistic function of a judge's clamped log-odds (both orders averaged first, which cancels a taste for the first place);
 a judge of negative weight counts by its opposite. Weights are log-odds, so scores are too, and the confidence is the softmax of
 their leads, scaled by the gain under which it was right on gold.
-Averaging within a pair before summing keeps a class that fewer judges saw from being scaled down.
+Averaging within a pair before summing keeps a class that fewer judges saw from being scaled down. Where twelve judges or more
+saw one, a twentieth of the weight at each end of their opinions is left out.
 
 Arm `rank`: where no two answers are equal, ridge Bradley-Terry over the judges' evidence, in which each answer is drawn to what
 is expected of its author; votes are left out. Else as `fuse`.

@@ -193,6 +193,23 @@ def test_five_in_a_hundred_of_the_weight_rigging_other_pairs_moves_the_winner_no
     assert [row.rank for row in result.classes] == [1, 2, 3, 4]
 
 
+def of_twenty(first: int, others: int, weight: int = 1000, judges: int = 20) -> int:
+    """How often class 0 beats class 1 where the first judge says one thing and all others another."""
+    classes = [AnswerClass("a", "a", (40,), 1_000_000), AnswerClass("b", "b", (41,), 1_000_000)]
+    table = {seat: Voice(1000, 1000 if seat else weight, bytes([seat])) for seat in range(42)}
+    ballots = {seat: [Judgement(0, 1, others if seat else first)] for seat in range(judges)}
+    return fold(Contributions(ROUND, "rank", FoldParameters(own_pairs=True), table, tuple(classes), ballots)).pairs[0].wins_milli
+
+
+def test_one_judge_of_twenty_moves_a_pair_no_further_than_its_neighbours() -> None:
+    alone = of_twenty(700, 700)
+    assert of_twenty(-8000, 700) == of_twenty(8000, 700) == alone == probability_milli(700)
+    assert of_twenty(8000, 700, weight=-1000) == alone, "also by its opposite"
+    assert of_twenty(-8000, 700, judges=11) < alone, "of few, each one counts"
+    assert of_twenty(-8000, 700, weight=4000) < alone, "what is beyond a twentieth of the weight counts"
+    assert of_twenty(8000, -8000) + of_twenty(-8000, 8000) == 1000
+
+
 def test_a_judge_is_weighed_apart_where_the_answer_it_puts_first_is_concerned() -> None:
     """The judge of seat 2 is bought: it lies for class 2 and nowhere else; its word on the other pair counts in full."""
     bought = {2: Voice(1000, 4000, b"\2", 1)}
