@@ -136,7 +136,8 @@ class OwnOffer:
                 await trio.sleep(_PUBLISH_RETRY_SECONDS * self._rng.uniform(0.5, 1.0))
 
     async def _publish(self, signed: SignedOffer) -> None:
-        await self._transport.put_record(records.offer_key(self._transport.peer_id), signed.raw)
+        holders = await self._transport.put_record(records.offer_key(self._transport.peer_id), signed.raw)
+        log.debug("the offer is in the DHT", holders=holders)
         if signed.offer.model and not signed.offer.withdrawn:
             await self._transport.provide(records.ANY_KEY)
             keys = [records.model_key(signed.offer.model), records.config_key(signed.offer.config_digest)]

@@ -4,8 +4,7 @@ A liar can waste the questions of the path that it is on, and no other's. Peers 
 everyone in the key's region is asked, and the region is also looked through from its other parts (S/Kademlia; arXiv 2505.01139).
 """
 
-from bisect import insort
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable
 from heapq import nsmallest
 from random import Random
 
@@ -25,55 +24,15 @@ from dht.lookup_events import (
     Verdict,
     WakeAt,
 )
+from dht.lookup_paths import ANSWERED, ASKED, FAILED, FRESH, MAX_KNOWN, OUTCOME, Candidate, Path
 from protocol.wire.ids import PeerId
 
-MAX_KNOWN = 80
-"""Peers that one path keeps in mind, the nearest: four times as many as it asks."""
-
-NARROW, WIDE = 2, 5
-"""Of the nearest that a path asks, those in one network at most: identities next to a key are cheap, networks are not."""
+UNKNOWN, SOONEST = 0.15, 0.03
+"""Seconds after which a wanted answer is looked for elsewhere too: while none has come, and at least."""
 
 PART_BITS = 3
 HELPERS = 2
 SCANS = 2
-
-_FRESH, _ASKED, _ANSWERED, _FAILED = range(4)
-_OUTCOME = ("known", "waiting", "answered", "failed")
-
-
-class _Candidate:
-    __slots__ = (
-        "asked_at", "by", "contact", "distance", "gave_dead", "gave_live", "helping", "hop", "path", "seconds", "silent", "state",
-        "useful",
-    )  # fmt: skip
-
-    def __init__(self, contact: Contact, distance: int, hop: int, by: "_Candidate | None") -> None:
-        self.contact = contact
-        self.distance = distance
-        self.hop = hop
-        self.by = [by] if by is not None else []
-        self.state = _FRESH
-        self.path = -1
-        self.asked_at = 0.0
-        self.seconds: float | None = None
-        self.useful = False
-        self.helping = 0
-        self.silent = False
-        self.gave_dead = self.gave_live = 0
-
-    def doubtful(self) -> bool:
-        """Whether it was silent lately, or all that named it named mostly peers that do not answer."""
-        return self.silent or (bool(self.by) and all(giver.gave_dead > giver.gave_live + 3 for giver in self.by))
-
-
-class _Path:
-    __slots__ = ("busy", "known", "peers")
-
-    def __init__(self) -> None:
-        self.known: list[tuple[int, int, _Candidate]] = []
-        self.peers: set[PeerId] = set()
-        self.busy: list[_Candidate] = []
-
 
 class Lookup:
     """A lookup of a name's place. `region_bits`: how many bits the peers of its region share with it (Density.region_bits)."""
@@ -86,18 +45,20 @@ class Lookup:
         self._rng = rng
         self._region_bits = region_bits
         self._radius = 1 << (256 - region_bits)
-        self._candidates: dict[PeerId, _Candidate] = {}
-        self._paths: list[_Path] = []
+        self._candidates: dict[PeerId, Candidate] = {}
+        self._paths: list[Path] = []
         self._asked = 0
         self._failed = 0
-        self._useful: list[_Candidate] = []
-        self._pending: list[tuple[_Candidate, bytes]] = []
-        self._outside: dict[PeerId, _Candidate] = {}
+        self._useful: list[Candidate] = []
+        self._pending: list[tuple[Candidate, bytes]] = []
+        self._outside: dict[PeerId, Candidate] = {}
         self._elders: list[Contact] = []
         self._silent: Container[PeerId] = ()
         self._scans = 0
         self._scanned_members = 0
         self._wake = float("inf")
+        self._slowest = 0.0
+        self._lacking = False
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """`now` is the monotonic clock in seconds."""
@@ -108,7 +69,8 @@ class Lookup:
                 self._silent = silent
                 self._elders = list(elders)
                 self._begin(starts)
-                return self._advance(self._paths, now)
+                first = [ask for path in self._paths for ask in self._ask_on(path, now, 1)]
+                return [*first, *self._advance(self._paths, now)]
             case Answered(peer, closer, useful):
                 return self._answered(peer, closer, useful, now)
             case Failed(peer):
@@ -119,87 +81,84 @@ class Lookup:
 
     def steps(self) -> list[Step]:
         """Every question so far, by path and hop."""
-        asked = [c for c in self._candidates.values() if c.state != _FRESH]
+        asked = [c for c in self._candidates.values() if c.state != FRESH]
         asked.sort(key=lambda c: (c.path, c.hop, c.asked_at))
         return [
-            Step(c.path, c.hop, c.contact.peer, shared_bits(c.contact.place, self.place), _OUTCOME[c.state], c.seconds, c.useful)
+            Step(c.path, c.hop, c.contact.peer, shared_bits(c.contact.place, self.place), OUTCOME[c.state], c.seconds, c.useful)
             for c in asked
         ]
 
     # ---- events
 
     def _begin(self, starts: tuple[Contact, ...]) -> None:
-        self._paths = [_Path() for _ in range(min(self.config.paths, max(1, len(starts))))]
+        self._paths = [Path() for _ in range(min(self.config.paths, max(1, len(starts))))]
         for index, contact in enumerate(starts):
             self._learn(self._paths[index % len(self._paths)], contact, 1, None)
 
     def _answered(self, peer: PeerId, closer: tuple[Contact, ...], useful: bool, now: float) -> list[Effect]:
         candidate = self._candidates.get(peer)
-        if candidate is None or (candidate.state != _ASKED and not candidate.helping):
+        if candidate is None or (candidate.state != ASKED and not candidate.helping):
             return []
-        path = self._paths[candidate.path]
-        if candidate.state == _ASKED:
+        path, lacking = self._paths[candidate.path], self._lacking
+        if candidate.state == ASKED:
             self._release(path, candidate)
-            candidate.state, candidate.seconds = _ANSWERED, now - candidate.asked_at
+            candidate.state, candidate.seconds = ANSWERED, now - candidate.asked_at
+            self._slowest = max(self._slowest, candidate.seconds)
             for giver in candidate.by:
                 giver.gave_live += 1
             if useful:
                 candidate.useful = True
                 self._useful.append(candidate)
+            elif candidate.distance < self._radius:
+                self._lacking = True
         else:
             candidate.helping -= 1
             self._outside.pop(peer, None)
         if candidate.hop < self.config.hops:
             for contact in closer[: self.config.reply]:
                 self._learn(path, contact, candidate.hop + 1, candidate)
-        return self._advance([path], now)
+        return self._advance([path] if self._lacking is lacking else self._paths, now)
 
     def _not_answered(self, peer: PeerId, now: float) -> list[Effect]:
         candidate = self._candidates.get(peer)
-        if candidate is None or candidate.state == _FRESH:
+        if candidate is None or candidate.state == FRESH:
             return []
         if candidate.helping:
             candidate.helping -= 1
             self._outside.pop(peer, None)
             return self._advance([], now)
-        if candidate.state == _ASKED:
+        if candidate.state == ASKED:
             self._release(self._paths[candidate.path], candidate)
-            candidate.state, candidate.seconds = _FAILED, now - candidate.asked_at
+            candidate.state, candidate.seconds = FAILED, now - candidate.asked_at
             self._failed += 1
             for giver in candidate.by:
                 giver.gave_dead += 1
         return self._advance(self._paths, now)  # every path that knew it looks one peer further
 
-    def _release(self, path: _Path, candidate: _Candidate) -> None:
+    def _release(self, path: Path, candidate: Candidate) -> None:
         self._outside.pop(candidate.contact.peer, None)
         if candidate in path.busy:
             path.busy.remove(candidate)
 
-    def _learn(self, path: _Path, contact: Contact, hop: int, by: _Candidate | None) -> None:
+    def _learn(self, path: Path, contact: Contact, hop: int, by: Candidate | None) -> None:
         candidate = self._candidates.get(contact.peer)
         if candidate is None:
             if contact.peer == self._me:
                 return
-            candidate = _Candidate(contact, contact.place ^ self.place, hop, by)
+            candidate = Candidate(contact, contact.place ^ self.place, hop, by)
             candidate.silent = contact.peer in self._silent
             self._candidates[contact.peer] = candidate
         else:
             if by is not None and len(candidate.by) < 8 and by not in candidate.by:
                 candidate.by.append(by)
-            if hop < candidate.hop and candidate.state == _FRESH:
+            if hop < candidate.hop and candidate.state == FRESH:
                 candidate.hop = hop
-        if contact.peer in path.peers or (len(path.known) >= MAX_KNOWN and candidate.distance >= path.known[-1][0]):
-            return
-        path.peers.add(contact.peer)
-        insort(path.known, (candidate.distance, id(candidate), candidate))
-        for _, _, farthest in path.known[MAX_KNOWN:]:
-            path.peers.discard(farthest.contact.peer)
-        del path.known[MAX_KNOWN:]
+        path.learn(candidate)
 
     # ---- whom to ask
 
-    def _advance(self, paths: Iterable[_Path], now: float) -> list[Effect]:
-        if self._enough():
+    def _advance(self, paths: Iterable[Path], now: float) -> list[Effect]:
+        if self._enough(now):
             return [self._finish("")]
         asks: list[Effect] = []
         for path in paths:
@@ -217,44 +176,35 @@ class Lookup:
             return [self._finish("")]
         return [*asks, *self._alarm(now)]
 
-    def _ask_on(self, path: _Path, now: float) -> list[Effect]:
+    def _ask_on(self, path: Path, now: float, most: int = MAX_KNOWN) -> list[Effect]:
         asks: list[Effect] = []
         held = sum(now - candidate.asked_at < self.config.slow for candidate in path.busy)
-        while held < self.config.parallel and self._asked < self.config.queries:
-            candidate = next((c for c in self._near(path) if c.state == _FRESH), None)
-            if candidate is None:
+        while held < self.config.parallel and self._asked < self.config.queries and len(asks) < most:
+            candidate = next((c for c in path.near(self.config.width) if c.state == FRESH), None)
+            if candidate is None or (candidate.distance < self._radius and not self._wanting(now)):
                 break
             path.busy.append(candidate)
             held += 1
             asks.append(self._ask(candidate, self._paths.index(path), now))
         return asks
 
-    def _near(self, path: _Path) -> Iterator[_Candidate]:
-        """The `width` nearest that the path should ask: living, not too many of one network; whom only liars named comes last."""
-        narrow, wide = dict[str, int](), dict[str, int]()  # a Counter costs a tenth of a whole lookup here
-        doubtful: list[_Candidate] = []
-        left = self.config.width
-        for _, _, candidate in path.known:
-            if left == 0:
-                return
-            if candidate.state == _FAILED:
-                continue
-            if candidate.state == _FRESH and candidate.doubtful():
-                doubtful.append(candidate)
-                continue
-            network = candidate.contact.network
-            if network is not None:
-                beside, around = narrow.get(network.narrow, 0), wide.get(network.wide, 0)
-                if beside >= NARROW or around >= WIDE:
-                    continue
-                narrow[network.narrow], wide[network.wide] = beside + 1, around + 1
-            left -= 1
-            yield candidate
-        yield from doubtful[:left]
+    def _wanting(self, now: float) -> bool:
+        """Whether more of those that should have it must be asked than are asked already: yes, once one of them has it not."""
+        missing = self.config.answers - len(self._counting(now))
+        if self._lacking or missing <= 0:  # none is wanted, or those that came are of too few paths or networks
+            return True
+        late = now - self._soon()
+        return sum(c.distance < self._radius and c.asked_at > late for c in self._outside.values()) < missing
+
+    def _soon(self) -> float:
+        """Within how many seconds an answer is likely, going by those that came."""
+        if not self._slowest:
+            return min(UNKNOWN, self.config.slow)
+        return min(max(SOONEST, 1.5 * self._slowest), self.config.slow)
 
     def _ask_region(self, now: float) -> list[Effect]:
         """Everybody known in the region, whoever crowds it: one far and one near in turn, so that hidden ones come early."""
-        fresh = [c for c in self._members() if c.state == _FRESH and not c.doubtful()]
+        fresh = [c for c in self._members() if c.state == FRESH and not c.doubtful()]
         fresh.sort(key=lambda c: c.distance)
         room = min(len(self._paths) * self.config.parallel, self.config.queries - self._asked)
         asks: list[Effect] = []
@@ -271,7 +221,7 @@ class Lookup:
         for number, contact in enumerate(self._elders):
             self._learn(self._paths[number % len(self._paths)], contact, 1, None)
             candidate = self._candidates.get(contact.peer)
-            if candidate is not None and candidate.state == _FRESH and self._asked < self.config.queries:
+            if candidate is not None and candidate.state == FRESH and self._asked < self.config.queries:
                 asks.append(self._ask(candidate, number % len(self._paths), now))
         self._elders = []
         return asks
@@ -281,7 +231,7 @@ class Lookup:
         if self._region_bits == 0 or self._scans >= SCANS or not self._suspicious():
             return []
         members = len(self._members())
-        answered = [c for c in self._candidates.values() if c.state == _ANSWERED]
+        answered = [c for c in self._candidates.values() if c.state == ANSWERED]
         if not answered or (self._scans and members == self._scanned_members):
             return []  # nobody can be asked, or the parts that were asked named nobody new
         self._scanned_members = members
@@ -301,8 +251,8 @@ class Lookup:
                 asks.append(Ask(helper.contact, name))
         return asks
 
-    def _ask(self, candidate: _Candidate, path: int, now: float) -> Ask:
-        candidate.state, candidate.path, candidate.asked_at = _ASKED, path, now
+    def _ask(self, candidate: Candidate, path: int, now: float) -> Ask:
+        candidate.state, candidate.path, candidate.asked_at = ASKED, path, now
         self._asked += 1
         self._outside[candidate.contact.peer] = candidate
         return Ask(candidate.contact)
@@ -314,24 +264,32 @@ class Lookup:
         return any(now - candidate.asked_at < self.config.slow for candidate in self._outside.values())
 
     def _alarm(self, now: float) -> list[Effect]:
-        if now < self._wake <= now + self.config.slow:
+        wait = self._soon() if self.config.answers else self.config.slow
+        if now < self._wake <= now + wait:
             return []
-        self._wake = now + self.config.slow
+        self._wake = now + wait
         return [WakeAt(self._wake)]
 
     # ---- what it comes to
 
-    def _members(self) -> list[_Candidate]:
+    def _members(self) -> list[Candidate]:
         return [c for c in self._candidates.values() if c.distance < self._radius]
 
-    def _enough(self) -> bool:
+    def _counting(self, now: float) -> list[Candidate]:
+        """The useful answers that count: with `nearest`, of the nearest that are not silent."""
+        useful, late = self._useful, now - self.config.slow
+        if useful and self.config.nearest:
+            silent = {id(c) for c in self._outside.values() if c.state == ASKED and c.asked_at <= late}
+            living = (c.distance for c in self._candidates.values() if c.state != FAILED and id(c) not in silent)
+            farthest = nsmallest(self.config.nearest, living)[-1]
+            useful = [c for c in useful if c.distance <= farthest]
+        return useful
+
+    def _enough(self, now: float) -> bool:
         config = self.config
         if not config.answers or len(self._useful) < config.answers:
             return False
-        useful = self._useful
-        if config.nearest:
-            living = nsmallest(config.nearest, (c.distance for c in self._candidates.values() if c.state != _FAILED))
-            useful = [c for c in useful if c.distance <= living[-1]]
+        useful = self._counting(now)
         networks = {c.contact.network.wide if c.contact.network else c.contact.peer for c in useful}
         enough_paths = len({c.path for c in useful}) >= min(config.answer_paths, len(self._paths))
         return len(useful) >= config.answers and len(networks) >= 2 and enough_paths
@@ -340,7 +298,7 @@ class Lookup:
         """Whether the region may hold peers that nobody named: nothing was found, it is crowded, or the paths disagree."""
         if self.config.answers:
             return not self._useful
-        living = [c for c in self._members() if c.state != _FAILED]
+        living = [c for c in self._members() if c.state != FAILED]
         inner = sum(c.distance < self._radius // 4 for c in living)
         crowded = inner >= self.config.region or len(living) >= 3 * self.config.region
         return crowded or self._agreeing() < min(2, len(self._paths))
@@ -352,8 +310,8 @@ class Lookup:
             return 0
         return sum(2 * len(path.peers & nearest) >= len(nearest) for path in self._paths)
 
-    def _nearest(self) -> list[_Candidate]:
-        return sorted((c for c in self._candidates.values() if c.state == _ANSWERED), key=lambda c: c.distance)
+    def _nearest(self) -> list[Candidate]:
+        return sorted((c for c in self._candidates.values() if c.state == ANSWERED), key=lambda c: c.distance)
 
     def _finish(self, cut: str) -> Done:
         nearest = self._nearest()
@@ -375,7 +333,7 @@ class Lookup:
         )
         return self.done
 
-    def _verdict(self, nearest: list[_Candidate], agreeing: int, cut: str) -> tuple[Verdict, str]:
+    def _verdict(self, nearest: list[Candidate], agreeing: int, cut: str) -> tuple[Verdict, str]:
         if self._useful:
             return Verdict.FOUND, cut
         if not nearest:
@@ -387,7 +345,7 @@ class Lookup:
         if agreeing < min(2, len(self._paths)):
             return Verdict.FAILED, "the paths end at different peers"
         members = [c for c in self._members() if not c.doubtful()]
-        answered = sum(c.state == _ANSWERED for c in members)
+        answered = sum(c.state == ANSWERED for c in members)
         if 2 * answered < len(members):
             return Verdict.FAILED, f"only {answered} of {len(members)} peers near the key answered"
         if self._region_bits and 4 * answered < self.config.region:

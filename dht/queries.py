@@ -1,6 +1,7 @@
 """What a node wants of a lookup: a record, providers, or the peers that must hold something. Gathers answers; asks nobody."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from dht.contacts import MAX_ADDRESSES, Contact
 from dht.kad_messages import Answer
@@ -21,6 +22,13 @@ FIND = LookupConfig(answers=8, nearest=20)
 STORE = LookupConfig()
 REFRESH = LookupConfig(paths=2, width=8, region=8, elders=2)
 """Enough to find a few peers in a bucket."""
+
+
+
+def wider(config: LookupConfig) -> LookupConfig:
+    """As `config`, asking far more peers: for once more, after too few answered."""
+    return replace(config, paths=2 * config.paths, width=2 * config.width, elders=4 * config.elders)
+
 
 MAX_HOLDERS = 64
 """Peers that one record is stored with: twenty in peace; all of a region that somebody crowded, up to this."""

@@ -16,7 +16,9 @@ class UpkeepConfig:
 
     `republish` is a quarter of what a record lives and providers are listed for: three lost rounds change nothing. `check`: each
     so often up to `checks` silent entries are asked whether they are there. After arrivals the table is refreshed within `soon`,
-    ever more rarely up to `rarely` while they go on. A bucket with `filled` entries is full enough.
+    ever more rarely up to `rarely` while they go on, and so it is while all of it would fit into one bucket: those that were to
+    be met may have been out of reach. A bucket with `filled` entries is full enough. What was said when the table had fewer than
+    `few` entries is said again once it has twice as many: others stand nearer to our keys than those who heard it.
     """
 
     refresh: float = 600.0
@@ -27,6 +29,7 @@ class UpkeepConfig:
     rarely: float = 60.0
     jitter: float = 0.2
     filled: int = 10
+    few: int = 40
 
 
 # Events
@@ -105,7 +108,7 @@ class Upkeep:
     _check_at: float = 0.0
     _pause: float = 0.0
     _earliest: float = float("-inf")
-    _alone: bool = True
+    _knew: int = 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """`now` is the monotonic clock in seconds."""
@@ -136,11 +139,11 @@ class Upkeep:
     def _looked_up(self, name: bytes, now: float) -> list[Effect]:
         if name == self.name:
             self._queue += self._thin()
-        if self._queue or not self._alone or not len(self.table):
+            if len(self.table) < self.table.config.bucket:
+                self._refresh_at = min(self._refresh_at, now + self._soon(self._pause))
+        if self._queue or self._knew >= self.config.few or len(self.table) < max(1, 2 * self._knew):
             return []
-        self._alone = False  # what was said before the first lookup, nobody near our keys has heard
-        self._republish_at = now + self._soon(self.config.republish)
-        return [Republish()]
+        return [self._republish(now)]
 
     def _thin(self) -> list[bytes]:
         """A name in every bucket above our own neighbourhood that is not filled."""
@@ -160,9 +163,13 @@ class Upkeep:
             effects.append(Expire())
             effects += [Check(contact) for contact in self.table.doubtful(now, self.config.checks)]
         if now >= self._republish_at:
-            self._republish_at = now + self._soon(self.config.republish)
-            effects.append(Republish())
+            effects.append(self._republish(now))
         return effects
+
+    def _republish(self, now: float) -> Republish:
+        self._knew = len(self.table)
+        self._republish_at = now + self._soon(self.config.republish)
+        return Republish()
 
     def _wake(self, now: float) -> float:
         waits = [self._republish_at, self._check_at]

@@ -169,7 +169,7 @@ class Libp2pTransport:
         for peer, connections in self._swarm.connections.items():
             live = [conn for conn in connections if not conn.is_closed]
             if live:
-                best[PeerId(str(peer))] = _path(max(live, key=self._swarm.preference), self._relayed_for.get(peer))
+                best[PeerId(str(peer))] = _path(self._swarm.best(live), self._relayed_for.get(peer))
         return best
 
     def path(self, peer: PeerId) -> Path | None:
@@ -294,8 +294,8 @@ class Libp2pTransport:
         """Gossip `payload` (at most 64 KiB) to every subscriber; no error where nobody listens."""
         await self._gossip.publish(topic, payload)
 
-    async def put_record(self, key: str, value: bytes) -> None:
-        await self._kademlia.put_record(key, value)
+    async def put_record(self, key: str, value: bytes) -> int:
+        return await self._kademlia.put_record(key, value)
 
     async def get_record(self, key: str) -> bytes | None:
         return await self._kademlia.get_record(key)

@@ -147,10 +147,14 @@ class Transport(Protocol):
     async def publish(self, topic: str, payload: bytes) -> None:
         """Gossip `payload` (at most 64 KiB) to every subscriber; no error where nobody listens."""
 
-    async def put_record(self, key: str, value: bytes) -> None:
-        """Store a DHT record (at most 8 KiB) under "/swarmd/<kind>/<name>"; raises TransportError where nobody could take it."""
+    async def put_record(self, key: str, value: bytes) -> int:
+        """Store a DHT record (at most 8 KiB) under "/swarmd/<kind>/<name>"; how many other peers took it.
 
-    async def get_record(self, key: str) -> bytes | None: ...
+        Raises TransportError where there are others and none did.
+        """
+
+    async def get_record(self, key: str) -> bytes | None:
+        """The record, None where nobody has one; raises TransportError where too few peers answered to say so."""
 
     async def provide(self, key: str) -> None:
         """Say in the DHT that we provide `key`."""

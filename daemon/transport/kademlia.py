@@ -17,16 +17,16 @@ from libp2p.peer.id import ID
 
 from daemon.transport.interface import TransportError
 from daemon.transport.kademlia_server import KademliaOptions, Server
-from daemon.transport.kademlia_walk import Walker
+from daemon.transport.kademlia_walk import Take, Walker
 from daemon.transport.kademlia_wire import library_id
 from dht import upkeep
 from dht.contacts import Contact, contact_of
-from dht.kad_messages import AddProvider, FindNode, GetProviders, GetValue, Ping, PutValue, Question
+from dht.kad_messages import AddProvider, Answer, FindNode, GetProviders, GetValue, Ping, PutValue, Question
 from dht.keyspace import name_of_peer, provider_name
 from dht.lookup import Lookup
-from dht.lookup_events import Done, Verdict
+from dht.lookup_events import Done, LookupConfig, Verdict
 from dht.node import Node
-from dht.queries import FIND, GET, REFRESH, STORE, Providers, Values, holders
+from dht.queries import FIND, GET, REFRESH, STORE, Providers, Values, holders, wider
 from dht.record_store import OpenRecord, RecordLimits
 from dht.records import OFFER_PREFIX
 from nat.addresses import MAX_ADDRESSES, dial_order
@@ -68,6 +68,7 @@ class Kademlia:
         self._walker = Walker(host, self.node, addresses, self.options)
         self._walker.greet = self._greet_soon
         self._server = Server(host, self.node, self._walker.met, unix_ms, self.options)
+        self._server.wanted = self._greet_soon
         self._provided: dict[str, bytes] = {}
         self._arrivals, self._arrived = trio.open_memory_channel[ID](256)
         self._nursery: trio.Nursery | None = None
@@ -93,6 +94,7 @@ class Kademlia:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(self._walker.run)
                 nursery.start_soon(self._greet_arrivals)
                 nursery.start_soon(self._keep_time)
                 task_status.started()
@@ -101,8 +103,8 @@ class Kademlia:
 
     # ---- operations
 
-    async def put_record(self, key: str, value: bytes) -> None:
-        """Store `value` here and with the peers closest to `key`; kept here alone while there is no other peer.
+    async def put_record(self, key: str, value: bytes) -> int:
+        """Store `value` here and with the peers closest to `key`; how many took it. 0: kept here alone, there is no other peer.
 
         Raises TransportError where the record is not valid, where we hold a better one, or where no other peer took it.
         """
@@ -110,30 +112,32 @@ class Kademlia:
             self.node.records.put_own(key, value, unix_ms())
         except RemoteError as error:
             raise TransportError(error.message) from None
-        asked, took = await self._tell(key.encode(), PutValue(key.encode(), value), f"storing {key}")
-        if asked and not took:
-            raise TransportError(f"none of {asked} peers took the record {key}")
+        return await self._tell(key.encode(), PutValue(key.encode(), value), f"took the record {key}")
 
     async def get_record(self, key: str) -> bytes | None:
-        """The best valid value that is found under `key`; None where nobody has one. Ours is one of them."""
-        _, _, values = await self._get(key)
+        """The best valid value that is found under `key`, ours among them; None where nobody has one.
+
+        Raises TransportError where that cannot be said, because too few peers answered.
+        """
+        done, _, values = await self._get(key)
+        if values.best is None and _came_to_nothing(done):
+            raise TransportError(f"whether anybody holds {key} is not known: {done.reason}")
         return values.best
 
     async def _get(self, key: str) -> tuple[Done, Lookup, Values]:
         values, name = Values(key, self._open), key.encode()
         values.take(self.node.records.get(name, unix_ms()), unix_ms())
-        done, lookup = await self._walker.look_up(
-            name, self._get_config, GetValue(name), lambda answer: values.take(answer.value, unix_ms())
-        )
-        return done, lookup, values
+
+        def take(answer: Answer) -> bool:
+            return values.take(answer.value, unix_ms())
+
+        return *await self._insist(name, self._get_config, GetValue(name), take), values
 
     async def provide(self, key: str) -> None:
         """Tell the peers closest to `key` that we provide it, now and at each republication from then on."""
         name = provider_name(key)
         self._provided[key] = name
-        asked, took = await self._announce(name, f"providing {key}")
-        if asked and not took:
-            raise TransportError(f"none of {asked} peers listed us as a provider of {key}")
+        await self._announce(name, f"listed us as a provider of {key}")
 
     def unprovide(self, key: str) -> None:
         """Tell nobody any more; those that were told forget it within the hour."""
@@ -143,8 +147,13 @@ class Kademlia:
     async def find_providers(
         self, key: str, credible: Callable[[PeerId], bool] = lambda _: True
     ) -> Mapping[PeerId, tuple[str, ...]]:
-        """Peers, us excluded, that claim to provide `key`, with their addresses. Those not `credible` are left out."""
-        _, _, providers = await self._find(key, credible)
+        """Peers, us excluded, that claim to provide `key`, with their addresses. Those not `credible` are left out.
+
+        Raises TransportError where too few peers answered to say that there are none.
+        """
+        done, _, providers = await self._find(key, credible)
+        if not providers.found and _came_to_nothing(done):
+            raise TransportError(f"whether anybody provides {key} is not known: {done.reason}")
         ours = self._addresses()
         return {peer: dial_order(contact.addresses, ours)[:MAX_ADDRESSES] for peer, contact in providers.found.items()}
 
@@ -154,8 +163,16 @@ class Kademlia:
         for contact in self.node.providers.get(name, trio.current_time()):
             if contact.peer != self.node.me.peer and credible(contact.peer):
                 providers.found[contact.peer] = contact
-        done, lookup = await self._walker.look_up(name, self._find_config, GetProviders(name), providers.take)
-        return done, lookup, providers
+        return *await self._insist(name, self._find_config, GetProviders(name), providers.take), providers
+
+    async def _insist(self, name: bytes, config: LookupConfig, question: Question, take: Take) -> tuple[Done, Lookup]:
+        """Look up, and once more and wider where those asked did not answer: a moment of ours or of theirs is no absence."""
+        done, lookup = await self._walker.look_up(name, config, question, take)
+        if _came_to_nothing(done) and not (done.closest and config is self._store_config):
+            again = await self._walker.look_up(name, wider(config), question, take)
+            if again[0].asked:
+                return again
+        return done, lookup
 
     async def look_up(self, key: str) -> dict[str, Any]:
         """How a look-up of a record or of providers goes, for people: its verdict, its paths and every question on them."""
@@ -195,31 +212,39 @@ class Kademlia:
 
     # ---- telling the closest peers
 
-    async def _announce(self, name: bytes, doing: str) -> tuple[int, int]:
+    async def _announce(self, name: bytes, doing: str) -> int:
         addresses = tuple(self._addresses()[:MAX_ADDRESSES])
         me = contact_of(self.node.me.peer, addresses)
         self.node.providers.add(name, me, trio.current_time(), own=True)
         return await self._tell(name, AddProvider(name, addresses), doing)
 
-    async def _tell(self, name: bytes, question: Question, doing: str) -> tuple[int, int]:
-        """Send `question` to everybody that should hold `name`; how many were asked and how many took it."""
-        confirmed, targets = 0, tuple[Contact, ...]()
+    async def _tell(self, name: bytes, question: Question, doing: str) -> int:
+        """Send `question` to everybody that should hold `name`; how many took it, 0 where there is nobody but us.
+
+        Raises TransportError where there are peers and none took it; `doing` says what none did.
+        """
+        took, targets = 0, tuple[Contact, ...]()
         limit = trio.CapacityLimiter(self.options.tell)
 
         async def tell(contact: Contact) -> None:
-            nonlocal confirmed
+            nonlocal took
             async with limit:
-                confirmed += await self._walker.ask(contact, question) is not None
+                answer = await self._walker.ask(contact, question)
+            took += answer is not None
 
         with trio.move_on_after(2 * self.options.operation_timeout) as scope:
-            done, _ = await self._walker.look_up(name, self._store_config, FindNode(name), _nothing)
+            done, _ = await self._insist(name, self._store_config, FindNode(name), _nothing)
             targets = holders(done, self.options.closest)
+            if not targets and _came_to_nothing(done):
+                raise TransportError(f"no peer {doing}: {done.reason}")
             async with trio.open_nursery() as nursery:
                 for contact in targets:
                     nursery.start_soon(tell, contact)
-        if scope.cancelled_caught and not confirmed:
-            raise TransportError(f"{doing} in the DHT took longer than {2 * self.options.operation_timeout:.0f} s")
-        return len(targets), confirmed
+        if scope.cancelled_caught and not took:
+            raise TransportError(f"no peer {doing} within {2 * self.options.operation_timeout:.0f} s")
+        if targets and not took:
+            raise TransportError(f"none of {len(targets)} peers {doing}")
+        return took
 
     # ---- upkeep
 
@@ -319,3 +344,8 @@ class _Arrivals(INotifee):
 
 def _nothing(_answer: object) -> bool:
     return False
+
+
+def _came_to_nothing(done: Done) -> bool:
+    """Whether there were peers to ask and they did not answer, or not enough of them to say anything."""
+    return done.verdict is Verdict.FAILED and done.asked > 0

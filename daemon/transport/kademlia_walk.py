@@ -1,13 +1,13 @@
-"""Carries the questions of lookups: a stream for each, a dial where there is no connection, a bound on all. Steers no lookup."""
+"""Carries the questions of lookups: over which connection, a dial where there is none, a bound on all. Steers no lookup."""
 
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import trio
-from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
@@ -15,9 +15,9 @@ from multiaddr import Multiaddr
 
 from daemon.transport.interface import TransportError
 from daemon.transport.kademlia_server import KademliaOptions
-from daemon.transport.kademlia_wire import VarintFrames, decode_answer, encode_question, library_id, text_of_address
+from daemon.transport.kademlia_streams import KEPT, QuestionStreams, ask_once
+from daemon.transport.kademlia_wire import library_id, text_of_address
 from daemon.transport.muxer import MuxedConnection
-from daemon.transport.streams import open_stream
 from dht import lookup_events
 from dht.contacts import Contact, contact_of, met_at
 from dht.kad_messages import AddProvider, Answer, FindNode, Question
@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 Take = Callable[[Answer], bool]
 """(answer) -> whether it was useful."""
 
-_ADDRESS_LIFETIME = 600
+_TICK_SECONDS = 0.25
+_STALL_SECONDS = 1.0
+"""More than that between two looks at the clock and we did not run: frozen, suspended or starved."""
 
 
 class Walker:
@@ -47,6 +49,10 @@ class Walker:
         self._addresses = addresses
         self._options = options
         self._dialled: OrderedDict[ID, None] = OrderedDict()
+        self._streams = QuestionStreams()
+        self._waiting: dict[trio.CancelScope, float] = {}
+        """Seconds of patience that are left of each question."""
+        self._asked = trio.Event()
 
     # ---- lookups
 
@@ -94,9 +100,9 @@ class Walker:
     async def ask(self, contact: Contact, question: Question) -> Answer | None:
         """One question and its answer within `query_timeout`; None, and out of the table, where there was none."""
         answer: Answer | None = None
-        with trio.move_on_after(self._options.query_timeout):
+        with self._patience() as patience:
             try:
-                answer = await self._exchange(contact, question)
+                answer = await self._exchange(contact, question, patience)
             except (TransportError, SwarmException, RemoteError, OSError) as error:
                 log.debug("%s does not answer the DHT: %s", contact.peer, error)
         if answer is None:
@@ -107,27 +113,44 @@ class Walker:
             self._node.answered(self.met(contact.peer, contact.addresses), trio.current_time())
         return answer
 
-    async def _exchange(self, contact: Contact, question: Question) -> Answer:
+    async def _exchange(self, contact: Contact, question: Question, patience: trio.CancelScope) -> Answer:
         connection = await self._connection(contact)
-        stream = await open_stream(contact.peer, connection, str(PROTOCOL_ID), early=encode_question(question, self._node.me))
-        whole = False
+        if KEPT in self._protocols(connection.peer_id):
+            return await self._streams.ask(contact, connection, question, self._node.me, patience)
+        return await ask_once(contact.peer, connection, question, self._node.me)
+
+    def _protocols(self, target: ID) -> Sequence[str]:
         try:
-            if isinstance(question, AddProvider):
-                whole = True
-                return Answer()  # the kad-dht specification has no answer to it; py-libp2p alone sends one
-            frames = VarintFrames()
-            while received := await stream.receive_some():
-                for raw in frames.feed(received):
-                    answer = decode_answer(raw, question)
-                    whole = True
-                    return answer
-            raise TransportError("the stream ended before the answer")
-        finally:
-            if whole:
-                await _closed(stream)
-            else:
-                with trio.CancelScope(shield=True):
-                    await stream.reset()
+            known: Sequence[str] = self._host.get_peerstore().get_protocols(target)
+        except PeerStoreError:
+            return ()
+        return known
+
+    @contextmanager
+    def _patience(self) -> Iterator[trio.CancelScope]:
+        """A scope that ends after `query_timeout` of our own running time: see `run`."""
+        with trio.CancelScope() as scope:
+            self._waiting[scope] = self._options.query_timeout
+            self._asked.set()
+            try:
+                yield scope
+            finally:
+                del self._waiting[scope]
+
+    async def run(self) -> None:
+        """Let patience run out while we run ourselves: after our own stall the answers lie unread, and nobody was silent."""
+        while True:
+            if not self._waiting:
+                self._streams.close_idle()
+                self._asked = trio.Event()
+                await self._asked.wait()
+            before = trio.current_time()
+            await trio.sleep(_TICK_SECONDS)
+            passed = min(trio.current_time() - before, _STALL_SECONDS)
+            for scope in list(self._waiting):
+                self._waiting[scope] -= passed
+                if self._waiting[scope] <= 0:
+                    scope.cancel()
 
     async def _connection(self, contact: Contact) -> MuxedConnection:
         target = library_id(contact.peer)
@@ -142,7 +165,7 @@ class Walker:
             self._dialled.move_to_end(target)
         if not live:
             raise TransportError("the connection closed at once")
-        best: MuxedConnection = max(live, key=self._swarm.preference).muxed_conn
+        best: MuxedConnection = self._swarm.best(live).muxed_conn
         return best
 
     def _live(self, target: ID) -> list[Any]:
@@ -169,7 +192,7 @@ class Walker:
         contact = contact_of(peer, known[:MAX_ADDRESSES])
         if not live:
             return contact
-        remote = max(live, key=self._swarm.preference).get_transport_addresses()
+        remote = self._swarm.best(live).get_transport_addresses()
         return met_at(contact, text_of_address(remote[0].to_bytes())) if remote else contact
 
     def _told(self, target: ID) -> tuple[str, ...]:
@@ -181,9 +204,3 @@ class Walker:
 
 def _useless(_answer: Answer) -> bool:
     return False
-
-
-async def _closed(stream: Any) -> None:
-    """Finish our direction and let the rest fall; at once, even where we were cancelled meanwhile."""
-    with trio.CancelScope(shield=True):
-        await stream.aclose()

@@ -22,6 +22,12 @@ MAX_PEERS = 20
 
 MAX_PROVIDERS = 40
 
+MAX_ID_BYTES = 64
+MAX_ADDRESS_BYTES = 256
+"""Longer ones are none that we could use; what is read of strangers is remembered, so it must be small."""
+
+_CLOSER, _PROVIDER = "closerPeers", "providerPeers"
+
 _KIND = Message.MessageType
 
 
@@ -88,7 +94,7 @@ def encode_question(question: Question, asker: Contact) -> bytes:
             message.record.key, message.record.value = name, value
         case AddProvider(name, addresses):
             message = Message(type=_KIND.ADD_PROVIDER, key=name)
-            _add(message.providerPeers, [Contact(asker.peer, asker.place, addresses)])
+            _add(message.providerPeers, Contact(asker.peer, asker.place, addresses))
         case Ping():
             message = Message(type=_KIND.PING)
     return framed(message.SerializeToString())
@@ -109,7 +115,7 @@ def decode_question(raw: bytes, asker: PeerId) -> Question:
         case _KIND.ADD_PROVIDER:
             ours = name_of_peer(asker)
             listed = [peer for peer in message.providerPeers[:MAX_PEERS] if peer.id == ours]
-            return AddProvider(message.key, _texts(listed[0].addrs) if listed else ())
+            return AddProvider(message.key, _texts(_short(listed[0].addrs)) if listed else ())
         case _KIND.PING:
             return Ping()
     raise malformed("a DHT message of no known kind")
@@ -126,7 +132,6 @@ def encode_answer(question: Question, answer: Answer) -> bytes:
                 _record(message, name, answer.value)
         case GetProviders(name):
             message = Message(type=_KIND.GET_PROVIDERS, key=name)
-            _add(message.providerPeers, answer.providers)
         case PutValue(name, value):
             message = Message(type=_KIND.PUT_VALUE, key=name)
             _record(message, name, value)
@@ -134,8 +139,9 @@ def encode_answer(question: Question, answer: Answer) -> bytes:
             message = Message(type=_KIND.ADD_PROVIDER, key=name)
         case Ping():
             message = Message(type=_KIND.PING)
-    _add(message.closerPeers, answer.closer)
-    return framed(message.SerializeToString())
+    closer = [_listed(_CLOSER, contact) for contact in answer.closer]
+    providers = [_listed(_PROVIDER, contact) for contact in answer.providers]
+    return framed(b"".join((message.SerializeToString(), *closer, *providers)))
 
 
 def decode_answer(raw: bytes, question: Question) -> Answer:
@@ -153,20 +159,21 @@ def decode_answer(raw: bytes, question: Question) -> Answer:
 
 def contacts_of(peers: "Iterable[Message.Peer]", most: int = MAX_PEERS) -> tuple[Contact, ...]:
     """The peers of a message, without those whose id is none that we can meet."""
-    found = []
-    for peer in list(peers)[:most]:
-        name = text_of_id(peer.id)
-        contact = valid_contact(name, _texts(peer.addrs)) if name else None
-        if contact is not None:
-            found.append(contact)
-    return tuple(found)
+    listed = (_contact(peer.id, _short(peer.addrs)) for peer in list(peers)[:most] if 0 < len(peer.id) <= MAX_ID_BYTES)
+    return tuple(contact for contact in listed if contact is not None)
 
 
-@lru_cache(maxsize=4096)  # the same few hundred peers are in every answer, and base58 is slow
+@lru_cache(maxsize=4096)  # the same few hundred peers are in every answer
+def _contact(raw: bytes, addresses: tuple[bytes, ...]) -> Contact | None:
+    name = text_of_id(raw)
+    return valid_contact(name, _texts(addresses)) if name else None
+
+
+@lru_cache(maxsize=4096)
 def text_of_id(raw: bytes) -> str:
     """A binary peer id as text; "" where it is none."""
     try:
-        return ID(raw).to_base58() if raw else ""
+        return ID(raw).to_base58()
     except Exception:  # noqa: BLE001 - the library raises many kinds for bytes that are no id
         return ""
 
@@ -194,8 +201,12 @@ def library_id(peer: PeerId) -> ID:
     return ID.from_base58(peer)
 
 
+def _short(addresses: Iterable[bytes]) -> tuple[bytes, ...]:
+    return tuple(raw for raw in list(addresses)[:MAX_ADDRESSES] if len(raw) <= MAX_ADDRESS_BYTES)
+
+
 def _texts(addresses: Iterable[bytes]) -> tuple[str, ...]:
-    return tuple(text for raw in list(addresses)[:MAX_ADDRESSES] if (text := text_of_address(raw)))
+    return tuple(text for raw in addresses if (text := text_of_address(raw)))
 
 
 def _parsed(raw: bytes) -> Message:
@@ -207,10 +218,17 @@ def _parsed(raw: bytes) -> Message:
     return message
 
 
-def _add(peers: "object", contacts: Iterable[Contact]) -> None:
-    for contact in contacts:
-        addresses = [raw for text in contact.addresses if (raw := _bytes_of_address(text))]
-        peers.add(id=name_of_peer(contact.peer), addrs=addresses)  # type: ignore[attr-defined]
+def _add(peers: "object", contact: Contact) -> None:
+    addresses = [raw for text in contact.addresses if (raw := _bytes_of_address(text))]
+    peers.add(id=name_of_peer(contact.peer), addrs=addresses)  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=4096)
+def _listed(field: str, contact: Contact) -> bytes:
+    """`contact` as an entry of a list: parts of a protobuf message follow each other as they are."""
+    message = Message()
+    _add(getattr(message, field), contact)
+    return bytes(message.SerializeToString())
 
 
 def _record(message: Message, name: bytes, value: bytes) -> None:

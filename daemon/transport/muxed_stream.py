@@ -155,6 +155,11 @@ class MuxedStream(IMuxedStream):
             self._connection.retire(self.stream_id)
 
     @property
+    def is_open(self) -> bool:
+        """Whether neither side has ended anything of it."""
+        return not (self._finished or self._was_reset or self._closed or self._connection.is_closed)
+
+    @property
     def is_closed(self) -> bool:
         return self._was_reset or (self._closed and self._finished)
 

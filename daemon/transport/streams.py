@@ -37,6 +37,20 @@ class Libp2pStream:
     def peer(self) -> PeerId:
         return self._peer
 
+    @property
+    def is_open(self) -> bool:
+        """Whether both directions stand, as far as we know."""
+        return self._muxed.is_open
+
+    @property
+    def parked(self) -> bool:
+        """Whether it waits for further use, so that the connection may be closed under it."""
+        return not self._muxed.owned
+
+    @parked.setter
+    def parked(self, parked: bool) -> None:
+        self._muxed.owned = not parked
+
     async def receive_some(self) -> bytes:
         """The next bytes (at most 256 KiB), b"" once the peer finished; raises TransportError on reset or loss."""
         if self._early:
@@ -66,8 +80,12 @@ class Libp2pStream:
 
     async def aclose(self) -> None:
         """Finish our direction and release the stream; what is queued still leaves."""
-        self._muxed.release()
+        self.release()
         await trio.lowlevel.checkpoint()
+
+    def release(self) -> None:
+        """As `aclose`, at once."""
+        self._muxed.release()
 
     async def reset(self) -> None:
         """Drop both directions at once."""

@@ -234,8 +234,12 @@ class HardenedSwarm(Swarm):
             own.since if own is not None else 0.0,
         )
 
+    def best(self, connections: Sequence[INetConn]) -> INetConn:
+        """The connection of those to one peer that new streams should take."""
+        return connections[0] if len(connections) == 1 else max(connections, key=self.preference)
+
     def _best_connection(self, connections: list[INetConn]) -> INetConn:
-        return max(connections, key=self.preference)
+        return self.best(connections)
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
         """Live connections to a peer, made where there are none; raises DialError or WrongPeerError."""

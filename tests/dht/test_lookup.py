@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dht.contacts import Contact, contact_of
-from dht.lookup import NARROW, Lookup
+from dht.lookup import Lookup
 from dht.lookup_events import Answered, Ask, Begin, Done, Failed, LookupConfig, Stop, Tick, Verdict, WakeAt
+from dht.lookup_paths import NARROW
 from protocol.wire.ids import peer_id_of
 
 ME = peer_id_of(bytes(32))
@@ -79,6 +80,20 @@ def test_enough_answers_on_two_paths_end_it_early() -> None:
     useful = [step for step in world.lookup.steps() if step.useful]
     assert len(useful) >= 4
     assert len({step.path for step in useful}) >= 2
+
+
+def test_of_those_that_should_have_it_no_more_are_asked_than_are_wanted_until_they_are_late() -> None:
+    world = World(peers(60), LookupConfig(answers=4))
+    begun = [e for e in world.lookup.handle(Begin(nearest(world.mesh, world.lookup.place)), 0.0) if isinstance(e, Ask)]
+    assert len(begun) == 4
+    assert [e for e in world.lookup.handle(Tick(), 0.1) if isinstance(e, Ask)] == []
+    late = [e for e in world.lookup.handle(Tick(), 0.2) if isinstance(e, Ask)]
+    assert len(late) == 4
+    for ask in begun[:3]:
+        assert not any(isinstance(e, Ask) for e in world.lookup.handle(Answered(ask.contact.peer, (), True), 0.21))
+    (done,) = world.lookup.handle(Answered(late[0].contact.peer, (), True), 0.22)
+    assert isinstance(done, Done)
+    assert done.asked == 8
 
 
 def test_what_is_not_there_is_absent_and_what_cannot_be_asked_is_a_failure() -> None:

@@ -386,13 +386,14 @@ class MemoryTransport:
                         peer.gossip_refused += 1
             ring = reached
 
-    async def put_record(self, key: str, value: bytes) -> None:
+    async def put_record(self, key: str, value: bytes) -> int:
         await self._dht_round_trip()
         if len(value) > MAX_RECORD_BYTES or (self.mesh.validator is not None and not self.mesh.validator(key, value)):
             raise TransportError("no peer would take the record")
         standing = self.mesh.records.get(key)
         if standing is None or self.mesh.chooser is None or self.mesh.chooser(key, [standing, value]) == 1:
             self.mesh.records[key] = value
+        return len(self.mesh.peers) - 1
 
     async def get_record(self, key: str) -> bytes | None:
         await self._dht_round_trip()

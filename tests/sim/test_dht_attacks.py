@@ -21,10 +21,13 @@ def holds(figures: dict[str, float]) -> bool:
     return all(row["holds"] is not False for row in rows)
 
 
-def test_d1_a_hidden_key_is_found(mesh: Mesh) -> None:
-    figures = d1_hide(mesh, [20])
-    assert holds(figures), figures
-    assert figures["D1 not found by plain Kademlia, %"] > 50, "the attack is one"
+def test_d1_hidden_keys_are_found(mesh: Mesh) -> None:
+    """Three keys in three meshes, sixty lookups: one more or less that fails decides nothing."""
+    figures = [d1_hide(one, [30]) for one in (mesh, Mesh.grown(8, 80), Mesh.grown(9, 80))]
+    mean = {name: sum(each[name] for each in figures) / len(figures) for name in figures[0]}
+    assert mean["D1 not found, %"] <= 5, figures
+    assert mean["D1 forged records accepted"] == 0
+    assert mean["D1 not found by plain Kademlia, %"] > 40, "the attack is one"
 
 
 def test_d2_lies_about_a_key_change_nothing(mesh: Mesh) -> None:
