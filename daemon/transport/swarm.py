@@ -6,7 +6,7 @@ A subclass, so that nothing of the library is patched in place and a stock host 
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
