@@ -6,6 +6,7 @@ from typing import Any
 
 import trio
 from libp2p.abc import INetConn
+from libp2p.connection_types import ConnectionType
 
 from daemon.transport.addresses import interface_addresses
 from daemon.transport.tcp import plain_socket
@@ -33,11 +34,12 @@ class NetworkWatch:
             if now == known:
                 continue
             log.info("the network has changed: %s became %s", ", ".join(sorted(known)), ", ".join(sorted(now)) or "nothing")
-            known = now
+            lost, known = known - now, now
             self.changes += 1
             for conn in tuple(self._swarm.get_connections()):
                 local = _local_host(conn)
-                if local is not None and local not in now and not local.startswith("127.") and local != "::1":
+                # Of a UDP path it is not known on which address it hung: its socket is bound to all.
+                if (lost and _is_udp(conn)) if local is None else _is_gone(local, now):
                     await conn.close()
             self._changed()
 
@@ -46,6 +48,15 @@ def own_addresses() -> frozenset[str]:
     """The addresses of all interfaces but loopback."""
     found = [*interface_addresses(4), *interface_addresses(6)]
     return frozenset(address for address in found if not address.startswith("127.") and address != "::1")
+
+
+def _is_gone(local: str, addresses: frozenset[str]) -> bool:
+    return local not in addresses and not local.startswith("127.") and local != "::1"
+
+
+def _is_udp(conn: INetConn) -> bool:
+    over_udp = any("/udp/" in str(address) for address in conn.get_transport_addresses())
+    return over_udp and conn.get_connection_type() != ConnectionType.RELAYED
 
 
 def _local_host(conn: INetConn) -> str | None:

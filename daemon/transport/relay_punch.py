@@ -155,11 +155,14 @@ class Puncher:
             async with trio.open_nursery() as nursery:
                 for address in self._dialable(known):
                     # From a port of its own: the punch needs the way from the listening port for itself.
-                    nursery.start_soon(self._contained, self._dial_plainly, peer, address)
+                    nursery.start_soon(self._dial_plainly, peer, address)
 
     async def _dial_plainly(self, peer: ID, address: Multiaddr) -> None:
-        conn = await self._swarm._dial_addr_single_attempt(address, peer)
-        conn.muxed_conn.path_kind = PathKind.DIRECT
+        try:
+            conn = await self._swarm._dial_addr_single_attempt(address, peer)
+            conn.muxed_conn.path_kind = PathKind.DIRECT
+        except Exception as error:  # noqa: BLE001 - most dials of a punch fail
+            log.debug("a dial failed: %r", error)
 
     # ---- sessions between two of us
 
@@ -331,12 +334,6 @@ class Puncher:
             log.debug("a punched connection came to nothing: %r", error)
         over.set()
 
-    async def _contained(self, dial: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
-        try:
-            await dial(*arguments)
-        except Exception as error:  # noqa: BLE001 - most dials of a punch fail
-            log.debug("a dial failed: %r", error)
-
     def _dialable(self, texts: Iterable[str]) -> list[Multiaddr]:
         ours = [str(address) for address in self._host.get_addrs()]
         ordered = [text for text in dial_order(texts, ours) if reach_of(text) is not Reach.RELAYED]
@@ -349,6 +346,7 @@ class Puncher:
 
     def _watch(self, conn: INetConn, opened: bool) -> None:
         if not opened:
+            self._lost(conn)
             return
         punching = trio.current_time() < self._punching.get(conn.muxed_conn.peer_id, 0.0)
         if punching and conn.muxed_conn.get_connection_type() != ConnectionType.RELAYED:
@@ -356,6 +354,15 @@ class Puncher:
             conn.muxed_conn.path_kind = PathKind.PUNCHED  # type: ignore[attr-defined]
         self._changed.set()
         self._changed = trio.Event()
+
+    def _lost(self, conn: INetConn) -> None:
+        """Look for another direct path where one is gone, as when the peer changed networks, and the relayed one stands."""
+        peer = conn.muxed_conn.peer_id
+        relayed = self._relayed(peer)
+        if conn.get_connection_type() == ConnectionType.RELAYED or self._direct(peer) or relayed is None or relayed.is_initiator:
+            return
+        if self.nursery is not None:
+            self.nursery.start_soon(self.upgrade, peer)
 
     async def _retire_relayed(self, peer: ID) -> None:
         """Close the relayed connection once nothing of ours runs on it any more, a day at most."""

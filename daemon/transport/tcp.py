@@ -68,6 +68,7 @@ class SharedPortTCP(TCP):
 def plain_socket(raw: IRawConnection) -> "trio.socket.SocketType | None":
     """The socket of a TCP connection; None where something else carries it, such as a relay."""
     stream = getattr(raw, "stream", None)
+    stream = getattr(stream, "beneath", stream)  # a wrapper's that has nothing left to do
     return stream.stream.socket if isinstance(stream, TrioTCPStream) else None
 
 

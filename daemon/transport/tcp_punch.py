@@ -71,6 +71,11 @@ class _Greeted(ReadWriteCloser):
         self._unsent = len(GREETING)
         self._unread = GREETING
 
+    @property
+    def beneath(self) -> ReadWriteCloser:
+        """The socket's own stream once both have passed."""
+        return self if self._unsent or self._unread else self._stream
+
     async def write(self, data: bytes) -> None:
         skipped = min(self._unsent, len(data))
         self._unsent -= skipped

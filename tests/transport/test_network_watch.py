@@ -3,6 +3,7 @@
 import pytest
 import trio
 import trio.testing
+from libp2p.connection_types import ConnectionType
 
 from daemon.transport.network_watch import CHECK_SECONDS, NetworkWatch
 
@@ -39,6 +40,31 @@ async def test_connections_from_an_address_that_is_gone_are_closed(running, unti
         assert watch._addresses() is not None
         await watch_once(a, frozenset(addresses))
         assert b.peer_id in a.paths(), "loopback stays"
+
+
+class Connection:
+    def __init__(self, address, kind):
+        self.address, self.kind, self.muxed_conn, self.closed = address, kind, None, False
+
+    def get_transport_addresses(self):
+        return [self.address]
+
+    def get_connection_type(self):
+        return self.kind
+
+    async def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize(("addresses", "closed"), [({"10.0.0.7"}, True), ({"192.0.2.1", "10.0.0.7"}, False)])
+async def test_udp_paths_are_closed_where_an_address_is_gone(autojump_clock: trio.testing.MockClock, addresses, closed):
+    transport = type("Transport", (), {"_swarm": Swarm()})
+    punched = Connection("/ip4/44.1.1.31/udp/4001/quic-v1", ConnectionType.DIRECT)
+    relayed = Connection("/ip4/44.1.1.10/udp/4001/quic-v1/p2p/R/p2p-circuit/p2p/P", ConnectionType.RELAYED)
+    transport._swarm.connections += [punched, relayed]
+    await watch_once(transport, frozenset(addresses))
+    assert punched.closed is closed
+    assert not relayed.closed, "it ends with the connection to its relay"
 
 
 async def watch_once(transport, addresses):

@@ -22,6 +22,7 @@ from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.options import TransportCounters, TransportOptions
 from daemon.transport.relay import RelayOptions, RelayService
 from daemon.transport.relay_hop import HOP, STOP, receive, send
+from daemon.transport.network_watch import _local_host
 from daemon.transport.relay_punch import DCUTR
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
@@ -267,6 +268,8 @@ async def test_a_relayed_connection_becomes_direct_and_new_streams_take_it(way):
         assert await one.ask(two, b"hello") == b"hello"
         kinds = {conn.muxed_conn.path_kind for conn in two.host.swarm.get_connections(one.id)}
         assert kinds == ({PathKind.DIRECT} if way == "a plain dial" else {PathKind.PUNCHED})
+        hosts = {_local_host(conn) for node, other in ((one, two), (two, one)) for conn in node.host.swarm.get_connections(other.id)}
+        assert hosts == {"127.0.0.1"}, "or a change of network would leave it standing"
         assert two.relay.puncher.succeeded == 1
 
 
@@ -289,6 +292,19 @@ async def test_a_pair_that_stayed_relayed_is_tried_again():
         await until(lambda: two.relay.puncher.succeeded == 1)
         assert two.relay.puncher.failed == 2
         assert not two.relay.puncher._waiting
+
+
+async def test_a_direct_path_that_is_lost_is_looked_for_again():
+    async with behind_a_relay(options=RelayOptions()) as (_, one, two):
+        await one.reach(two)
+        await until(lambda: ConnectionType.DIRECT in one.kinds(two) and ConnectionType.DIRECT in two.kinds(one))
+        await until(lambda: two.relay.puncher.succeeded == 1)
+        for conn in two.host.swarm.get_connections(one.id):
+            if conn.get_connection_type() == ConnectionType.DIRECT:
+                await conn.close()
+        assert two.kinds(one) == [ConnectionType.RELAYED]
+        await until(lambda: ConnectionType.DIRECT in two.kinds(one))
+        await until(lambda: two.relay.puncher.succeeded == 2)
 
 
 async def test_of_two_peers_that_reach_each_other_at_once_one_leads():
