@@ -133,6 +133,7 @@ def compare(model: Path, rounds: int) -> list[Row]:
             samples = [(*ours.fetch(), *fetcher.fetch()) for _ in range(rounds)]
             rate, cpu, their_rate, their_cpu = (median(column) for column in zip(*samples, strict=True))
             rows.append(Row(holders, rate, their_rate, cpu, their_cpu))
+            click.echo(f"{holders} holders: {rate:.0f} MB/s, Lattica {their_rate:.0f} MB/s", err=True)
         return rows
 
 

@@ -11,7 +11,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from daemon.paths import UnsafeFolder, private_folder, read_file, write_durably
+from daemon.paths import UnsafeFolder, private_folder, read_file, remove_unfinished, write_durably
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import PeerId, peer_id_of
 
@@ -66,6 +66,7 @@ def locked(data_dir: Path) -> Iterator[None]:
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         except OSError as error:
             raise IdentityError(f"the data folder {data_dir} cannot be written: {error.strerror}") from None
+        remove_unfinished(data_dir)
         yield
     finally:
         # The file stays: removing it would let a third process lock a new one beside a second's old one.

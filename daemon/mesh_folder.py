@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from daemon.paths import read_file, write_durably
-from dht.grants import MESH_NAME, Chain, Mesh
+from dht.grants import MESH_NAME, Chain, Mesh, Rights, open_grant
 from dht.invites import KEY_BYTES, Entry, InviteBook
 from dht.offers import Address
 from dht.revocations import MAX_REVOCATION_BYTES, MAX_REVOCATIONS, RawRevocation
@@ -46,6 +46,11 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def mesh(self) -> Mesh:
         """What the mesh is."""
         return Mesh(self.name, self.founder, self.salt)
+
+    @property
+    def may_invite(self) -> bool:
+        """Whether our own grant lets us invite others; raises RemoteError where it is damaged."""
+        return not self.chain or open_grant(self.chain[-1]).grant.rights is Rights.INVITER
 
     def __repr__(self) -> str:
         return f"Kept({self.name!r})"  # a key in a log would be a key for everybody

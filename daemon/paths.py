@@ -79,6 +79,12 @@ def read_file(path: Path, limit: int, follow_links: bool = True) -> tuple[os.sta
         os.close(descriptor)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder`. The caller holds its lock, so no such writer lives."""
+    for left in folder.glob(".*.new"):
+        left.unlink(missing_ok=True)
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Put `content` (mode 0600) at `path` so that a crash or a full disk leaves either the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")

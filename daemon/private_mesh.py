@@ -37,6 +37,7 @@ ADMIT_SECONDS = 30.0
 """The longest pause between two questions for our own grant; the first is a fraction of a second."""
 LOOK_SECONDS = 1.0
 _CALL_SECONDS = 10.0
+_GATHER_SECONDS = 0.05
 _PAGE = 64
 """Revocations in one answer: at most 192 KiB."""
 
@@ -81,6 +82,8 @@ class PrivateMesh:
         self.unix_ms = unix_ms
         self._rng = rng
         self.revocations = Revocations(self.mesh)
+        self._heard: list[Known] = []
+        """Gossiped revocations that hold already and are not in the folder yet."""
         merge_all(self.revocations, folder.revocations())
         self._members: OrderedDict[PeerId, Membership] = OrderedDict()
         self._users: OrderedDict[tuple[PeerId | None, bytes], PeerId] = OrderedDict()
@@ -204,6 +207,8 @@ class PrivateMesh:
                 await trio.sleep_forever()
         finally:
             self._nursery = None
+            if self._heard:
+                self._keep_heard()
 
     def _attached(self) -> Transport:
         assert self._transport is not None  # noqa: S101 - node.py attaches before it runs
@@ -249,13 +254,25 @@ class PrivateMesh:
         except RemoteError:
             return False
         if known is not None:
-            self._keep(known)
-            if self._nursery is not None:
-                self._nursery.start_soon(self._expel)
+            self._heard.append(known)
+            if self._nursery is None:
+                self._keep_heard()
+            elif len(self._heard) == 1:
+                self._nursery.start_soon(self._take_heard)
         return True
 
+    async def _take_heard(self) -> None:
+        """Many come at once where many are revoked at once: one file is written for all, and one look taken at who is out."""
+        await trio.sleep(_GATHER_SECONDS)
+        self._keep_heard()
+        await self._expel()
+
+    def _keep_heard(self) -> None:
+        heard, self._heard = self._heard, []
+        self._keep(*heard)
+
     def _keep(self, *known: Known) -> None:
-        """Durable before anybody is told: a revocation that a restart forgets would let the peer in again."""
+        """Make durable and heed: a revocation that a restart forgets would let the peer in again."""
         try:
             self.folder.write_revocations(self.revocations.all())
         except OSError as error:

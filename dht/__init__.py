@@ -10,7 +10,6 @@ The public surface (wall times are unix milliseconds, `now` is the monotonic clo
     offers.renewed(offer, wall_ms) -> Offer              offers.withdraw(offer, wall_ms) -> Offer, the signed leave
 
     records.offer_key(peer); for providers: model_key(model), skill_key(word), config_key(digest), content_key(hash), ANY_KEY
-    records.validate(key, value, wall_ms) -> bool        records.choose(key, values) -> int
     records.open_record(key, value, wall_ms) -> SignedOffer, raises RemoteError;  open_for_store: the same for a RecordStore
 
     node.Node(me, open_record, rng): one Kademlia node without its network

@@ -1,9 +1,9 @@
 """What may stand in the DHT under which key. Pure: the caller binds the time; the transport asks before it stores or returns."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from dht.offers import SignedOffer, open_any_offer, open_offer, rank
+from dht.offers import SignedOffer, open_offer, rank
 from dht.record_store import MAX_NAME_BYTES, Opened
 from protocol.wire.errors import Code, LocalError, RemoteError, malformed
 from protocol.wire.ids import PeerId, is_model_name, is_peer_id
@@ -78,28 +78,3 @@ def open_for_store(key: str, value: bytes, wall_ms: int, admits: Callable[[PeerI
     if not admits(PeerId(signed.offer.peer)):
         raise RemoteError(Code.REFUSED, "a record's issuer is not of this mesh")
     return Opened(rank(signed), signed.offer.expires, PeerId(signed.offer.peer))
-
-
-def validate(key: str, value: bytes, wall_ms: int) -> bool:
-    """Whether `value` may stand under `key` at `wall_ms` (unix milliseconds)."""
-    try:
-        open_record(key, value, wall_ms)
-    except RemoteError:
-        return False
-    return True
-
-
-def choose(key: str, values: Sequence[bytes]) -> int:
-    """The index of the value that wins under `key`: never an older one than another in `values`, never an invalid one.
-
-    Time plays no part, so that peers whose clocks differ choose alike. 0 where no value is valid.
-    """
-    best: tuple[tuple[int, int, bytes], int] | None = None
-    for index, value in enumerate(values):
-        try:
-            signed = open_any_offer(value)
-        except RemoteError:
-            continue
-        if offer_key(PeerId(signed.offer.peer)) == key and (best is None or rank(signed) > best[0]):
-            best = (rank(signed), index)
-    return 0 if best is None else best[1]

@@ -128,8 +128,13 @@ def announce(loaded: Loaded, addresses: Sequence[str], api_url: str) -> None:
     click.echo(f"local socket  {loaded.config.socket_path}")
     if api_url:
         click.echo(f"OpenAI API    {api_url}")
-    if (loaded.config.data_dir / "mesh.json").exists():
-        click.echo("private mesh; let others in with\n  swarmd invite create --for PEER")
+    from daemon.mesh_folder import MeshFolder
+
+    mesh = MeshFolder(loaded.config.data_dir).read()
+    if mesh is not None and mesh.may_invite:
+        click.echo(f"private mesh {mesh.name}; let others in with\n  swarmd invite create --for PEER")
+    elif mesh is not None:
+        click.echo(f"private mesh {mesh.name}; this peer may not invite others")
     elif addresses:
         click.echo("let others join with")
         for address in addresses:

@@ -102,6 +102,13 @@ def test_a_key_of_another_user_is_refused(folder: Path, monkeypatch: pytest.Monk
         load_or_create_key(folder)
 
 
+def test_what_a_killed_writer_left_is_gone_at_the_next_start(folder: Path) -> None:
+    left = folder / ".mesh.json.4242.new"
+    left.write_text("half a file")
+    with open_identity(folder, lambda: 2000.0):
+        assert not left.exists()
+
+
 def test_a_lost_key_is_never_replaced_silently(folder: Path) -> None:
     (folder / KEY).unlink()
     with pytest.raises(IdentityError, match="is gone from a folder in use; restore it, or start as a new peer"):

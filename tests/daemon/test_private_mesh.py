@@ -197,6 +197,28 @@ async def test_a_revocation_closes_all_paths_and_is_learned_from_others(box: Cal
         assert fallen.mesh.problem() is None or "revoked" in fallen.mesh.problem()
 
 
+async def test_many_revocations_at_once_are_one_file(box: Callable[[int], Box], monkeypatch: pytest.MonkeyPatch) -> None:
+    founder, member = box(1).found(), box(2)
+    async with founder.running():
+        gone = [await founder.desk.create(None, 3_600_000, False) for _ in range(12)]
+        await invited(founder, member)
+        async with member.running():
+            written: list[int] = []
+            write = member.folder.write_revocations
+            monkeypatch.setattr(member.mesh.folder, "write_revocations", lambda raw: (written.append(len(raw)), write(raw)))
+            for one in gone:
+                await founder.desk.revoke(one["id"][:8])
+            for raw in founder.mesh.revocations.all():
+                assert member.mesh._on_gossip(founder.peer_id, raw)
+            await until(lambda: bool(written) and written[-1] == 12)
+            assert len(written) == 1
+            assert len(member.folder.revocations()) == 12
+    for one, may_invite in ((founder, True), (member, False)):
+        kept = one.folder.read()
+        assert kept is not None
+        assert kept.may_invite is may_invite
+
+
 async def test_a_restart_remembers_who_was_removed(box: Callable[[int], Box]) -> None:
     founder, fallen = box(1).found(), box(2)
     async with founder.running():

@@ -7,7 +7,8 @@ import pytest
 
 from dht import records
 from dht.offers import CLOCK_SLACK_MS, LIFETIME_MS, better, open_offer, renewal_delay, renewed, sign_offer, withdraw
-from dht.records import ANY_KEY, choose, model_key, offer_key, open_record, validate
+from dht.queries import Values
+from dht.records import ANY_KEY, model_key, offer_key, open_for_store, open_record
 from protocol.wire.codec import encode
 from protocol.wire.envelope import seal
 from protocol.wire.errors import Code, LocalError, RemoteError
@@ -82,6 +83,14 @@ def test_an_offer_of_another_peer_or_domain_is_refused(alice, bob):
     assert refused.value.code is Code.BAD_SIGNATURE
 
 
+def valid(key, raw, wall):
+    try:
+        open_for_store(key, raw, wall)
+    except RemoteError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("wall", "code"),
     [
@@ -95,7 +104,7 @@ def test_an_offer_of_another_peer_or_domain_is_refused(alice, bob):
 )
 def test_an_offer_is_valid_between_two_times(alice, wall, code):
     raw = alice.offer().raw
-    assert validate(offer_key(alice.id), raw, wall) is (code is None)
+    assert valid(offer_key(alice.id), raw, wall) is (code is None)
     if code is not None:
         with pytest.raises(RemoteError) as refused:
             open_offer(raw, wall)
@@ -134,22 +143,21 @@ def test_renewals_are_spread_and_early():
 
 def test_only_a_peers_own_offer_stands_under_its_key(alice, bob):
     raw = alice.offer().raw
-    assert validate(offer_key(alice.id), raw, WALL)
+    assert valid(offer_key(alice.id), raw, WALL)
     assert open_record(offer_key(alice.id), raw, WALL).offer.peer == alice.id
     keys = ["", "/", "/swarmd/offer/", f"/swarmd/offer/{alice.id}/x", f"/other/offer/{alice.id}", alice.id, ANY_KEY]
     for key in [*keys, offer_key(bob.id), offer_key(alice.id) + "\n", model_key("small"), "/swarmd/offer/" + "x" * 4096]:
-        assert not validate(key, raw, WALL)
+        assert not valid(key, raw, WALL)
     for value in [b"", raw[:-1], raw + b"\0", b"\x90" * 9000, bytes(8193)]:
-        assert not validate(offer_key(alice.id), value, WALL)
+        assert not valid(offer_key(alice.id), value, WALL)
 
 
-def test_choose_takes_the_newest_and_never_what_is_not_valid(alice, bob):
-    key = offer_key(alice.id)
-    values = [alice.offer(2, version).raw for version in (0, 3, 1)]
-    assert choose(key, values) == 1
-    assert choose(key, [b"junk", bob.offer(9).raw, *values]) == 3
-    assert choose(key, [b"junk"]) == 0
-    assert choose(key, [values[0], values[0]]) == 0
+def test_of_answers_the_newest_counts_and_never_what_is_not_valid(alice, bob):
+    values = Values(offer_key(alice.id), open_for_store)
+    offers = [alice.offer(2, version).raw for version in (0, 3, 1)]
+    taken = [values.take(raw, WALL) for raw in (b"junk", bob.offer(9).raw, None, *offers, offers[0])]
+    assert taken == [False, False, False, True, True, True, True]
+    assert (values.best, values.invalid) == (offers[1], 2)
 
 
 def test_model_keys_are_for_names_alone():
