@@ -23,7 +23,7 @@ from tests.natlab.peers import PORT
 from tests.natlab.topology import RELAYS, Lab
 
 HERE = Path(__file__).parent / "rivals"
-READY_SECONDS = 40.0
+ANSWER_SECONDS = 40.0
 POLL_SECONDS = 0.05
 
 
@@ -37,9 +37,11 @@ class Foreign:
             namespace, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd=folder
         )
         self._name = namespace
-        signal.alarm(round(READY_SECONDS))
-        self.peer = str(self._read()["peer"])
-        signal.alarm(0)
+        try:
+            self.peer = str(self._read()["peer"])
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, question: str, peer: str) -> Any:
         assert self._process.stdin is not None
@@ -59,7 +61,11 @@ class Foreign:
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
-        raw = self._process.stdout.readline()
+        signal.alarm(round(ANSWER_SECONDS))
+        try:
+            raw = self._process.stdout.readline()
+        finally:
+            signal.alarm(0)
         if not raw:
             raise LabError(f"{self._name} has ended")
         return json.loads(raw)
@@ -202,7 +208,7 @@ def _options() -> argparse.Namespace:
 
 
 def _late(*_: object) -> None:
-    raise LabError(f"a peer did not become ready in {READY_SECONDS:g} s")
+    raise LabError(f"a peer gave no answer in {ANSWER_SECONDS:g} s")
 
 
 if __name__ == "__main__":
