@@ -16,7 +16,7 @@ from protocol.round.classes import classes_of
 from protocol.round.conduct import self_preference
 from protocol.round.fold import Contributions, Result, Voice, fold, leads_milli
 from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters, Judgement
-from protocol.round.weights import Trials, judge_weights_milli, strengths_milli
+from protocol.round.weights import Trials, judge_weights_milli, strengths_milli, with_own
 from protocol.wire.ids import sha256
 
 Ballots = Mapping[int, tuple[Judgement, ...]]
@@ -176,7 +176,8 @@ def voices_of(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str]) -
                 held[0] += 500 * (1 + said * people)
                 held[1] += 500 * (1 - said * people)
     others, first, authors = ([Trials(*held) for held in part] for part in records)
-    weights, strengths = judge_weights_milli([*others, *first]), strengths_milli(authors)
+    mixed = [with_own(favourite, plain) for favourite, plain in zip(first, others, strict=True)]
+    weights, strengths = judge_weights_milli([*others, *mixed]), strengths_milli(authors)
     shared = {seat: min(block) for block in blocks_of(given, ballots, gold) for seat in block}
     return {
         seat: Voice(1000, weights[seat], bytes([shared.get(seat, seat)]), weights[count + seat], strengths[seat])

@@ -10,6 +10,8 @@ from daemon.cli.common import FAILED, client_of, common_options, json_option
 from daemon.cli.reputation import PEER_ID, show_evidence
 from daemon.cli.show import ago, cell, milli, number, print_facts, print_json, print_table
 
+_WEIGHTS = ("draw_weight_milli", "vote_weight_milli", "judge_weight_milli", "favourite_weight_milli")
+
 UNRANKED = 1 << 30
 """Sorts a class without a rank behind all others."""
 
@@ -112,10 +114,14 @@ def show_round(reply: dict[str, Any], err: bool = False, ballots: bool = False) 
     members = []
     for member in reply.get("members") or []:
         spoke = ("yes" if member.get(name) else "no" for name in ("sealed", "revealed", "judged"))
-        weights = (milli(member.get(name)) for name in ("draw_weight_milli", "vote_weight_milli", "judge_weight_milli"))
+        weights = (milli(member.get(name)) for name in _WEIGHTS)
         members.append((member.get("peer_id"), member.get("model"), *spoke, member.get("class"), *weights))
     if members:
-        print_table(("MEMBER", "MODEL", "SEALED", "REVEALED", "JUDGED", "CLASS", "TICKETS", "VOTE", "JUDGEMENT"), members, err)
+        print_table(
+            ("MEMBER", "MODEL", "SEALED", "REVEALED", "JUDGED", "CLASS", "TICKETS", "VOTE", "JUDGEMENT", "OF ITS FIRST"),
+            members,
+            err,
+        )
     if ballots and reply.get("ballots"):
         shown = [
             (row.get("peer_id"), row.get("first"), row.get("second"), milli(row.get("log_odds_milli")))

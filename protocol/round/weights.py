@@ -162,10 +162,10 @@ def _signed(numerator: int, denominator: int) -> int:
 def weigh(candidates: Sequence[Known]) -> tuple[RoundWeights, ...]:
     """All weights of one round, newcomers held to their part. Where everybody is new, all are alike."""
     new_answerers = [_trials(one.answering) < NEWCOMER_TRIALS * _SCALE for one in candidates]
-    new_judges = [not admitted(one.judging, one.favourite) for one in candidates]
+    new_judges = [not (admitted(one.judging) or admitted(one.judging, one.favourite)) for one in candidates]
     answers = _capped(answer_weights_milli([one.answering for one in candidates]), new_answerers)
     count = len(candidates)
-    favourites = [one.judging if one.favourite is None else one.favourite for one in candidates]
+    favourites = [one.judging if one.favourite is None else with_own(one.favourite, one.judging) for one in candidates]
     judges = judge_weights_milli([*(one.judging for one in candidates), *favourites])
     judges = (*_admitted_alone(judges[:count], new_judges), *_admitted_alone(judges[count:], new_judges))
     strengths = strengths_milli([one.answering for one in candidates])
@@ -182,6 +182,15 @@ def weigh(candidates: Sequence[Known]) -> tuple[RoundWeights, ...]:
         )
         for place, one in enumerate(candidates)
     )
+
+
+def with_own(favourite: Evidence, judging: Evidence) -> Trials:
+    """A record of pairs that hold a judge's favourite, and PRIOR_TRIALS of its other pairs: where little is known of the first,
+    it is more like the judge's own than like all judges' in the mean."""
+    lent = PRIOR_TRIALS * _SCALE
+    of = max(lent, _trials(judging))
+    right, wrong = (part * lent // of for part in (judging.right_milli, judging.wrong_milli))
+    return Trials(favourite.right_milli + right, favourite.wrong_milli + wrong)
 
 
 def admitted(judging: Evidence, favourite: Evidence | None = None) -> bool:

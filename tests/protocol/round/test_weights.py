@@ -107,6 +107,21 @@ def test_one_known_peer_does_not_decide_for_a_young_mesh() -> None:
     assert weighed[0].answer_milli <= sum(one.answer_milli for one in weighed[1:])
 
 
+def test_a_judge_of_whom_one_favourite_pair_is_known_is_still_itself_and_a_bought_one_is_not() -> None:
+    rest = [known(40, judged=35)] * 4
+    good = Known(trials(40, 10), trials(45, 5), trials(0, 1))
+    bought = Known(trials(40, 10), trials(45, 5), trials(5, 25))
+    weighed = weigh([good, bought, *rest])
+    assert (weighed[0].favourite_milli or 0) > weighed[0].judge_milli // 3
+    assert weighed[1].judge_milli > 1000, "it is admitted by what it says of other pairs"
+    assert (weighed[1].favourite_milli or 0) < weighed[1].judge_milli // 10
+
+
+def test_newcomers_judge_nothing_where_others_are_admitted() -> None:
+    weighed = weigh([*[known(40)] * 3, UNKNOWN, known(40, judged=30)])
+    assert [one.judge_milli > 0 for one in weighed] == [True, True, True, False, False]
+
+
 def test_where_all_are_new_nobody_is_held_back() -> None:
     weighed = weigh([UNKNOWN] * 4)
     assert {(w.answer_milli, w.judge_milli) for w in weighed} == {(weighed[0].answer_milli, 1000)}
