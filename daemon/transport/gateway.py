@@ -102,18 +102,12 @@ class Gateway:
                 for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
                     hearing.setsockopt(socket.SOL_SOCKET, option, 1)
                 await hearing.bind(("", natpmp.ANNOUNCED_PORT))
+                while True:
+                    raw, source = await hearing.recvfrom(RECEIVE_BYTES)
+                    if source[0] == self._find():
+                        _tell_epoch(raw, told)
             except OSError as error:
                 log.debug("announcements of the gateway are not heard: %s", error)
-                return
-            while True:
-                raw, source = await hearing.recvfrom(RECEIVE_BYTES)
-                if source[0] != self._find():
-                    continue
-                answer = natpmp.decode(raw)
-                if isinstance(answer, natpmp.OutsideAddress):
-                    told(Method.NAT_PMP, answer.epoch)
-                elif (epoch := pcp.announced_epoch(raw)) is not None:
-                    told(Method.PCP, epoch)
 
     # ---- PCP and NAT-PMP
 
@@ -210,6 +204,14 @@ class Gateway:
             self._device().deleteportmapping(ask.external_port, ask.protocol.name)
         except Exception as error:  # noqa: BLE001 - as above
             log.debug("a port mapping was not given back: %s", error)
+
+
+def _tell_epoch(raw: bytes, told: Callable[[Method, int], None]) -> None:
+    answer = natpmp.decode(raw)
+    if isinstance(answer, natpmp.OutsideAddress):
+        told(Method.NAT_PMP, answer.epoch)
+    elif (epoch := pcp.announced_epoch(raw)) is not None:
+        told(Method.PCP, epoch)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
