@@ -26,7 +26,8 @@ class _Dial:
     """A dial under way; no error and no connection at its end means that it was cancelled."""
 
     addresses: list[Multiaddr]
-    done: trio.Event = field(default_factory=trio.Event)
+    changed: trio.Event = field(default_factory=trio.Event)
+    """Set at the end of the dial, and at each connection with that peer which comes meanwhile; then there is another one."""
     error: SwarmException | None = None
     won: INetConn | None = None
 
@@ -36,6 +37,7 @@ class Dialing:
 
     def __init__(self, swarm: Any) -> None:
         self._swarm = swarm
+        swarm.watchers.append(self._watch)
         self._dials: dict[ID, _Dial] = {}
         self.relay_dialer: RelayDialer | None = None
         self.relayed_guesses: Callable[[ID], list[Multiaddr]] = lambda _peer: []
@@ -48,15 +50,24 @@ class Dialing:
         seconds each would else never connect.
         """
         while True:
-            live = [conn for conn in self._swarm.connections.get(peer_id, []) if not conn.is_closed]
-            if live:
+            if live := self._live(peer_id):
                 return live
             dial = self._dials.get(peer_id) or self._begin(peer_id, first)
-            await dial.done.wait()
+            await dial.changed.wait()
             if dial.won is not None:
                 return [dial.won]
-            if dial.error is not None and set(first) <= set(dial.addresses):
+            if dial.error is not None and set(first) <= set(dial.addresses) and not self._live(peer_id):
                 raise dial.error
+
+    def _live(self, peer_id: ID) -> list[INetConn]:
+        return [conn for conn in self._swarm.connections.get(peer_id, []) if not conn.is_closed]
+
+    def _watch(self, conn: INetConn, opened: bool) -> None:
+        """Whoever waits for a dial is helped as well by a connection that the peer made meanwhile."""
+        dial = self._dials.get(conn.muxed_conn.peer_id)
+        if opened and dial is not None:
+            dial.changed.set()
+            dial.changed = trio.Event()
 
     def _begin(self, peer_id: ID, first: Sequence[Multiaddr]) -> _Dial:
         dial = _Dial(self._order(peer_id, first))
@@ -75,7 +86,7 @@ class Dialing:
             self._swarm.counters.dials_failed += 1
         finally:
             del self._dials[peer_id]
-            dial.done.set()
+            dial.changed.set()
 
     async def _dial_any(self, peer_id: ID, addresses: list[Multiaddr]) -> INetConn:
         failures: list[tuple[str, str]] = []

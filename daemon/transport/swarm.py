@@ -73,10 +73,10 @@ class HardenedSwarm(Swarm):
         super().__init__(peer_id, peerstore, upgrader, transports=[self.tcp], connection_config=config)
         self.options = options
         self.counters = counters
-        self.dialing = Dialing(self)
         self.is_proof: Callable[[ReadWriteCloser], Awaitable[bool]] = _never
         """Whether an inbound connection only proves that we can be dialled."""
         self.watchers: list[ConnectionWatcher] = []
+        self.dialing = Dialing(self)
         self.auto_connector = _NoAutoConnector(self)
         self._inbound = 0
         self._inbound_per_ip: Counter[str] = Counter()

@@ -87,6 +87,26 @@ async def test_a_dial_goes_on_when_its_caller_gives_up(running: Any, until: Any)
         nursery.cancel_scope.cancel()
 
 
+async def test_a_connection_from_there_ends_the_wait_for_a_dial(running: Any) -> None:
+    async with running(2) as (a, b), trio.open_nursery() as nursery:
+        asked = trio.Event()
+
+        async def silent_line(incoming: trio.SocketStream) -> None:
+            asked.set()
+            await trio.sleep_forever()
+
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, silent_line, [listener])
+        silent = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{a.peer_id}"
+        with trio.fail_after(5):  # half of what a dial may take
+            async with trio.open_nursery() as callers:
+                callers.start_soon(b.connect, a.peer_id, [silent])
+                await asked.wait()
+                await a.connect(b.peer_id, b.addresses())
+        assert b.path(a.peer_id).inbound
+        nursery.cancel_scope.cancel()
+
+
 async def test_many_callers_share_one_dial(running: Any) -> None:
     async with running(2) as (a, b), trio.open_nursery() as nursery:
         for _ in range(10):
