@@ -10,9 +10,11 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import h11
+import msgspec
 import structlog
 import trio
 
+from daemon.api.errors import ApiError, error_object
 from daemon.api.http_wire import HttpWire, PlainRequest
 from daemon.hang_ups import HangUps
 
@@ -216,9 +218,7 @@ class _Connection:
     async def _refuse(self, status: int, message: str) -> None:
         if not self._http.may_refuse:
             return
-        body = b'{"error":{"message":%s,"type":"invalid_request_error","code":"bad_request","param":null}}' % _json_string(
-            message
-        )
+        body = msgspec.json.encode(error_object(ApiError(status, "bad_request", message)))
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         reply = self._http.send_head(status, headers) + self._http.send_data(body) + self._http.send_end()
         with trio.move_on_after(1):
@@ -301,8 +301,3 @@ class _Exchange:
         self.leave()
         await trio.sleep_forever()
 
-
-def _json_string(text: str) -> bytes:
-    import json
-
-    return json.dumps(text).encode()

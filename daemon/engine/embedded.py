@@ -71,7 +71,7 @@ def embedded_engine(settings: EmbeddedSettings, run_folder: Path, rng: Random) -
 
     return HttpEngine(
         Serving(
-            server=Server(socket=socket, key=key),
+            server=Server(socket=socket, key=key, ends_streams=True),
             describe=describe,
             dialect=LLAMA_CPP,
             model_name=name,

@@ -39,6 +39,8 @@ class Server:
     prefix: str = ""
     """Path that precedes every other, without a trailing slash."""
     key: str = ""
+    ends_streams: bool = False
+    """It ends each connection behind a streamed answer, whatever the head says: then the next connection is opened at once."""
 
     @property
     def authority(self) -> str:
@@ -240,13 +242,13 @@ async def exchange(
         if isinstance(stream, trio.SocketStream):
             if idle is None or reply is None or not reply.is_over():
                 stream.socket.close()
-            elif server.socket is None:
-                idle.give(stream, trio.current_time())
-            else:
-                stream.socket.close()  # llama.cpp's server ends each connection with its stream, whatever its head says
+            elif server.ends_streams and server.socket is not None:
+                stream.socket.close()
                 with contextlib.suppress(OSError):
                     if spare := _unix_stream(server.socket):
                         idle.give(spare, trio.current_time())
+            else:
+                idle.give(stream, trio.current_time())
         elif stream is not None:
             await trio.aclose_forcefully(stream)
 

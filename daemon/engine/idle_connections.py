@@ -1,4 +1,4 @@
-"""Connections to an engine whose answer was read to its end, for the next request to take. Sends nothing and reads nothing."""
+"""Connections to an engine for the next request to take: read to an answer's end, or fresh. Sends nothing and reads nothing."""
 
 import select
 from collections import deque

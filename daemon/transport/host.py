@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from random import Random, SystemRandom
 from typing import Any
 
@@ -32,6 +31,7 @@ from daemon.transport.interface import (
     TransportError,
 )
 from daemon.transport.kademlia import Kademlia
+from daemon.transport.kademlia_wire import library_id
 from daemon.transport.muxed_stream import MuxedStream
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.net_report import net_report
@@ -319,11 +319,10 @@ def _refuse_record(_key: str, _value: bytes, _wall: int) -> Opened:
     raise RemoteError(Code.REFUSED, "this peer keeps no records")
 
 
-@lru_cache(maxsize=4096)
 def _library_id(peer: PeerId) -> ID:
     if not is_peer_id(peer):
         raise TransportError(f"{peer[:80]!r} is not a peer id")
-    return ID.from_base58(peer)
+    return library_id(peer)
 
 
 async def _round_trip(peer: PeerId, muxed: MuxedConnection, payload: bytes, timeout: float) -> float:

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -81,7 +82,10 @@ class Answerer:
 async def asked(nursery: trio.Nursery, answerer: Answerer, idle: IdleConnections, times: int, read: bool = True) -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     nursery.start_soon(trio.serve_listeners, answerer.serve, listeners)
-    server = Server(host="127.0.0.1", port=listeners[0].socket.getsockname()[1])
+    await ask(Server(host="127.0.0.1", port=listeners[0].socket.getsockname()[1]), idle, times, read)
+
+
+async def ask(server: Server, idle: IdleConnections, times: int, read: bool = True) -> None:
     for _ in range(times):
         async with exchange(server, "GET", "/x", idle=idle) as reply:
             if read:
@@ -93,6 +97,19 @@ async def test_a_connection_read_to_its_end_serves_again(nursery: trio.Nursery, 
     answerer = Answerer(100)
     await asked(nursery, answerer, idle, 5)
     assert (answerer.connections, answerer.requests) == (1, 5)
+
+
+@pytest.mark.parametrize(("ends_streams", "connections"), [(False, 1), (True, 6)])
+async def test_over_a_unix_socket_one_serves_again_unless_the_server_ends_them(
+    nursery: trio.Nursery, idle: IdleConnections, tmp_path: Path, ends_streams: bool, connections: int
+) -> None:
+    answerer, path = Answerer(100), tmp_path / "engine.sock"
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        await listening.bind(str(path))
+        listening.listen(8)
+        nursery.start_soon(trio.serve_listeners, answerer.serve, [trio.SocketListener(listening)])
+        await ask(Server(socket=path, ends_streams=ends_streams), idle, 5)
+    assert (answerer.connections, answerer.requests) == (connections, 5)
 
 
 async def test_one_that_the_server_closed_is_replaced(nursery: trio.Nursery, idle: IdleConnections) -> None:
