@@ -3,8 +3,8 @@
 import gc
 
 YOUNG_OBJECTS = 10_000
-"""Made and not yet freed, at which the young ones are looked at. Python's 700 are reached again and again while many calls run, and
-a look takes 0.15 ms, every tenth 1.3, to find next to nothing: what a call holds is freed by reference counts when it ends."""
+"""Made and not yet freed, at which the young ones are looked at. Python's 700 are reached again and again while many calls run. A
+look takes 0.15 ms, every tenth 1.3, to find next to nothing: what a call holds is freed by reference counts when it ends."""
 
 
 def settle() -> None:

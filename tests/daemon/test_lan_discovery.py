@@ -1,10 +1,6 @@
 """mDNS: what is announced, what is believed of what is heard, and two of them that find each other in a network of their own."""
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -79,17 +75,7 @@ trio.run(main)
 
 @pytest.mark.live
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and iproute2 for a network of its own")
-def test_two_peers_of_one_mesh_find_each_other_and_no_other_mesh_hears_it(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    setup = (
-        "ip link set lo up && ip link add d0 type veth peer name d1 && ip addr add 10.9.0.1/24 dev d0 && ip link set d0 up && "
-        "ip link set d1 up && ip route add 224.0.0.0/4 dev d0 && exec "
-    )
-    command = ["unshare", "--net", "sh", "-c", f"{setup} {sys.executable} {program}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
-    if "Operation not permitted" in done.stderr or "Unknown device type" in done.stderr:
-        pytest.skip(f"no network namespace here: {done.stderr.strip()[:100]}")
+def test_two_peers_of_one_mesh_find_each_other_and_no_other_mesh_hears_it(in_own_network: Any) -> None:
+    done = in_own_network(PROGRAM)
     heard = [line for line in done.stdout.splitlines() if "info" not in line]  # what the daemon logs
     assert heard == [f"{OTHER} ('/ip4/10.9.0.1/tcp/8/p2p/{OTHER}',)"], done.stderr
