@@ -319,8 +319,8 @@ def in_own_network(tmp_path: Path) -> Callable[[str], "subprocess.CompletedProce
     def run(program: str) -> "subprocess.CompletedProcess[str]":
         (tmp_path / "program.py").write_text(program)
         setup = (
-            "ip link set lo up && ip link add d0 type veth peer name d1 && ip addr add 10.9.0.1/24 dev d0 && ip link set d0 up && "
-            "ip link set d1 up && ip route add 224.0.0.0/4 dev d0 && exec "
+            "ip link set lo up && ip link add d0 type veth peer name d1 && ip addr add 10.9.0.1/24 dev d0 && "
+            "ip link set d0 up && ip link set d1 up && ip route add 224.0.0.0/4 dev d0 && exec "
         )
         command = ["unshare", "--net", "sh", "-c", f"{setup} {sys.executable} {tmp_path / 'program.py'}"]
         environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
