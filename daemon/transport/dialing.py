@@ -25,7 +25,8 @@ RelayDialer = Callable[[ID, Multiaddr], Awaitable[INetConn]]
 class _Dial:
     """A dial under way; no error and no connection at its end means that it was cancelled."""
 
-    addresses: list[Multiaddr]
+    answers_for: frozenset[Multiaddr]
+    """What it tries, and what it was asked to try and cannot: whoever names no other address shares its error."""
     changed: trio.Event = field(default_factory=trio.Event)
     """Set at the end of the dial, and at each connection with that peer which comes meanwhile; then there is another one."""
     error: SwarmException | None = None
@@ -56,7 +57,7 @@ class Dialing:
             await dial.changed.wait()
             if dial.won is not None:
                 return [dial.won]
-            if dial.error is not None and set(first) <= set(dial.addresses) and not self._live(peer_id):
+            if dial.error is not None and dial.answers_for.issuperset(first) and not self._live(peer_id):
                 raise dial.error
 
     def _live(self, peer_id: ID) -> list[INetConn]:
@@ -70,17 +71,18 @@ class Dialing:
             dial.changed = trio.Event()
 
     def _begin(self, peer_id: ID, first: Sequence[Multiaddr]) -> _Dial:
-        dial = _Dial(self._order(peer_id, first))
+        addresses = self._order(peer_id, first)
+        dial = _Dial(frozenset([*first, *addresses]))
         try:
-            self._swarm.manager.run_task(self._run, peer_id, dial)
+            self._swarm.manager.run_task(self._run, peer_id, addresses, dial)
         except LifecycleError:
             raise SwarmException("this host is stopping") from None
         self._dials[peer_id] = dial
         return dial
 
-    async def _run(self, peer_id: ID, dial: _Dial) -> None:
+    async def _run(self, peer_id: ID, addresses: list[Multiaddr], dial: _Dial) -> None:
         try:
-            dial.won = await self._dial_any(peer_id, dial.addresses)
+            dial.won = await self._dial_any(peer_id, addresses)
         except SwarmException as error:
             dial.error = error
             self._swarm.counters.dials_failed += 1

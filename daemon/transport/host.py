@@ -176,7 +176,7 @@ class Libp2pTransport:
         """The best live path to one peer; None where it is not connected."""
         target = _library_id(peer)
         live = self._live(target)
-        return _path(max(live, key=self._swarm.preference), self._relayed_for.get(target)) if live else None
+        return _path(self._swarm.best(live), self._relayed_for.get(target)) if live else None
 
     def inbound_streams(self) -> Mapping[PeerId, int]:
         """Streams that each peer holds open here; of every protocol, the library's included."""

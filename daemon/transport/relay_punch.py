@@ -80,22 +80,22 @@ class Puncher:
 
     async def upgrade(self, peer: ID) -> None:
         """Try for a direct connection to a peer that reached us over a relay, and again ever more seldom; raises nothing."""
-        if peer in self._waiting:
-            self._waiting[peer].cancel()  # it has come anew, so that another try is due now
+        if (waiting := self._waiting.pop(peer, None)) is not None:
+            waiting.cancel()  # it has come anew, so that another try is due now
         pause = self._options.punch_again
         while peer not in self._under_way and self._relayed(peer) is not None:
             if self._may_start(peer):
                 await self._try(peer)
             if self._direct(peer):
-                break
+                await self._retire_relayed(peer)
+                return  # were the direct path lost meanwhile, another search has begun
             with trio.CancelScope() as scope:
                 self._waiting[peer] = scope
                 await trio.sleep(pause)
-            if scope.cancelled_caught:
+            if scope.cancel_called:
                 return
             del self._waiting[peer]
             pause = min(2 * pause, _LONGEST_PAUSE)
-        self._waiting.pop(peer, None)
 
     async def _try(self, peer: ID) -> None:
         self._under_way.add(peer)
@@ -107,7 +107,6 @@ class Puncher:
             self._under_way.discard(peer)
         if self._direct(peer):
             self.succeeded += 1
-            await self._retire_relayed(peer)
         else:
             self.failed += 1
 

@@ -130,6 +130,18 @@ async def test_a_failed_dial_fails_all_who_wait_for_it_once(running: Any) -> Non
         assert a.counters.dials_failed == 1
 
 
+@pytest.mark.parametrize(
+    "addresses",
+    [["/ip4/127.0.0.1/udp/1/quic-v1", "/ip4/127.0.0.1/tcp/1"], [f"/ip4/127.0.0.1/tcp/{port}" for port in range(1, 20)]],
+    ids=["one that nothing here dials", "more than are tried"],
+)
+async def test_addresses_that_are_not_tried_do_not_begin_a_dial_anew(running: Any, addresses: list[str]) -> None:
+    async with running(1) as (a,):
+        with pytest.raises(TransportError, match="refused"):
+            await a.connect(STRANGER, addresses)
+        assert a.counters.dials_failed == 1
+
+
 async def test_both_dial_at_once_and_agree_on_one_path(running: Any, echoes: Any, until: Any) -> None:
     async with running(2) as (a, b):
         async with trio.open_nursery() as nursery:

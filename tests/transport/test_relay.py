@@ -307,6 +307,21 @@ async def test_a_direct_path_that_is_lost_is_looked_for_again():
         await until(lambda: two.relay.puncher.succeeded == 2)
 
 
+async def test_a_direct_path_that_is_lost_soon_leaves_one_search_for_another():
+    options = RelayOptions(punch_attempts=1, punch_again=0.2, relayed_grace=1.0)
+    async with behind_a_relay(options=options) as (_, one, two):
+        puncher = two.relay.puncher
+        await one.reach(two)
+        await until(lambda: puncher.succeeded == 1)
+        puncher._upgrade, puncher._may_start = skip, lambda _: True
+        for conn in two.host.swarm.get_connections(one.id):
+            if conn.get_connection_type() == ConnectionType.DIRECT:
+                await conn.close()
+        began = trio.current_time()
+        await until(lambda: puncher.failed == 4)
+        assert trio.current_time() - began > 0.9 * (0.2 + 0.4 + 0.8), "the pauses of one search, not of two"
+
+
 async def test_of_two_peers_that_reach_each_other_at_once_one_leads():
     async with behind_a_relay(options=RelayOptions()) as (_, one, two):
         roles, at_once = {one.id: [], two.id: []}, []
