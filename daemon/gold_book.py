@@ -63,10 +63,11 @@ class GoldBook:
         """Write what is new; a failure is logged and tried again with the next."""
         if self._is_saved:
             return
+        self._is_saved = True  # before they are copied: what is noted while they are written is for the next time
         try:
             write_durably(self._path, msgspec.json.encode(tuple(self._rounds)))
-            self._is_saved = True
         except OSError as error:
+            self._is_saved = False
             log.error("what gold rounds showed could not be stored", file=str(self._path), reason=error.strerror)
 
     def _load(self) -> None:

@@ -6,7 +6,7 @@ agreement with other members is never evidence (research: it ranks the best judg
 in a gold round it says what we made it say.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol.probes.answers import Known, is_right
@@ -15,6 +15,7 @@ from protocol.round.blocks import RIGHT, SILENT, Errors
 from protocol.round.calibration import Trial
 from protocol.round.classes import AnswerClass
 from protocol.round.fold import Contributions, Voice, fold, leads_milli
+from protocol.round.messages import Judgement
 from protocol.round.transcript import Replayed
 from protocol.skills import favoured, judging
 from protocol.wire.ids import PeerId
@@ -79,24 +80,27 @@ def errors_of_round(replayed: Replayed, known: Known) -> Errors:
 
 
 def trials_of_round(replayed: Replayed, known: Known) -> dict[str, Trial]:
-    """By arm, the leads of the winner and whether it was right: by the arm of this round, and by a majority."""
+    """By arm, the leads of the winner and whether it was right: by a majority, and by this round's own arm where it is another."""
     classes = [
         AnswerClass(answer, answer, tuple(row.seat for row in replayed.members if row.class_index == place), 0)
         for place, answer in enumerate(replayed.answers)
     ]
-    ours = tuple(row.seat for row in replayed.members if row.peer_id == replayed.requester)
-    if all(set(found.seats) <= set(ours) for found in classes):
+    left_out = tuple(row.seat for row in replayed.members if row.dropped or row.peer_id == replayed.requester)
+    if all(set(found.seats) <= set(left_out) for found in classes):
         return {}
     candidates = {one.peer_id: one for one in replayed.header.candidates}
     weighed = {row.seat: Voice.of(candidates[row.peer_id]) for row in replayed.members}
-    alike = {row.seat: Voice(1000, 1000, candidates[row.peer_id].config_digest) for row in replayed.members}
+    alike = {seat: Voice(1000, 1000, voice.config_digest) for seat, voice in weighed.items()}
     parameters = replayed.header.fold
-    found = {}
-    for arm, voices, ballots in ((parameters.arm, weighed, replayed.ballots), ("majority", alike, {})):
-        strategy = "majority" if arm == "majority" else "rank"
-        given = Contributions(replayed.round, strategy, parameters, voices, tuple(classes), ballots, dropped=ours)
+
+    def trial(strategy: str, voices: Mapping[int, Voice], ballots: Mapping[int, Sequence[Judgement]]) -> Trial:
+        given = Contributions(replayed.round, strategy, parameters, voices, tuple(classes), ballots, dropped=left_out)
         result = fold(given)
-        found[arm] = (leads_milli(result), is_right(known, replayed.answers[result.winner]))
+        return leads_milli(result), is_right(known, replayed.answers[result.winner])
+
+    found = {"majority": trial("majority", alike, {})}
+    if replayed.header.strategy != "majority":
+        found[parameters.arm] = trial("rank", weighed, replayed.ballots)
     return found
 
 

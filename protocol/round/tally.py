@@ -27,6 +27,7 @@ class Tally:
         self.record = record
         self.head: Hash = record.round
         self.seats: tuple[PeerId, ...] = ()
+        self._voices: Mapping[int, Voice] = {}
         self.counted: dict[Step, dict[int, Held]] = {}
         self.listings: dict[Step, Held] = {}
         self.dropped: dict[int, tuple[Held, Held]] = {}
@@ -64,6 +65,7 @@ class Tally:
             raise malformed(f"a roster of {len(message.seats)} seats where {least} are needed")
         self.roster = roster
         self.seats = tuple(PeerId(seat) for seat in message.seats)
+        self._voices = {seat: Voice.of(self.record.candidates[peer]) for seat, peer in enumerate(self.seats)}
         self.head = roster.hash
 
     def expected(self, step: Step) -> tuple[int, ...]:
@@ -81,7 +83,7 @@ class Tally:
         judge, parameters = (self.seats[seat], seat), self.record.header.fold
         if opening is None:
             return judge_plan(self.record.round, judge, self.classes, parameters)
-        return closing_plan(self.record.round, judge, opening, self.classes, parameters, self._voices())
+        return closing_plan(self.record.round, judge, opening, self.classes, parameters, self._voices)
 
     def check(self, step: Step, seat: int, held: Held) -> None:
         """Whether `held` is this seat's contribution to the open step; raises RemoteError."""
@@ -148,11 +150,6 @@ class Tally:
         sealed, revealed = self.counted.get(Step.SEAL, {}), self.counted.get(Step.REVEAL, {})
         return tuple(seat for seat in sealed if seat not in revealed and seat not in self.dropped) if revealed else ()
 
-    def answers(self) -> dict[int, str]:
-        """The revealed answers by seat."""
-        revealed = self.counted.get(Step.REVEAL, {})
-        return {seat: held.message.answer for seat, held in revealed.items() if isinstance(held.message, Reveal)}
-
     def ballots(self) -> dict[int, tuple[Judgement, ...]]:
         """The revealed ballots by seat."""
         counted = self.counted.get(Step.BALLOT, {})
@@ -168,7 +165,7 @@ class Tally:
                 round=self.record.round,
                 strategy=header.strategy,
                 fold=header.fold,
-                voices=self._voices(),
+                voices=self._voices,
                 classes=self.classes,
                 ballots=self.ballots(),
                 aborted=self.aborted(),
@@ -176,14 +173,10 @@ class Tally:
             )
         )
 
-    def _voices(self) -> Mapping[int, Voice]:
-        return {seat: Voice.of(self.record.candidates[peer]) for seat, peer in enumerate(self.seats)}
-
     def _classes(self, revealed: Mapping[int, Held]) -> tuple[AnswerClass, ...]:
         answers = {seat: held.message.answer for seat, held in revealed.items() if isinstance(held.message, Reveal)}
-        table = self._voices()
-        weights = {seat: table[seat].answer_weight_milli for seat in answers}
-        digests = {seat: table[seat].config_digest for seat in answers}
+        weights = {seat: self._voices[seat].answer_weight_milli for seat in answers}
+        digests = {seat: self._voices[seat].config_digest for seat in answers}
         parameters = self.record.header.fold
         counted = voices(weights, digests, parameters.one_voice)
         return classes_of(self.record.round, answers, counted, partial(normal_form, kind=parameters.answers))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from daemon.gold_book import MAX_ROUNDS, GoldBook, GoldRound
+from daemon.paths import write_durably
 from protocol.round.blocks import Errors
 
 
@@ -46,6 +47,21 @@ def test_a_bad_file_is_left_until_there_is_something_new(tmp_path: Path, content
     book.note(gold_round())
     book.save()
     assert b"fuse" in path.read_bytes()
+
+
+def test_what_is_noted_during_a_write_is_written_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = GoldBook(tmp_path / "gold.json")
+
+    def slow(path: Path, content: bytes) -> None:
+        write_durably(path, content)
+        if content.count(b"fuse") == 1:
+            book.note(gold_round())
+
+    monkeypatch.setattr("daemon.gold_book.write_durably", slow)
+    book.note(gold_round())
+    book.save()
+    book.save()
+    assert (tmp_path / "gold.json").read_bytes().count(b"fuse") == 2
 
 
 def test_a_full_disk_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """What a round on a known question shows: marks, errors together, trials of confidence. The round is whole, and simulated."""
 
+from dataclasses import replace
+
 import pytest
+from msgspec import structs
 
 from protocol.probes.answers import Known
 from protocol.probes.gold import errors_of_round, marks_of_round, trials_of_round
@@ -56,6 +59,22 @@ def test_trials_are_of_the_rounds_arm_and_of_a_majority(replayed: Replayed) -> N
     trials = trials_of_round(replayed, TRUTH)
     assert {arm: right for arm, (_, right) in trials.items()} == {"fuse": True, "majority": True}
     assert trials["majority"][0] == (2000, 2000, 3000), "3 votes lead 1 and 1; and one answer that nobody gave"
+
+
+def test_a_majority_is_no_trial_of_another_arm_and_its_blocks_are_one_voice() -> None:
+    network = RoundNetwork(3, 5, Weather(), Behaviour(answer=lambda number: SAID[number]))
+    header = network.header(strategy="majority")
+    pair = {network.ids[1], network.ids[4]}
+    placed = tuple(structs.replace(one, block=1) if one.peer_id in pair else one for one in header.candidates)
+    network.run(structs.replace(header, candidates=placed))
+    replayed = replay(network.closed[(network.requester, "requester")].transcript)
+    assert trials_of_round(replayed, TRUTH) == {"majority": ((1000, 1000, 2000), True)}, "2 voices lead 1 and 1"
+
+
+def test_who_was_dropped_is_no_part_of_a_trial(replayed: Replayed) -> None:
+    rows = tuple(replace(row, dropped=numbers(replayed)[row.peer_id] in (1, 4)) for row in replayed.members)
+    trials = trials_of_round(replace(replayed, members=rows), TRUTH)
+    assert trials["majority"][0] == (0, 0, 1000), "without two of three, each answer has one vote"
 
 
 def test_our_own_member_is_left_out() -> None:
