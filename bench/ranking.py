@@ -1,8 +1,8 @@
 """Do the project's folds choose better than a vote, on real answers and judgements that nobody here made?
 
+\b
     python -m bench.ranking votes [--swarm S1] [--models A,B,...] [--gold 10,20,50] [--seeds 20] [--json] [--check]
     python -m bench.ranking judgments [--gold 0,10] [--collude 0,1,2,3] [--seeds 20] [--json] [--check]
-
     python -m bench.ranking pairs [--gold 0,10] [--seeds 20] [--json]
 
 Each seed draws gold questions; weights, arm and confidence come from those alone, all others are the test. --check exits 1 with a
@@ -164,8 +164,7 @@ def judgments(  # noqa: PLR0913 - the command's options
     with ProcessPoolExecutor(WORKERS) as pool:
         for count in gold:
             for liars in collude:
-                if not 0 <= count < len(given.ballots) or not 0 <= liars <= len(given.names):
-                    raise click.UsageError(f"there are {len(given.ballots)} questions and {len(given.names)} judges")
+                _check_size(given, count, liars)
                 splits = list(pool.map(partial(judged.split, given, count, liars), range(seeds)))
                 rows.append(_judgment_row(count, liars, splits))
                 if not json_:
@@ -176,6 +175,11 @@ def judgments(  # noqa: PLR0913 - the command's options
         click.echo(f"chance in thousandths that a judge, and that others, give its own answers: {'; '.join(parts)}")
     report = {"file": judgments.name, "humans": humans.name, "seeds": seeds, "rows": rows, "self_preference": selves}
     _finish(report, _judgments_short(rows), json_, check)
+
+
+def _check_size(given: judged.Set, gold: int, liars: int = 0) -> None:
+    if not 0 <= gold < len(given.ballots) or not 0 <= liars <= len(given.names):
+        raise click.UsageError(f"there are {len(given.ballots)} questions and {len(given.names)} judges")
 
 
 def _judgment_row(gold: int, liars: int, splits: Sequence[judged.Split]) -> dict[str, Any]:
@@ -238,6 +242,7 @@ def pairs(judgments: Path, humans: Path, gold: tuple[int, ...], seeds: int, json
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(WORKERS) as pool:
         for count in gold:
+            _check_size(given, count)
             splits = list(pool.map(partial(paired.split, given, count), range(seeds)))
             rows += [
                 _pair_row("prose", count, name, [one[side] for one in splits]) for side, name in enumerate(("whole", "active"))

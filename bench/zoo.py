@@ -1,6 +1,6 @@
 """Is a round's verdict worth more than a vote? Real models of three training runs, questions they never saw, and liars.
 
-
+\b
     python -m bench.zoo [--json] [--check]
     python -m bench.zoo --live N                          ask real daemons N of the questions and compare their verdicts
     python -m bench.zoo --record RUN [--models FOLDER]    ask the real engine all questions anew

@@ -14,7 +14,7 @@ from protocol.job import Job
 from protocol.round.expectation import Expected, Seat, of_round, of_route
 from protocol.round.messages import Candidate, FoldParameters
 from protocol.round.normal_forms import kind_of
-from protocol.round.weights import Evidence, Known, Trials, choose_arm, shares_micro, weigh
+from protocol.round.weights import Evidence, Known, Trials, choose_arm, shares_micro, trials_milli, weigh
 from protocol.skills import GENERAL, broader, favoured, judging, skill_of
 from protocol.wire.ids import PeerId
 
@@ -90,16 +90,14 @@ class Weighing:
         self._rng = rng or Random(0)  # noqa: S311 - an estimate
 
     def plan(self, candidates: Sequence[Candidate], job: Job, strategy: str, committee: int) -> Planned:
-        """Weigh `candidates` for `job`. A majority counts heads: its votes weigh alike whatever gold says."""
+        """Weigh `candidates` for `job`. A majority counts voices: they weigh alike whatever gold says, and a block is one."""
         topic = skill_of(job)
         known = [self._known(PeerId(candidate.peer_id), topic) for candidate in candidates]
         weighed = weigh(known)
-        told = any(_trials(one.answering) for one in known)
+        told = any(trials_milli(one.answering) for one in known)
         choice = choose_arm(weighed, prose=topic == GENERAL, known=told)
         alike = strategy == "majority"
-        invited = {candidate.peer_id for candidate in candidates}
-        shared = [peers for peers in self._gold.blocks() if len(peers & invited) > 1]
-        block = {peer: number for number, peers in enumerate(shared, 1) for peer in peers}
+        block = self._blocks(candidates)
         placed = tuple(
             msgspec.structs.replace(
                 candidate,
@@ -139,19 +137,23 @@ class Weighing:
             told,
         )
 
+    def _blocks(self, candidates: Sequence[Candidate]) -> dict[str, int]:
+        """The number of its block, by peer. Those of one configuration share its voice already, with others of it that were not
+        seen to err with them: apart from these they would be one voice more."""
+        configurations = {candidate.peer_id: candidate.config_digest for candidate in candidates}
+        invited = (peers & configurations.keys() for peers in self._gold.blocks())
+        shared = [peers for peers in invited if len({configurations[peer] for peer in peers}) > 1]
+        return {peer: number for number, peers in enumerate(shared, 1) for peer in peers}
+
     def _known(self, peer: PeerId, topic: str) -> Known:
         others, first = self._of(peer, judging(topic)), self._of(peer, favoured(topic))
-        told_apart = _trials(others) > 0 and _trials(first) > 0
-        known = others if _trials(others) else first
+        told_apart = trials_milli(others) > 0 and trials_milli(first) > 0
+        known = others if trials_milli(others) else first
         return Known(self._of(peer, topic), known, first if told_apart else None, max(1, self._earned(peer, topic)))
 
     def _of(self, peer: PeerId, skill: str) -> Evidence:
         """The record in a fine skill, or in the topic it is part of where there is none."""
         record = self._tally(peer, skill)
-        if _trials(record) or broader(skill) == skill:
+        if trials_milli(record) or broader(skill) == skill:
             return record
         return self._tally(peer, broader(skill))
-
-
-def _trials(record: Evidence) -> int:
-    return record.right_milli + record.wrong_milli

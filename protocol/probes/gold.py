@@ -80,7 +80,7 @@ def errors_of_round(replayed: Replayed, known: Known) -> Errors:
 
 
 def trials_of_round(replayed: Replayed, known: Known) -> dict[str, Trial]:
-    """By arm, the leads of the winner and whether it was right: by a majority, and by this round's own arm where it is another."""
+    """By arm, the leads of the winner and whether it was right: by a majority, and by this round's own arm if it was none."""
     classes = [
         AnswerClass(answer, answer, tuple(row.seat for row in replayed.members if row.class_index == place), 0)
         for place, answer in enumerate(replayed.answers)

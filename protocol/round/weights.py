@@ -64,6 +64,11 @@ class Evidence(Protocol):
     def wrong_milli(self) -> int: ...
 
 
+def trials_milli(record: Evidence) -> int:
+    """All trials of a record, in thousandths of one."""
+    return record.right_milli + record.wrong_milli
+
+
 @dataclass(frozen=True, slots=True)
 class Trials:
     """Evidence by itself."""
@@ -99,7 +104,7 @@ class RoundWeights:
 def shares_micro(records: Sequence[Evidence]) -> tuple[int, ...]:
     """The share of right answers to expect of each, in millionths, between 0.02 and 0.98; the mean where nothing is known."""
     right = [record.right_milli for record in records]
-    trials = [record.right_milli + record.wrong_milli for record in records]
+    trials = [trials_milli(record) for record in records]
     total = sum(trials)
     mean = (sum(right) + _SCALE) * _MICRO // (total + 2 * _SCALE)
     drawn = _drawn_milli(right, trials, mean)
@@ -147,7 +152,7 @@ def strengths_milli(records: Sequence[Evidence]) -> tuple[int, ...]:
 def judge_weights_milli(records: Sequence[Evidence]) -> tuple[int, ...]:
     """What each judgement counts for, in milli-nats; negative for a judge that is wrong more often than chance. Where nothing is
     known of any, 1000 each."""
-    if not any(record.right_milli + record.wrong_milli for record in records):
+    if not any(map(trials_milli, records)):
         return (1000,) * len(records)
     odds = [log_milli(share, _MICRO - share) for share in shares_micro(records)]
     most = max(1, max(abs(value) for value in odds))
@@ -161,7 +166,7 @@ def _signed(numerator: int, denominator: int) -> int:
 
 def weigh(candidates: Sequence[Known]) -> tuple[RoundWeights, ...]:
     """All weights of one round, newcomers held to their part. Where everybody is new, all are alike."""
-    new_answerers = [_trials(one.answering) < NEWCOMER_TRIALS * _SCALE for one in candidates]
+    new_answerers = [trials_milli(one.answering) < NEWCOMER_TRIALS * _SCALE for one in candidates]
     new_judges = [not (admitted(one.judging) or admitted(one.judging, one.favourite)) for one in candidates]
     answers = _capped(answer_weights_milli([one.answering for one in candidates]), new_answerers)
     count = len(candidates)
@@ -188,7 +193,7 @@ def with_own(favourite: Evidence, judging: Evidence) -> Trials:
     """A record of pairs that hold a judge's favourite, and PRIOR_TRIALS of its other pairs: where little is known of the first,
     it is more like the judge's own than like all judges' in the mean."""
     lent = PRIOR_TRIALS * _SCALE
-    of = max(lent, _trials(judging))
+    of = max(lent, trials_milli(judging))
     right, wrong = (part * lent // of for part in (judging.right_milli, judging.wrong_milli))
     return Trials(favourite.right_milli + right, favourite.wrong_milli + wrong)
 
@@ -197,15 +202,11 @@ def admitted(judging: Evidence, favourite: Evidence | None = None) -> bool:
     """Whether a judge is more than a newcomer: right in ENTRY_MILLI of its gold pairs and surely better than chance."""
     records = [judging] if favourite is None else [judging, favourite]
     right = sum(record.right_milli for record in records)
-    trials = sum(_trials(record) for record in records)
+    trials = sum(map(trials_milli, records))
     if trials < NEWCOMER_TRIALS * _SCALE or right * 1000 < ENTRY_MILLI * trials:
         return False
     # One-sided 95%: right/trials - 1/2 > 1.645 * sqrt(1/4 / trials), squared and in thousandths.
     return (2 * right - trials) ** 2 * 1000 > 2706 * trials * _SCALE
-
-
-def _trials(record: Evidence) -> int:
-    return record.right_milli + record.wrong_milli
 
 
 def _capped(weights: Sequence[int], new: Sequence[bool], part: int = NEWCOMER_SHARE) -> tuple[int, ...]:

@@ -1,7 +1,10 @@
 """Real judges' verdicts through the project's fold: what gold questions are worth where colluders are the majority."""
 
+import pytest
+from click.testing import CliRunner
+
 from bench.evaluation import judgments
-from bench.ranking import HUMANS, JUDGMENTS
+from bench.ranking import HUMANS, JUDGMENTS, main
 
 
 def test_gold_holds_a_majority_of_colluders_off() -> None:
@@ -12,3 +15,9 @@ def test_gold_holds_a_majority_of_colluders_off() -> None:
     assert found.pushed < 0.35
     blind = judgments.split(given, 0, 3, seed=1)
     assert blind.ours == blind.uniform, "without gold nothing is known of anybody"
+
+
+@pytest.mark.parametrize("command", ["judgments", "pairs"])
+def test_gold_that_leaves_no_question_to_test_is_wrong_usage(command: str) -> None:
+    ended = CliRunner().invoke(main, [command, "--gold", "40"])
+    assert (ended.exit_code, "there are 40 questions" in ended.output) == (2, True)
