@@ -65,7 +65,9 @@ class PortMapper:
         self._kick.set()
 
     def _announced(self, method: Method, epoch: int) -> None:
-        self._due.extend(self._machine.told_epoch(method, epoch, trio.current_time()))
+        # Anybody in the household can forge one: what is due already is not due twice.
+        lost = self._machine.told_epoch(method, epoch, trio.current_time())
+        self._due.extend(effect for effect in lost if effect not in self._due)
         self._kick.set()
 
     def judged(self, protocol: Protocol, came: Iterable[int]) -> None:

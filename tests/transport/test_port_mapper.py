@@ -95,6 +95,19 @@ async def test_a_gateway_that_announces_that_it_lost_its_mappings_is_asked_at_on
         nursery.cancel_scope.cancel()
 
 
+async def test_many_announcements_ask_for_each_mapping_once(autojump_clock: trio.testing.MockClock):
+    async with trio.open_nursery() as nursery:
+        one = Running(nursery)
+        await one.meet()
+        asked = len(one.gateway.asked)
+        for _ in range(1000):
+            one.gateway.told(Method.NAT_PMP, 5000)
+            one.gateway.told(Method.NAT_PMP, 1)
+        await trio.sleep(10)
+        assert [protocol for _, _, protocol in one.gateway.asked[asked:]] == [Protocol.TCP, Protocol.UDP]
+        nursery.cancel_scope.cancel()
+
+
 async def test_announcements_are_heard_of_our_gateway_alone(monkeypatch):
     told = []
     monkeypatch.setattr(natpmp, "ANNOUNCED_PORT", 0)
