@@ -9,6 +9,7 @@ from libp2p.abc import INetConn
 from libp2p.connection_types import ConnectionType
 
 from daemon.transport.addresses import interface_addresses
+from daemon.transport.swarm import address_of
 from daemon.transport.tcp import plain_socket
 
 CHECK_SECONDS = 3.0
@@ -39,7 +40,7 @@ class NetworkWatch:
             for conn in tuple(self._swarm.get_connections()):
                 local = _local_host(conn)
                 # Of a UDP path it is not known on which address it hung: its socket is bound to all.
-                if (lost and _is_udp(conn)) if local is None else _is_gone(local, now):
+                if (lost and _is_udp(conn)) if local is None else not (_is_loopback(local) or local in now):
                     await conn.close()
             self._changed()
 
@@ -47,16 +48,15 @@ class NetworkWatch:
 def own_addresses() -> frozenset[str]:
     """The addresses of all interfaces but loopback."""
     found = [*interface_addresses(4), *interface_addresses(6)]
-    return frozenset(address for address in found if not address.startswith("127.") and address != "::1")
+    return frozenset(address for address in found if not _is_loopback(address))
 
 
-def _is_gone(local: str, addresses: frozenset[str]) -> bool:
-    return local not in addresses and not local.startswith("127.") and local != "::1"
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
 
 
 def _is_udp(conn: INetConn) -> bool:
-    over_udp = any("/udp/" in str(address) for address in conn.get_transport_addresses())
-    return over_udp and conn.get_connection_type() != ConnectionType.RELAYED
+    return "/udp/" in address_of(conn) and conn.get_connection_type() != ConnectionType.RELAYED
 
 
 def _local_host(conn: INetConn) -> str | None:
