@@ -39,10 +39,13 @@ class PortMapper:
         """Hold mappings while a NAT stands between us and others; give them back when cancelled."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._gateway.hear, self._announced)
+                hears = False
                 while True:
                     self._kick = trio.Event()
                     self._look()
+                    if not hears and self._machine.state is not State.IDLE:
+                        hears = True  # not sooner, since it opens a port
+                        nursery.start_soon(self._gateway.hear, self._announced)
                     await self._perform()
                     with trio.move_on_at(self._machine.wake):
                         await self._kick.wait()

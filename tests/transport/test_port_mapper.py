@@ -22,7 +22,7 @@ class Gateway:
 
     def __init__(self, method=Method.NAT_PMP, host="44.1.1.21"):
         self.method, self.host = method, host
-        self.asked, self.released = [], []
+        self.asked, self.released, self.told = [], [], None
 
     def methods(self):
         return (Method.PCP, Method.NAT_PMP)
@@ -66,6 +66,7 @@ async def test_it_asks_once_peers_see_us_behind_a_nat_and_gives_back_at_the_end(
         await trio.sleep(5000)
         assert one.gateway.asked == []
         assert one.mapper.view()["state"] == "idle"
+        assert one.gateway.told is None, "no port is opened for its announcements"
         await one.meet()
         assert [method for _, method, _ in one.gateway.asked] == [Method.PCP, Method.NAT_PMP, Method.NAT_PMP]
         assert one.proofs
