@@ -134,8 +134,8 @@ def _why(replayed: Replayed, result: Result | None) -> list[str]:
         sentences.append(f"it leads the next class by {lead:.2f} nats")
     gain = header.fold.confidence_gain_milli
     learned = "at a gain of 1, as gold says no other" if gain == 1000 else f"at the gain that was right on gold, {gain / 1000:g}"
-    certainty = f"confidence {result.confidence_milli / 10:.1f}%"
-    sentences.append(f"{certainty}: its leads over every other answer, also those that nobody gave, {learned}")
+    over = "every other answer given" if result.basis == "ranked" else "every other answer, also those that nobody gave"
+    sentences.append(f"confidence {result.confidence_milli / 10:.1f}%: its leads over {over}, {learned}")
     names = [short(row.peer_id) for row in replayed.members]
     sentences += _conduct(replayed, names)
     sentences += [f"{names[seat]} sealed an answer and did not reveal it: last place" for seat in result.aborted]

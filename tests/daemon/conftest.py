@@ -339,5 +339,18 @@ async def failure(work: Any) -> RemoteError:
     return caught.value
 
 
+class ShownGold:
+    """What rounds on known questions showed: peers that err together, and how sure a confidence may be."""
+
+    def __init__(self, *blocks: Sequence[str], gain: int = 1000) -> None:
+        self._blocks, self._gain = tuple(map(frozenset, blocks)), gain
+
+    def gain_milli(self, arm: str) -> int:
+        return self._gain
+
+    def blocks(self) -> tuple[frozenset[str], ...]:
+        return self._blocks
+
+
 def ask(text: str = "six times seven", **changes: Any) -> AskRequest:
     return AskRequest(job(text), **changes)

@@ -17,7 +17,7 @@ from daemon.weighing import Weighing
 from protocol.round.messages import check_invitation, read_header, sign
 from protocol.round.weights import Trials
 from protocol.wire.errors import Code
-from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, unix_ms, until
+from tests.daemon.conftest import FakeEngine, Heard, Peer, ShownGold, Swarm, ask, failure, unix_ms, until
 
 pytestmark = pytest.mark.usefixtures("inline_threads", "one_verification_per_signature")
 
@@ -340,24 +340,12 @@ async def test_auto_asks_a_committee_of_equals_that_judge_well(swarm: Swarm, aut
     assert {"peer_id", "first", "second", "log_odds_milli"} == set(shown["ballots"][0])
 
 
-class _ShownGold:
-    """Two peers that err together, and confidences that were twice too sure."""
-
-    def __init__(self, *block: str) -> None:
-        self._block = frozenset(block)
-
-    def gain_milli(self, arm: str) -> int:
-        return 500
-
-    def blocks(self) -> tuple[frozenset[str], ...]:
-        return (frozenset({"somebody", "away"}), self._block)
-
-
 async def test_a_block_is_one_voice_and_confidence_is_as_gold_says(swarm: Swarm, autojump_clock: Clock) -> None:
     peers = await committee(swarm, "42", "41", "41")
     plain, shared = Heard(), Heard()
     await peers[0].committee.ask(ask(strategy="rank"), plain.emit)
-    peers[0].committee.weighing = Weighing(gold=_ShownGold(peers[1].transport.peer_id, peers[2].transport.peer_id))
+    away, here = ("somebody", "away"), (peers[1].transport.peer_id, peers[2].transport.peer_id)
+    peers[0].committee.weighing = Weighing(gold=ShownGold(away, here, gain=500))
     await peers[0].committee.ask(ask(strategy="rank"), shared.emit)
     before, after = plain.result.round, shared.result.round
     assert before is not None
@@ -376,6 +364,24 @@ async def test_a_block_is_one_voice_and_confidence_is_as_gold_says(swarm: Swarm,
     assert any("one voice" in reason for reason in after["why"])
     assert any("gain that was right on gold, 0.5" in reason for reason in after["why"])
     assert after["confidence_milli"] < before["confidence_milli"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "over"),
+    [(("42", "41", "40"), "every other answer given"), (("42", "41", "41"), "also those that nobody gave")],
+    ids=["ranked", "judged"],
+)
+async def test_why_says_what_a_confidence_is_over(
+    swarm: Swarm, autojump_clock: Clock, answers: tuple[str, ...], over: str
+) -> None:
+    peers = await committee(swarm, *answers)
+    heard = Heard()
+    await peers[0].committee.ask(ask(strategy="rank"), heard.emit)
+    shown = heard.result.round
+    assert shown is not None
+    (sentence,) = [reason for reason in shown["why"] if reason.startswith("confidence")]
+    assert over in sentence
+    assert sentence.startswith(f"confidence {shown['confidence_milli'] / 10:.1f}%:")
 
 
 async def test_a_judges_two_records_are_two_weights(swarm: Swarm, autojump_clock: Clock) -> None:

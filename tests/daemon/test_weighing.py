@@ -5,19 +5,9 @@ import pytest
 from daemon.weighing import Weighing
 from protocol.job import Job, Role, Turn
 from protocol.round.messages import Candidate
+from tests.daemon.conftest import ShownGold
 
 JOB = Job((Turn(Role.USER, "12 + 30"),))
-
-
-class _ShownGold:
-    def __init__(self, *blocks: str) -> None:
-        self._blocks = tuple(map(frozenset, blocks))
-
-    def gain_milli(self, arm: str) -> int:
-        return 1000
-
-    def blocks(self) -> tuple[frozenset[str], ...]:
-        return self._blocks
 
 
 @pytest.mark.parametrize(
@@ -34,5 +24,5 @@ def test_a_block_is_of_invited_peers_of_several_configurations(blocks: tuple[str
     """Of a and b, which share a configuration with e, a block of their own would make two voices."""
     configurations = {"a": b"1", "b": b"1", "e": b"1", "c": b"2", "d": b"3"}
     candidates = [Candidate(peer, "m", digest * 32) for peer, digest in configurations.items()]
-    planned = Weighing(gold=_ShownGold(*blocks)).plan(candidates, JOB, "rank", 5)
+    planned = Weighing(gold=ShownGold(*blocks)).plan(candidates, JOB, "rank", 5)
     assert {one.peer_id: one.block for one in planned.candidates if one.block} == numbers
