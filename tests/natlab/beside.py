@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ from typing import Any
 
 from bench.rivals import RIVALS, environment
 from tests.natlab.__main__ import add_pair_options, line, pairs_of, sentence, summarise, table
+from tests.natlab.commands import begin
+from tests.natlab.house import House
 from tests.natlab.matrix import MEET_SECONDS, Cell, run_cell
-from tests.natlab.namespaces import LabError, what_is_missing
+from tests.natlab.namespaces import LabError
 from tests.natlab.peers import PORT
 from tests.natlab.topology import RELAYS, Lab
 
@@ -115,30 +116,26 @@ STACKS = {"lattica": lattica, "stock": stock}
 def run_foreign(lab: Lab, stack: Stack, left: str, right: str, patience: float) -> Cell:
     """One pair: both know the relay, the left one dials the right one over it, and then it is up to them."""
     cell = Cell(left, right)
-    base = Path(tempfile.mkdtemp(prefix="swlab", dir="/tmp"))
-    sites = [lab.add("A", left, 1), lab.add("B", right, 11)]
-    running: list[Foreign] = []
-
-    def start(name: str, command: list[str]) -> Foreign:
-        running.append(Foreign(lab, name, base / name, command))
-        return running[-1]
-
     try:
-        relays = [(host, start(f"R{number}", stack.relay(host)).peer) for number, host in enumerate(RELAYS[: stack.relays], 1)]
-        of_right = [stack.relay_at(host, peer, right != "udpblk") for host, peer in relays]
-        of_left = [stack.relay_at(host, peer, left != "udpblk") for host, peer in relays]
-        server = start("B", stack.peer(of_right, None))
-        time.sleep(1.0)  # for its reservation, of which neither stack tells
-        asker = start("A", stack.peer(of_left, f"{of_left[0]}/p2p-circuit/p2p/{server.peer}"))
-        _follow(cell, asker, server.peer, patience)
+        with House(lab) as house:
+            house.site("A", left, 1)
+            house.site("B", right, 11)
+
+            def start(name: str, command: list[str]) -> Foreign:
+                one = Foreign(lab, name, house.base / name, command)
+                house.ending.callback(one.close)
+                return one
+
+            hosts = enumerate(RELAYS[: stack.relays], 1)
+            relays = [(host, start(f"R{number}", stack.relay(host)).peer) for number, host in hosts]
+            of_right = [stack.relay_at(host, peer, right != "udpblk") for host, peer in relays]
+            of_left = [stack.relay_at(host, peer, left != "udpblk") for host, peer in relays]
+            server = start("B", stack.peer(of_right, None))
+            time.sleep(1.0)  # for its reservation, of which neither stack tells
+            asker = start("A", stack.peer(of_left, f"{of_left[0]}/p2p-circuit/p2p/{server.peer}"))
+            _follow(cell, asker, server.peer, patience)
     except (LabError, OSError, ValueError) as error:
         cell.note = str(error)[-200:]
-    finally:
-        for one in running:
-            one.close()
-        for site in sites:
-            lab.remove(site)
-        shutil.rmtree(base, ignore_errors=True)
     return cell
 
 
@@ -162,19 +159,15 @@ def _follow(cell: Cell, asker: Foreign, target: str, patience: float) -> None:
     cell.served = answer["right"]
     cell.served_over = cell.kind if cell.served else ""
     if not cell.served:
-        cell.note = " ".join(answer["why"].split())[:100]
+        cell.note = " ".join(answer.get("why", "another answer than the right one").split())[:100]
 
 
 def main() -> int:
     options = _options()
-    if (missing := what_is_missing()) is not None:
-        print(f"natlab is skipped: {missing}", file=sys.stderr)
-        return 0 if options.skip else 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    begin(options)
     signal.signal(signal.SIGALRM, _late)
     pairs = pairs_of(options)
-    found: dict[str, list[Cell]] = {}
-    began = time.monotonic()
+    found: dict[str, tuple[list[Cell], float]] = {}
     with Lab(options.rtt / 1000) as lab:
         runs: dict[str, Callable[[str, str], Cell]] = {}
         if "swarmd" in options.stacks:
@@ -184,12 +177,13 @@ def main() -> int:
             runs[stack.title] = partial(run_foreign, lab, stack, patience=options.patience)
         for title, run in runs.items():
             print(f"# {title}", file=sys.stderr, flush=True)
+            began, cells = time.monotonic(), []
             for left, right in pairs:
                 cell = lab.undisturbed(f"{left}-{right}", partial(run, left, right))
-                found.setdefault(title, []).append(cell)
+                cells.append(cell)
                 print(json.dumps({"stack": title, **cell.shown()}) if options.json else line(cell), flush=True)
-    seconds = time.monotonic() - began
-    for title, cells in found.items():
+            found[title] = cells, time.monotonic() - began
+    for title, (cells, seconds) in found.items():
         summary = summarise(cells, seconds)
         print(json.dumps({"stack": title, **summary}) if options.json else f"\n{title}\n{table(cells)}\n{sentence(summary)}")
     return 0

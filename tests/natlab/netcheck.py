@@ -2,15 +2,14 @@
 
 import argparse
 import json
-import signal
 import sys
 from functools import partial
 from typing import Any
 
-from tests.natlab.matrix import until
-from tests.natlab.namespaces import LabError, what_is_missing
+from tests.natlab.commands import add_skip, begin
+from tests.natlab.house import House, until
+from tests.natlab.namespaces import LabError
 from tests.natlab.routers import EXTRA_TYPES, TYPES
-from tests.natlab.scenarios import House
 from tests.natlab.topology import RELAYS, Lab
 
 SETTLE_SECONDS = 20.0
@@ -18,7 +17,7 @@ SETTLE_SECONDS = 20.0
 NOBODY = {"reachable": False, "filtering": "address_and_port_dependent"}
 
 
-def _mapped(tcp: str, udp: str | None, **more: Any) -> dict[str, Any]:
+def _mapped(tcp: str, udp: str | None, /, **more: Any) -> dict[str, Any]:
     return {"mapping_tcp": tcp, "mapping_udp": udp, **more}
 
 
@@ -60,15 +59,12 @@ def main() -> int:
     parser.add_argument("--types", default=",".join((*TYPES, *EXTRA_TYPES)), help="only these, such as port,sym")
     parser.add_argument("--json", action="store_true", help="the whole report of each type, one JSON object a line")
     parser.add_argument("--check", action="store_true", help="exit with 1 where anything is said that is not so")
-    parser.add_argument("--skip", action="store_true", help="exit with 0 where no laboratory can run here")
+    add_skip(parser)
     options = parser.parse_args()
     kinds = options.types.split(",")
     if unknown := set(kinds) - set(TRUTH):
         parser.error(f"unknown types: {', '.join(sorted(unknown))}; there are {', '.join(TRUTH)}")
-    if (missing := what_is_missing()) is not None:
-        print(f"natlab is skipped: {missing}", file=sys.stderr)
-        return 0 if options.skip else 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    begin(options)
     faults: list[str] = []
     with Lab() as lab:
         for kind in kinds:

@@ -1,13 +1,9 @@
 """`python -m tests.natlab.scenarios`: what a matrix of NAT pairs does not show, a row each, with real daemons."""
 
 import argparse
-import contextlib
 import json
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,83 +12,18 @@ from typing import Any
 
 from swarmd import ClientError
 from tests import slow_engine
-from tests.natlab.gateways import Miniupnpd, why_no_gateway
-from tests.natlab.matrix import ANSWER, DIRECT, MODEL, QUESTION, keep_logs, run_cell, until
-from tests.natlab.namespaces import LabError, what_is_missing
-from tests.natlab.peers import PORT, Peer, end_all, start
+from tests.natlab.commands import add_skip, begin
+from tests.natlab.gateways import why_no_gateway
+from tests.natlab.house import MODEL, WORDS, House, until, wait
+from tests.natlab.matrix import ANSWER, DIRECT, QUESTION, run_cell
+from tests.natlab.namespaces import LabError
+from tests.natlab.peers import PORT, Peer
 from tests.natlab.topology import RELAYS, Lab
 
 FAILOVER_SECONDS = 5.0
 CHANGE_SECONDS = 10.0
 SILENT_SECONDS = 40.0
 NAT_FORGETS_SECONDS = 30
-ENGINE_PORT, WORDS, PAUSE_SECONDS = 8199, 150, 0.06
-
-
-class House:
-    """The peers, gateways and other processes of one scenario; nothing of it is left behind."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        self.base = Path(tempfile.mkdtemp(prefix="swlab", dir="/tmp"))
-        self.peers: list[Peer] = []
-        self.relays: list[Peer] = []
-        self._end = contextlib.ExitStack()
-
-    def __enter__(self) -> "House":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        end_all(self.peers)
-        self._end.close()
-        shutil.rmtree(self.base, ignore_errors=True)
-
-    def site(self, name: str, kind: str, number: int) -> None:
-        site = self.lab.add(name, kind, number)
-        self._end.callback(self.lab.remove, site)
-
-    def relay(self, *addresses: str) -> None:
-        """Relays that are bootstraps, too, one on each address."""
-        for number, address in enumerate(addresses, len(self.relays) + 1):
-            family = "ip6" if ":" in address else "ip4"
-            relay = self.start(f"R{number}", "--no-model", *self.joins(), listen=f"/{family}/{address}/tcp/{PORT}")
-            self.relays.append(relay.wait_ready())
-
-    def joins(self) -> list[str]:
-        return [part for relay in self.relays for part in ("--join", relay.addresses[0])]
-
-    def start(self, name: str, *arguments: str, listen: str = f"/ip4/0.0.0.0/tcp/{PORT}") -> Peer:
-        peer = start(self.lab, name, self.base, *arguments, listen=listen)
-        self.peers.append(peer)
-        return peer
-
-    def pair(self, *extra: str, listen: str = f"/ip4/0.0.0.0/tcp/{PORT}") -> tuple[Peer, Peer]:
-        """A peer at A that asks and one at B that serves, which know a path to each other."""
-        serving = self.start("B", "--model", MODEL, *self.joins(), *extra, listen=listen)
-        asking = self.start("A", "--no-model", *self.joins(), *extra, listen=listen)
-        serving.wait_api(), asking.wait_api()
-        wait("a path", lambda: asking.path_to(serving.peer_id), 30)
-        wait("an offer", lambda: any(row["name"] == MODEL for row in asking.client.models()), 30)
-        return asking, serving
-
-    def slow_server(self, name: str, *extra: str) -> Peer:
-        command = [sys.executable, slow_engine.__file__, str(ENGINE_PORT), str(WORDS), str(PAUSE_SECONDS)]
-        engine = self.lab.spaces.popen(name, command, stdin=subprocess.DEVNULL)
-        self._end.callback(engine.wait)
-        self._end.callback(engine.kill)
-        return self.start(name, "--engine-url", f"http://127.0.0.1:{ENGINE_PORT}/v1", *self.joins(), *extra)
-
-    def gateway(self, name: str, number: int, outside: str) -> Miniupnpd:
-        gateway = Miniupnpd(self.lab.spaces, f"H{name}", self.base, network=f"192.168.{number}.0/24", outside=outside)
-        self._end.callback(gateway.close)
-        return gateway
-
-
-def wait(what: str, holds: Callable[[], Any], seconds: float) -> Any:
-    found = until(holds, seconds)
-    if not found:
-        raise LabError(f"no {what} within {seconds:g} s")
-    return found
 
 
 def served(asker: Peer) -> str:
@@ -155,7 +86,7 @@ def one_nat(house: House) -> tuple[bool, str]:
     """Two peers behind one NAT meet over their own network."""
     house.site("A", "port", 1)
     house.lab.add_neighbour("A", "B", 1)
-    house._end.callback(house.lab.spaces.remove, "B")
+    house.ending.callback(house.lab.spaces.remove, "B")
     house.relay(*RELAYS)
     asker, server = house.pair("--set", "lan.mdns=false")
     path, over = directly(asker, server), served(asker)
@@ -190,7 +121,7 @@ def ipv6_only(house: House) -> tuple[bool, str]:
     """Two homes with IPv6 firewalls and no IPv4 at all."""
     addresses = house.lab.add_ipv6_relays()
     for name, number in (("A", 1), ("B", 11)):
-        house._end.callback(house.lab.remove, house.lab.add_ipv6(name, number))
+        house.ending.callback(house.lab.remove, house.lab.add_ipv6(name, number))
     house.relay(*addresses)
     asker, server = house.pair(listen=f"/ip6/::/tcp/{PORT}")
     path = directly(asker, server)
@@ -368,14 +299,11 @@ def chosen(wanted: str | None) -> Iterator[str]:
 
 def play(lab: Lab, scenario: Callable[[House], tuple[bool, str]], kept: Path | None) -> tuple[bool, str]:
     """Run one; its logs go to `kept`."""
-    with House(lab) as house:
+    with House(lab, kept) as house:
         try:
-            right, seen = scenario(house)
+            return scenario(house)
         except (LabError, ClientError, OSError, KeyError) as error:
-            right, seen = False, f"{type(error).__name__}: {str(error)[-200:]}"
-        if kept is not None:
-            keep_logs(house.base, kept)
-    return right, seen
+            return False, f"{type(error).__name__}: {str(error)[-200:]}"
 
 
 def main() -> int:
@@ -384,12 +312,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--check", action="store_true", help="exit with 1 where one went wrong")
     parser.add_argument("--keep", type=Path, help="have the daemons log each dial, and copy that to this folder")
-    parser.add_argument("--skip", action="store_true", help="exit with 0 where no laboratory can run here")
+    add_skip(parser)
     options = parser.parse_args()
-    if (missing := what_is_missing()) is not None:
-        print(f"natlab is skipped: {missing}", file=sys.stderr)
-        return 0 if options.skip else 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    begin(options)
     wrong = 0
     with Lab() as lab:
         lab.log_level = "debug" if options.keep else "info"
