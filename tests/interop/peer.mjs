@@ -4,25 +4,19 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline'
 
-// Node 20 lacks it, and the libraries call it at once, so they are imported after.
-Promise.withResolvers ??= function () {
-  const parts = {}
-  parts.promise = new Promise((resolve, reject) => Object.assign(parts, { resolve, reject }))
-  return parts
-}
-
-const { createLibp2p } = await import('libp2p')
-const { tcp } = await import('@libp2p/tcp')
-const { noise } = await import('@libp2p/noise')
-const { yamux } = await import('@libp2p/yamux')
-const { identify, identifyPush } = await import('@libp2p/identify')
-const { ping } = await import('@libp2p/ping')
-const { kadDHT, passthroughMapper } = await import('@libp2p/kad-dht')
-const { gossipsub } = await import('@libp2p/gossipsub')
-const { circuitRelayServer, circuitRelayTransport } = await import('@libp2p/circuit-relay-v2')
-const { multiaddr } = await import('@multiformats/multiaddr')
-const { CID } = await import('multiformats/cid')
-const { decode } = await import('multiformats/hashes/digest')
+import './with_resolvers.mjs'
+import { createLibp2p } from 'libp2p'
+import { tcp } from '@libp2p/tcp'
+import { noise } from '@libp2p/noise'
+import { yamux } from '@libp2p/yamux'
+import { identify, identifyPush } from '@libp2p/identify'
+import { ping } from '@libp2p/ping'
+import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
+import { gossipsub } from '@libp2p/gossipsub'
+import { circuitRelayServer, circuitRelayTransport } from '@libp2p/circuit-relay-v2'
+import { multiaddr } from '@multiformats/multiaddr'
+import { CID } from 'multiformats/cid'
+import { decode } from 'multiformats/hashes/digest'
 
 const STREAMS = 256
 const PIECE = 64 * 1024

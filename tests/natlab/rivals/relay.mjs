@@ -1,20 +1,14 @@
 // A js-libp2p circuit relay over QUIC and TCP, since Lattica ships none: listens at the given multiaddrs and prints who it is.
 
-// Node 20 lacks it, and the libraries call it at once, so they are imported after.
-Promise.withResolvers ??= function () {
-  const parts = {}
-  parts.promise = new Promise((resolve, reject) => Object.assign(parts, { resolve, reject }))
-  return parts
-}
-
-const { createLibp2p } = await import('libp2p')
-const { tcp } = await import('@libp2p/tcp')
-const { quic } = await import('@chainsafe/libp2p-quic')
-const { noise } = await import('@libp2p/noise')
-const { yamux } = await import('@libp2p/yamux')
-const { identify } = await import('@libp2p/identify')
-const { ping } = await import('@libp2p/ping')
-const { circuitRelayServer } = await import('@libp2p/circuit-relay-v2')
+import '../../interop/with_resolvers.mjs'
+import { createLibp2p } from 'libp2p'
+import { tcp } from '@libp2p/tcp'
+import { quic } from '@chainsafe/libp2p-quic'
+import { noise } from '@libp2p/noise'
+import { yamux } from '@libp2p/yamux'
+import { identify } from '@libp2p/identify'
+import { ping } from '@libp2p/ping'
+import { circuitRelayServer } from '@libp2p/circuit-relay-v2'
 
 const addresses = process.argv.slice(2)
 const node = await createLibp2p({
