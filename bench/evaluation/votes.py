@@ -9,8 +9,8 @@ from random import Random
 from statistics import mean
 
 from protocol.round.calibration import confidence_milli, gain_milli
-from protocol.round.classes import classes_of, voices
-from protocol.round.fold import Contributions, Result, Voice, fold, leads_milli
+from protocol.round.classes import classes_of
+from protocol.round.fold import Contributions, Result, Voice, fold, leads_milli, votes_micro
 from protocol.round.messages import FoldParameters
 from protocol.round.weights import Known, Trials, answer_weights_milli, choose_arm, weigh
 from protocol.wire.ids import Hash, sha256
@@ -114,8 +114,7 @@ def verdict(question: Question, weights: Sequence[int], arm: str) -> Result | No
         return None
     table = {seat: Voice(weights[seat], 0, bytes([seat])) for seat in answers}
     parameters = FoldParameters(arm="best" if arm == "best" else "fuse")
-    counted = voices({seat: weights[seat] for seat in answers}, {seat: bytes([seat]) for seat in answers}, one_voice=True)
-    classes = classes_of(question.round, answers, counted)
+    classes = classes_of(question.round, answers, votes_micro(table, answers, parameters.one_voice))
     return fold(Contributions(question.round, "majority", parameters, table, classes, {}))
 
 

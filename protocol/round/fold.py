@@ -15,7 +15,7 @@ is expected of its author; votes are left out. Else as `fuse`.
 Arm `best`: the answer of the member of most answer weight.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -116,6 +116,13 @@ class Contributions:
     dropped: tuple[int, ...] = ()
 
 
+def votes_micro(table: Mapping[int, Voice], seats: Iterable[int], one_voice: bool) -> dict[int, int]:
+    """What the vote of each of `seats` counts for, in millionths."""
+    chosen = {seat: table[seat] for seat in seats}
+    milli = {seat: voice.answer_weight_milli for seat, voice in chosen.items()}
+    return voices(milli, {seat: voice.config_digest for seat, voice in chosen.items()}, one_voice)
+
+
 def verdict_hash(result: Result) -> Hash:
     """The address of a result."""
     return sha256(b"swarmd/1/round/result", encode(result))
@@ -204,12 +211,11 @@ def _basis(given: Contributions, judged: bool, ranked: bool) -> Basis:
 
 def _votes(given: Contributions, seats: set[int]) -> dict[int, int]:
     """What each vote counts for, in millionths; for arm `best` nothing but those of the most weight do."""
-    chosen = {seat: given.voices[seat] for seat in seats}
-    milli = {seat: voice.answer_weight_milli for seat, voice in chosen.items()}
-    if given.fold.arm == "best" and milli:
-        most = max(milli.values())
-        milli = {seat: weight if weight == most else 0 for seat, weight in milli.items()}
-    return voices(milli, {seat: voice.config_digest for seat, voice in chosen.items()}, given.fold.one_voice)
+    counted = votes_micro(given.voices, seats, given.fold.one_voice)
+    if given.fold.arm != "best":
+        return counted
+    most = max((given.voices[seat].answer_weight_milli for seat in seats), default=0)
+    return {seat: count if given.voices[seat].answer_weight_milli == most else 0 for seat, count in counted.items()}
 
 
 def _judged(given: Contributions, ballots: Mapping[int, Said]) -> tuple[list[PairSum], int]:

@@ -50,6 +50,9 @@ Salt = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 Weight = Annotated[int, msgspec.Meta(ge=-WEIGHT_CLAMP_MILLI, le=WEIGHT_CLAMP_MILLI)]
 Gain = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
+AnswerKind = Literal["exact", "number", "choice", "code", "short"]
+"""`exact` is also for prose, whose wordings are seldom equal and are ranked by judges."""
+
 ClassIndex = Annotated[int, msgspec.Meta(ge=0, lt=MAX_COMMITTEE)]
 
 
@@ -126,7 +129,7 @@ class FoldParameters(Message, frozen=True):
     pairs_per_judge: Annotated[int, msgspec.Meta(ge=1, le=36)] = 8
     arm: Literal["fuse", "rank", "best"] = "fuse"
     position_bias: bool = False
-    answers: Literal["exact", "number", "choice", "code", "short"] = "exact"
+    answers: AnswerKind = "exact"
     confidence_gain_milli: Gain = 1000
     active: bool = False
 

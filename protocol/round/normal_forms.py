@@ -1,18 +1,16 @@
 """Under which key an answer is equal to others, by the kind of answer that a question calls for. Decides no winner.
 
 Conservative: what does not wholly match its kind keeps the exact key. Only ASCII is folded and only a frozen Unicode table is
-used, for two peers must never disagree. Patterns are matched against short texts alone, so no author can make them slow.
+used, for two peers must never disagree. Patterns are matched against short texts, or take a time in proportion to the text (a
+fence), so no author can make them slow.
 """
 
 import re
-from typing import Literal
 
 from protocol.job import Job, Role
 from protocol.round.classes import normalise
+from protocol.round.messages import AnswerKind
 from protocol.skills import GENERAL, broader, skill_of
-
-AnswerKind = Literal["exact", "number", "choice", "code", "short"]
-"""`exact` is also for prose, whose wordings are seldom equal and are ranked by judges."""
 
 MAX_SHORT_CHARS = 200
 """A longer number, choice or short text is an explanation: it keeps the exact key."""

@@ -6,10 +6,10 @@ Requester, members and replay all go through here, so they cannot come to differ
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from protocol.round.classes import AnswerClass, classes_of, settled, voices
+from protocol.round.classes import AnswerClass, classes_of, settled
 from protocol.round.commitment import answer_commitment, ballot_commitment
 from protocol.round.draw import check_roster
-from protocol.round.fold import Contributions, Result, Voice, fold
+from protocol.round.fold import Contributions, Result, Voice, fold, votes_micro
 from protocol.round.messages import Ballot, Held, Judgement, Listing, Reveal, Roster, Seal, Step, quorum, slot_of
 from protocol.round.normal_forms import normal_form
 from protocol.round.plan import closing_plan, judge_plan
@@ -175,10 +175,8 @@ class Tally:
 
     def _classes(self, revealed: Mapping[int, Held]) -> tuple[AnswerClass, ...]:
         answers = {seat: held.message.answer for seat, held in revealed.items() if isinstance(held.message, Reveal)}
-        weights = {seat: self._voices[seat].answer_weight_milli for seat in answers}
-        digests = {seat: self._voices[seat].config_digest for seat in answers}
         parameters = self.record.header.fold
-        counted = voices(weights, digests, parameters.one_voice)
+        counted = votes_micro(self._voices, answers, parameters.one_voice)
         return classes_of(self.record.round, answers, counted, partial(normal_form, kind=parameters.answers))
 
     def _proved(self, message: Listing) -> dict[int, tuple[Held, Held]]:

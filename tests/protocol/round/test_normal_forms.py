@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.job import Job, Role, Turn
-from protocol.round.messages import FoldParameters
-from protocol.round.normal_forms import MAX_SHORT_CHARS, AnswerKind, kind_of, normal_form
+from protocol.round.messages import AnswerKind, FoldParameters
+from protocol.round.normal_forms import MAX_SHORT_CHARS, kind_of, normal_form
 from protocol.round.transcript import replay
 from tests.sim.round_network import Behaviour, RoundNetwork, Weather
 
