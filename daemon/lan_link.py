@@ -64,5 +64,5 @@ def guard(zeroconf: Zeroconf) -> None:
             transport: Any = reader.transport
             transport.set_protocol(_Guarded(transport.get_protocol(), networks))
 
-    if zeroconf.loop is not None:
-        asyncio.run_coroutine_threadsafe(put_between(), zeroconf.loop).result(START_SECONDS)
+    assert zeroconf.loop is not None  # noqa: S101 - its constructor waited for it
+    asyncio.run_coroutine_threadsafe(put_between(), zeroconf.loop).result(START_SECONDS)

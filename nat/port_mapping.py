@@ -185,7 +185,7 @@ class PortMappings:
             self.state = State.ACTIVE if any(held.proved for held in self._leases.values()) else State.UNPROVED
             self._plan()
             others = self._others(ask.method) if ask.protocol is Protocol.TCP else []
-            return [*others, Prove()]
+            return [*again, *others, Prove()]
         self._plan()
         return [*again, *([] if lease.proved else [Prove()])]
 

@@ -126,7 +126,8 @@ class UdpPunch:
         """Datagrams sent so far to addresses that nothing was heard from."""
         self._tried_back = 0
         self._guessing = self._next_knock = self._next_guess = self._end = 0.0
-        self._spread = 1
+        self._spread = 0
+        """The socket whose turn to knock is next."""
         self._sockets = options.meeting if way is Way.MEET else options.sockets
         self._ports: list[int] = []
 
@@ -214,14 +215,12 @@ class UdpPunch:
 
     def _open_mappings(self, now: float) -> list[Effect]:
         """One knock from each socket, in bursts; all of them again after a while, for those that were lost."""
-        first = self._spread - 1
+        first = self._spread
         last = min(first + self._options.sockets_burst, self._sockets)
-        self._spread = last + 1
-        finished = last >= self._sockets
+        finished = last == self._sockets
+        self._spread = 0 if finished else last
         again = self._options.counting_interval if self._way is Way.MEET else self._options.spread_interval
         self._next_knock = now + (again if finished else self._options.guess_interval)
-        if finished:
-            self._spread = 1
         target = self._targets[0]
         knocks = self._knocked.get(target, 0) + last - first
         if knocks > 4 * self._sockets or not self._may_send_blindly(last - first):

@@ -263,6 +263,14 @@ def test_a_lost_mapping_is_also_seen_in_the_answer_about_another():
     assert [(now, ask.protocol) for now, ask in clock.asked[2:]] == [(1700, UDP)]
 
 
+def test_a_lost_mapping_is_also_seen_in_the_first_answer_about_another():
+    clock = Clock(lambda ask, now: epochs(-1000)(ask, now) if ask.protocol is TCP else Refused("out of resources"))
+    clock.seen(OUTSIDE)
+    clock.gateway = epochs(800)
+    clock.run(900)
+    assert [(now, ask.protocol) for now, ask in clock.asked[2:]] == [(900, UDP), (900, TCP)]
+
+
 @pytest.mark.parametrize(("elapsed", "seconds"), [(0, 1000), (1800, 2800), (1800, 2690), (1800, 4000), (60, 1055)])
 def test_clocks_that_run_apart_are_no_restart(elapsed, seconds):
     clock = Clock(epochs(-1000), {TCP: 4711})

@@ -111,7 +111,6 @@ async def test_many_announcements_ask_for_each_mapping_once(autojump_clock: trio
 
 async def test_announcements_are_heard_of_our_gateway_alone(monkeypatch):
     told = []
-    monkeypatch.setattr(natpmp, "ANNOUNCED_PORT", 0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setattr(natpmp, "ANNOUNCED_PORT", free.getsockname()[1])

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import trio
+import trio.testing
 
 from daemon.transport.udp_mapping import UdpMapping
 from daemon.transport.udp_port import UdpPort, bound_socket, receive_from, send_now
@@ -79,7 +80,7 @@ async def test_nobody_to_ask_is_no_answer():
     assert (mapping.works, mapping.kind(), mapping.candidates()) == (None, Mapping.UNKNOWN, ())
 
 
-async def test_observers_that_are_silent_cost_a_second():
+async def test_observers_that_are_silent_cost_a_second(autojump_clock: trio.testing.MockClock):
     async with trio.open_nursery() as nursery:
         port = UdpPort(HOST, 0, os.urandom)
         nursery.start_soon(port.run)
