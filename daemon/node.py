@@ -139,9 +139,8 @@ class Node:
         asking.verification = self._verification
         toys = frozenset(model.name for model in shipped_models())
         self._probing = Probing(
-            asking, self._committee, self._membership.candidates, self._reputation.record, config.probe, rng, toys
+            asking, self._committee, self._membership.candidates, self._reputation.record, config.probe, rng, gold, toys
         )
-        self._probing.book = gold
         if config.role == "peer":
             self._membership.met = self._reputation.begin
         self._membership.lost = self._rounds.peer_lost

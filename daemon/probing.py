@@ -63,7 +63,8 @@ NATURAL_SKILLS = tuple(skill for skill in SKILLS if skill not in TOY_SKILLS)
 
 
 class Probing:
-    """`candidates(model)` lists who serves; `record` takes claims; `toy_models` are those that speak the toy skills alone."""
+    """`candidates(model)` lists who serves; `record` takes claims; `book` remembers what rounds on known questions showed;
+    `toy_models` are those that speak the toy skills alone."""
 
     def __init__(  # noqa: PLR0913 - what probes go through, wired once
         self,
@@ -73,6 +74,7 @@ class Probing:
         record: Callable[[Sequence[Statement]], None],
         config: ProbeConfig,
         rng: Random,
+        book: GoldBook,
         toy_models: frozenset[str] = frozenset(),
     ) -> None:
         self._asking = asking
@@ -81,6 +83,7 @@ class Probing:
         self._record = record
         self._config = config
         self._rng = rng
+        self._book = book
         self._toy_models = toy_models
         self._traffic = Traffic()
         self._used: deque[PeerId] = deque(maxlen=MAX_USED)
@@ -90,8 +93,6 @@ class Probing:
         self._nursery: trio.Nursery | None = None
         self._waiting = 0
         self.outcomes: Counter[str] = Counter()
-        self.book: GoldBook | None = None
-        """Where it is remembered what rounds on known questions showed."""
         committee.replayed = self.round_closed
 
     async def run(
@@ -107,13 +108,11 @@ class Probing:
                 while True:
                     await trio.sleep(FLUSH_SECONDS * self._rng.uniform(0.5, 1.5))
                     self.flush()
-                    if self.book is not None:
-                        await trio.to_thread.run_sync(self.book.save)
+                    await trio.to_thread.run_sync(self._book.save)
         finally:
             self._nursery = None
             self.flush()
-            if self.book is not None:
-                self.book.save()
+            self._book.save()
 
     # ---- our user's questions
 
@@ -251,8 +250,7 @@ class Probing:
             marks = marks_of_round(replayed, known, skill_of(job) if gold is None else gold.task.skill)
             for mark in marks:
                 self._mark(mark)
-            if self.book is not None:
-                self.book.note(GoldRound(trials_of_round(replayed, known), errors_of_round(replayed, known)))
+            self._book.note(GoldRound(trials_of_round(replayed, known), errors_of_round(replayed, known)))
             if gold is not None:
                 gold.marks = marks
             return

@@ -3,14 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 import trio.testing
 
 from crdt_store.claims import Kind
 from daemon.api.backend import ProbeRequest
 from daemon.config import ProbeConfig
+from daemon.gold_book import GoldBook, GoldRound
 from daemon.probing import FLUSH_SECONDS, Probing
 from protocol.job import Job, Turn
 from protocol.probes.answers import near_miss
@@ -56,7 +59,8 @@ async def meshed(
     asker = await swarm.start(transports[0], own, no_engine=own is None)
     served = [await swarm.start(transport, engine) for transport, engine in zip(transports[1:], others, strict=True)]
     asking, committee, members = asker.asking, asker.committee, asker.membership
-    probing = Probing(asking, committee, members.candidates, asker.reputation.record, ProbeConfig(**config), Random(4))
+    book = GoldBook(swarm._folder / "gold.json")
+    probing = Probing(asking, committee, members.candidates, asker.reputation.record, ProbeConfig(**config), Random(4), book)
     await swarm._nursery.start(probing.run)
     await until(lambda: len(members.candidates("")) == len(others) + (own is not None))
     return asker, probing, served
@@ -174,7 +178,9 @@ async def test_our_own_member_is_wrong_by_a_coin_so_that_there_is_a_pair_to_judg
     assert 2 <= judged <= 10  # all others were right in all of 12 rounds
 
 
-async def test_a_users_round_whose_question_can_be_worked_out_counts_too(swarm: Swarm, autojump_clock: Clock) -> None:
+async def test_a_users_round_whose_question_can_be_worked_out_counts_too(
+    swarm: Swarm, autojump_clock: Clock, tmp_path: Path
+) -> None:
     asker, probing, peers = await meshed(swarm, Judging(says=able), Judging(says=unable), Judging(says=able), share=0.0)
     work = probing.beside(asker.committee.ask)
     await work(ask("mod 83 7", strategy="rank"), Heard().emit)
@@ -184,6 +190,10 @@ async def test_a_users_round_whose_question_can_be_worked_out_counts_too(swarm: 
     assert found[peers[0].id, "mod", Kind.PROBE_PASSED] == 1
     assert found[peers[1].id, "mod", Kind.PROBE_FAILED] == 1
     assert {key[2] for key in found if key[1] == "judge.mod"} == {Kind.PROBE_PASSED}
+    (shown,) = msgspec.json.decode((tmp_path / "gold.json").read_bytes(), type=tuple[GoldRound, ...])
+    assert {arm: right for arm, (_, right) in shown.trials.items()} == {"fuse": True, "majority": True}
+    marks = dict(zip(shown.errors.members, shown.errors.answers, strict=True))
+    assert [marks[peer.id] == "." for peer in peers] == [True, False, True]
 
 
 async def test_a_unanimous_round_becomes_a_later_probe_of_somebody_else(swarm: Swarm, autojump_clock: Clock) -> None:
