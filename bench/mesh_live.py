@@ -27,7 +27,6 @@ TARGETS_MS = {"get": 10.0, "find": 10.0}
 JOINED = 12
 """Entries of a table with which a host counts as joined: its lookup of itself has ended, and others have met it."""
 
-
 SETTLE = 3.0
 """Seconds for what joining began to end: refreshes, identify."""
 

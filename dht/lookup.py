@@ -34,6 +34,7 @@ PART_BITS = 3
 HELPERS = 2
 SCANS = 2
 
+
 class Lookup:
     """A lookup of a name's place. `region_bits`: how many bits the peers of its region share with it (Density.region_bits)."""
 

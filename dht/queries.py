@@ -24,7 +24,6 @@ REFRESH = LookupConfig(paths=2, width=8, region=8, elders=2)
 """Enough to find a few peers in a bucket."""
 
 
-
 def wider(config: LookupConfig) -> LookupConfig:
     """As `config`, asking far more peers: for once more, after too few answered."""
     return replace(config, paths=2 * config.paths, width=2 * config.width, elders=4 * config.elders)

@@ -306,8 +306,9 @@ class Kademlia:
             value = self.node.records.get(name, unix_ms())
             if value is not None:
                 await self._quietly(name, PutValue(name, value))
-        for name in list(self._provided.values()):
-            await self._quietly(name, None)
+        for key in list(self._provided):
+            if (provided := self._provided.get(key)) is not None:  # meanwhile it may have been taken back
+                await self._quietly(provided, None)
 
     async def _quietly(self, name: bytes, question: Question | None) -> None:
         try:

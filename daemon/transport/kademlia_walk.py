@@ -73,8 +73,8 @@ class Walker:
 
         async with trio.open_nursery() as nursery:
             event: lookup_events.Event = begin
+            wake = deadline
             while True:
-                wake = deadline
                 for effect in lookup.handle(event, trio.current_time()):
                     match effect:
                         case Ask(contact, bytes() as point):
@@ -82,15 +82,16 @@ class Walker:
                         case Ask(contact):
                             nursery.start_soon(ask, contact, question, take)
                         case lookup_events.WakeAt(time):
-                            wake = time
+                            wake = min(time, deadline)
                         case Done():
                             done = effect
                 if done is not None:
                     break
-                with trio.move_on_at(min(wake, deadline)) as wait:
+                with trio.move_on_at(wake) as wait:
                     event = await receive.receive()
                 if wait.cancelled_caught:
                     event = lookup_events.Stop() if trio.current_time() >= deadline else lookup_events.Tick()
+                    wake = deadline
             nursery.cancel_scope.cancel()
         self._node.concluded(lookup, done)
         return done, lookup

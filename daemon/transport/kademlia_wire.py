@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 from libp2p.kad_dht.common import format_time_rfc3339
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.peer.id import ID
+from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 
 from dht.contacts import Contact, valid_contact
@@ -70,16 +71,6 @@ class VarintFrames:
         return None
 
 
-def framed(message: bytes) -> bytes:
-    """`message` behind its length."""
-    size, head = len(message), bytearray()
-    while size >= 0x80:
-        head.append(size & 0x7F | 0x80)
-        size >>= 7
-    head.append(size)
-    return bytes(head) + message
-
-
 def encode_question(question: Question, asker: Contact) -> bytes:
     """A question as a frame."""
     match question:
@@ -97,7 +88,7 @@ def encode_question(question: Question, asker: Contact) -> bytes:
             _add(message.providerPeers, Contact(asker.peer, asker.place, addresses))
         case Ping():
             message = Message(type=_KIND.PING)
-    return framed(message.SerializeToString())
+    return encode_varint_prefixed(message.SerializeToString())
 
 
 def decode_question(raw: bytes, asker: PeerId) -> Question:
@@ -141,7 +132,7 @@ def encode_answer(question: Question, answer: Answer) -> bytes:
             message = Message(type=_KIND.PING)
     closer = [_listed(_CLOSER, contact) for contact in answer.closer]
     providers = [_listed(_PROVIDER, contact) for contact in answer.providers]
-    return framed(b"".join((message.SerializeToString(), *closer, *providers)))
+    return encode_varint_prefixed(b"".join((message.SerializeToString(), *closer, *providers)))
 
 
 def decode_answer(raw: bytes, question: Question) -> Answer:

@@ -22,11 +22,12 @@ from daemon.transport.hardening import build_host
 from daemon.transport.interface import TransportError
 from daemon.transport.kademlia import Kademlia, KademliaOptions, unix_ms
 from daemon.transport.kademlia_streams import KEPT
-from daemon.transport.kademlia_wire import VarintFrames, decode_answer, decode_question, encode_answer, encode_question, framed
+from daemon.transport.kademlia_wire import VarintFrames, decode_answer, decode_question, encode_answer, encode_question
 from daemon.transport.options import TransportCounters, TransportOptions
 from dht.contacts import contact_of
 from dht.kad_messages import AddProvider, Answer, FindNode, GetProviders, GetValue, Ping, PutValue
 from dht.keyspace import name_of_peer, provider_name
+from dht.queries import STORE
 from dht.record_store import Opened, RecordLimits
 from protocol.wire.errors import Code, RemoteError, malformed
 from protocol.wire.ids import peer_id_of
@@ -369,6 +370,21 @@ async def test_after_our_own_stall_nobody_counts_as_silent():
         assert await three.kad.get_record("/swarmd/offer/a") == b"v"
 
 
+async def test_a_silent_peer_holds_a_look_up_up_for_a_moment_and_not_for_all_its_time():
+    async with nodes(3) as (one, two, three):
+        for other in (two, three):
+            await other.dial(one)
+        await until(lambda: all(node.kad.peers == 2 for node in (one, two, three)))
+        three.kad._server._pace = never
+        done, lookup = await two.kad._walker.look_up(b"/swarmd/a", STORE, FindNode(b"/swarmd/a"), lambda _answer: False)
+        assert {step.peer: step.outcome for step in lookup.steps()} == {one.id: "answered", three.id: "waiting"}
+        assert done.failed == 0
+
+
+async def never(_peer):
+    await trio.sleep_forever()
+
+
 async def test_a_look_up_says_what_it_did_and_what_it_came_to():
     async with nodes(5) as mesh:
         for node in mesh[1:]:
@@ -387,6 +403,21 @@ async def test_a_look_up_says_what_it_did_and_what_it_came_to():
     async with nodes(1) as (alone,):
         nobody = await alone.kad.look_up("/swarmd/offer/a")
         assert (nobody["verdict"], nobody["reason"]) == ("failed", "there is nobody to ask")
+
+
+async def test_what_is_taken_back_while_all_is_said_again_is_not_said_again():
+    async with nodes(1) as (one,):
+        for model in "ab":
+            await one.kad.provide(f"/swarmd/model/{model}")
+        announce = one.kad._announce
+
+        async def interrupted(name, doing):
+            one.kad.unprovide("/swarmd/model/b")
+            return await announce(name, doing)
+
+        one.kad._announce = interrupted
+        await one.kad._republish()
+        assert one.kad.node.providers.names() == (provider_name("/swarmd/model/a"),)
 
 
 async def test_those_known_to_be_something_else_are_no_providers():
@@ -435,13 +466,13 @@ def test_the_sizes_that_the_simulation_counts_are_those_of_the_wire(question, an
 
 
 def test_frames_come_in_any_pieces_and_a_length_that_is_none_is_refused():
-    whole = framed(b"a" * 300) + framed(b"") + framed(b"b")
+    whole = encode_varint_prefixed(b"a" * 300) + encode_varint_prefixed(b"") + encode_varint_prefixed(b"b")
     for size in (1, 2, 7, 1000):
         frames = VarintFrames()
         cut = [frame for start in range(0, len(whole), size) for frame in frames.feed(whole[start : start + size])]
         assert cut == [b"a" * 300, b"", b"b"]
         assert not frames.partial
-    for bad in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", framed(bytes(300_000))[:3]):
+    for bad in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", encode_varint_prefixed(bytes(300_000))[:3]):
         with pytest.raises(RemoteError):
             VarintFrames().feed(bad)
 
