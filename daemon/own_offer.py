@@ -54,6 +54,7 @@ class OwnOffer:
         self._version = 0
         self._offered: str | None = None
         self._offered_at = 0.0
+        self._provided: tuple[str, ...] = ()
 
     @property
     def epoch(self) -> int:
@@ -138,8 +139,17 @@ class OwnOffer:
     async def _publish(self, signed: SignedOffer) -> None:
         holders = await self._transport.put_record(records.offer_key(self._transport.peer_id), signed.raw)
         log.debug("the offer is in the DHT", holders=holders)
-        if signed.offer.model and not signed.offer.withdrawn:
-            await self._transport.provide(records.ANY_KEY)
-            keys = [records.model_key(signed.offer.model), records.config_key(signed.offer.config_digest)]
-            for key in (*keys, *(records.skill_key(word) for word in signed.offer.features)):
-                await self._transport.provide(key)
+        before, self._provided = self._provided, _keys_of(signed.offer)
+        for key in before:
+            if key not in self._provided:
+                self._transport.unprovide(key)
+        for key in self._provided:
+            await self._transport.provide(key)
+
+
+def _keys_of(offer: Offer) -> tuple[str, ...]:
+    """Under which keys a peer is found that offers this."""
+    if not offer.model or offer.withdrawn:
+        return ()
+    skills = map(records.skill_key, offer.features)
+    return (records.ANY_KEY, records.model_key(offer.model), records.config_key(offer.config_digest), *skills)

@@ -18,7 +18,7 @@ from dht.standing import Standing
 from protocol.wire.codec import decode, encode
 from protocol.wire.errors import Code
 from protocol.wire.ids import Hash, peer_id_of
-from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, full, unix_ms, until
+from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, full, model, unix_ms, until
 from tests.sim.memory_transport import memory_key
 
 Clock = trio.testing.MockClock
@@ -85,6 +85,22 @@ async def test_a_peer_found_in_the_dht_alone_is_joined(swarm: Swarm, autojump_cl
     swarm.mesh.cut(bob.id, carol.id)
     swarm.mesh.heal(alice.id, bob.id)
     await until(lambda: bob.id in routes_to(alice), 90)
+
+
+async def test_what_is_served_no_more_is_taken_back_from_the_dht(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, bob = await swarm(2)
+
+    def named(peer: Peer) -> set[str]:
+        return {key for key, peers in swarm.mesh.providers.items() if peer.id in peers}
+
+    assert alice.engine is not None
+    for name in ("one", "two"):
+        alice.engine.model = model(name)
+        keys = {records.ANY_KEY, records.model_key(name), records.config_key(alice.engine.model.config_digest)}
+        await until(lambda keys=keys: named(alice) == keys, 30)  # type: ignore[misc]
+    alice.engine.state = EngineState.FAILED
+    await until(lambda: not named(alice), 30)
+    assert records.ANY_KEY in named(bob)
 
 
 async def test_squatted_provider_names_delay_nobody(swarm: Swarm, autojump_clock: Clock) -> None:
