@@ -46,7 +46,7 @@ from daemon.mesh_folder import PEERS_FILE
 from daemon.metrics import Metrics
 from daemon.own_offer import OwnOffer
 from daemon.paths import prepare_runtime_dir
-from daemon.private_mesh import everybody, open_private_mesh
+from daemon.private_mesh import open_private_mesh
 from daemon.probing import Probing
 from daemon.reputation import Reputation
 from daemon.round_archive import RoundArchive
@@ -161,7 +161,7 @@ class Node:
         return Libp2pTransport(
             identity.key,
             transport_options(self._config, self._join),
-            partial(records.open_for_store, admits=everybody if mesh is None else mesh.admits),
+            records.open_for_store if mesh is None else partial(records.open_for_store, admits=mesh.admits),
             gate=None if mesh is None else mesh.gate(),
         )
 

@@ -34,7 +34,7 @@ COMPARE_SECONDS = 15.0
 """Between comparisons with a random peer: two of them fit into the minute in which a revocation must hold."""
 
 ADMIT_SECONDS = 30.0
-"""The longest pause between two questions for our own grant; the first is a fraction of a second."""
+"""The longest pause between two questions for our own grant, of which the first comes at once, or two tries to write it."""
 LOOK_SECONDS = 1.0
 _CALL_SECONDS = 10.0
 _GATHER_SECONDS = 0.05
@@ -356,12 +356,23 @@ class PrivateMesh:
             log.debug("not admitted yet", issuer=short(issuer), reason=error.message)
             return False
         self.kept = msgspec.structs.replace(self.kept, chain=chain)
-        await trio.to_thread.run_sync(self.folder.write, self.kept)
         log.info("admitted to the mesh", mesh=self.mesh.name, by=short(issuer))
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_grant)
             for peer in transport.paths():
                 nursery.start_soon(self._present, peer)
         return True
+
+    async def _keep_grant(self) -> None:
+        """Write our grant, as often as the disk needs: after a restart we would have the invite's alone, which ends."""
+        while True:
+            try:
+                await trio.to_thread.run_sync(self.folder.write, self.kept)
+            except OSError as error:
+                log.error("our grant could not be written; a restart forgets it", reason=error.strerror)
+                await trio.sleep(ADMIT_SECONDS)
+            else:
+                return
 
     async def _present(self, peer: PeerId) -> None:
         """Show a connected peer our new grants, so that it does not close when the old ones end."""
@@ -374,11 +385,6 @@ class PrivateMesh:
     async def _serve_present(self, call: InboundCall) -> bytes:
         self._take(call.peer, decode(Proof, call.body, MAX_PROOF_BYTES).chain)
         return b""
-
-
-def everybody(_peer: PeerId) -> bool:
-    """Whom the public mesh admits."""
-    return True
 
 
 def open_private_mesh(data_dir: Path, key: Ed25519PrivateKey, unix_ms: Callable[[], int], rng: Random) -> PrivateMesh | None:

@@ -118,6 +118,7 @@ async def test_a_newcomer_is_admitted_for_good_and_stays_when_its_invite_ends(bo
             await until(lambda: not member.provisional)
             assert [claim.kind for claim in founder.claims] == [Kind.MEMBER_ADMITTED]
             await until(lambda: not founder.mesh.members()[member.peer_id].provisional)
+            await until(lambda: member.folder.read() == member.mesh.kept)
             clock.now += 7_200_000
             await trio.sleep(1.2)
             assert founder.sees(member)
@@ -319,6 +320,53 @@ async def test_nobody_is_admitted_before_the_disk_knows_and_two_at_once_lose_not
         assert tries > 2
         admitted = [claim.subject for claim in founder.claims if claim.kind is Kind.MEMBER_ADMITTED]
         assert sorted(admitted) == sorted(newcomer.peer_id for newcomer in newcomers)
+
+
+async def test_a_newcomer_less_patient_than_the_disk_is_slow_is_admitted_once(
+    box: Callable[[int], Box], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.private_mesh._CALL_SECONDS", 0.1)
+    founder, newcomer = box(1).found(), box(2)
+    async with founder.running():
+        await invited(founder, newcomer)
+        write, books = founder.folder.write_invites, list[InviteBook]()
+
+        def slow(book: InviteBook) -> None:
+            books.append(book)
+            while not founder.calls.outcomes["in", ADMIT_METHOD, "deadline"]:
+                time.sleep(0.01)
+            write(book)
+
+        founder.mesh.folder.write_invites = slow  # type: ignore[method-assign]
+        async with newcomer.running():
+            await newcomer.reach(founder)
+            await until(lambda: not newcomer.provisional)
+        assert len(books) == 1
+        assert [claim.kind for claim in founder.claims] == [Kind.MEMBER_ADMITTED]
+
+
+async def test_a_grant_that_the_disk_refuses_counts_and_is_written_later(
+    box: Callable[[int], Box], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.private_mesh.ADMIT_SECONDS", 0.05)
+    founder, member = box(1).found(), box(2)
+    async with founder.running():
+        await invited(founder, member)
+        async with member.running():
+            write, refused = member.folder.write, 0
+
+            def full_at_first(kept: Kept) -> None:
+                nonlocal refused
+                if refused < 2:
+                    refused += 1
+                    raise OSError(28, "No space left on device")
+                write(kept)
+
+            member.mesh.folder.write = full_at_first  # type: ignore[method-assign]
+            await member.reach(founder)
+            await until(lambda: member.folder.read() == member.mesh.kept and not member.provisional)
+            assert refused == 2
+            await until(lambda: not founder.mesh.members()[member.peer_id].provisional)
 
 
 async def test_no_invite_is_made_that_would_let_nobody_in(box: Callable[[int], Box]) -> None:
