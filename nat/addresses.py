@@ -55,6 +55,16 @@ def parse(address: str) -> Endpoint | None:
     return Endpoint(host, transport, int(port), peer, relayed)
 
 
+def multiaddr_of(host: str, port: int, transport: str = "tcp") -> str:
+    """The text of the multiaddr of an IP address and a port."""
+    return f"/ip{6 if ':' in host else 4}/{host}/{transport}/{port}"
+
+
+def is_public(host: str) -> bool:
+    """Whether an IP address is one of the Internet's."""
+    return reach_of(multiaddr_of(host, 1)) is Reach.PUBLIC
+
+
 def reach_of(address: str) -> Reach:
     """From where `address` can be dialled. NOWHERE: malformed, unspecified, multicast, link-local or port 0."""
     endpoint = parse(address)
@@ -117,7 +127,7 @@ def punch_targets(theirs: Iterable[tuple[str, int]], seen: Iterable[str]) -> tup
     peer could make us knock at boxes of our household. Loopback never.
     """
     listed = list(dict.fromkeys(theirs))[:MAX_ADDRESSES]
-    reaches = {pair: reach_of(f"/ip{6 if ':' in pair[0] else 4}/{pair[0]}/udp/{pair[1]}") for pair in listed}
+    reaches = {pair: reach_of(multiaddr_of(*pair, "udp")) for pair in listed}
     ours = set(seen)
     neighbour = not ours or any(host in ours for host, _ in listed)
     public = [pair for pair in listed if reaches[pair] is Reach.PUBLIC]

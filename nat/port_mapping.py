@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from nat.addresses import Reach, reach_of
+from nat.addresses import is_public
 from nat.natpmp import Protocol
 
 
@@ -106,7 +106,7 @@ class _Lease:
 
 def leads_nowhere(host: str, seen: Collection[str]) -> bool:
     """Whether a second NAT follows: the outside address is not public, or peers see us at others alone (none: not known)."""
-    if reach_of(f"/ip{6 if ':' in host else 4}/{host}/tcp/1") is not Reach.PUBLIC:
+    if not is_public(host):
         return True
     return bool(seen) and host not in seen
 

@@ -25,6 +25,7 @@ from multiaddr import Multiaddr
 
 from daemon.transport.addresses import remote_end
 from daemon.transport.tcp import plain_socket, receive, send_all
+from nat.addresses import multiaddr_of
 
 NOISE = PROTOCOL_ID
 
@@ -136,7 +137,7 @@ class NoiseSession(BaseSession):
         remote = None if known else self.get_remote_address()
         if remote is None:
             return known
-        return [Multiaddr(f"/{'ip6' if ':' in remote[0] else 'ip4'}/{remote[0]}/tcp/{remote[1]}")]
+        return [Multiaddr(multiaddr_of(*remote))]
 
     def get_connection_type(self) -> ConnectionType:
         return self.raw.get_connection_type()

@@ -13,7 +13,7 @@ from multiaddr import Multiaddr
 
 from daemon.transport.addresses import bound_addresses, expand, remote_end
 from daemon.transport.tcp import plain_socket
-from nat.addresses import Reach, parse, reach_of
+from nat.addresses import is_public, parse
 from nat.observed import Mapping, Observation, ObservedAddresses
 from nat.punch_messages import MAX_CANDIDATES, Endpoint
 
@@ -81,8 +81,7 @@ class Observations:
         """Public IPs at which peers see us; empty where one of them is an interface's own, as no NAT stands between then."""
         hosts = {endpoint.host for one in self.tcp.observations if (endpoint := parse(one.address)) is not None}
         own = {host for host, _ in self.interfaces()}
-        public = {host for host in hosts if reach_of(f"/ip{6 if ':' in host else 4}/{host}/tcp/1") is Reach.PUBLIC}
-        return frozenset() if hosts & own else frozenset(public)
+        return frozenset() if hosts & own else frozenset(filter(is_public, hosts))
 
     def listening_ports(self) -> frozenset[int]:
         return frozenset(port for _, port in self.listening())

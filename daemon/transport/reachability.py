@@ -20,7 +20,7 @@ from daemon.transport.gossip_guard import Budgets
 from daemon.transport.interface import TransportError
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.streams import Libp2pStream, open_stream, receive_message
-from nat.addresses import Reach, reach_of
+from nat.addresses import Reach, multiaddr_of, reach_of
 from protocol.wire.codec import Message, encode, frame
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId
@@ -226,7 +226,7 @@ class Reachability:
             await trio.sleep(_KNOCK_SECONDS)
 
     async def _dial_back(self, host: str, port: int, nonce: bytes) -> bool:
-        address = f"/ip{6 if ':' in host else 4}/{host}/tcp/{port}"
+        address = multiaddr_of(host, port)
         if reach_of(address) is Reach.NOWHERE:
             return False
         try:

@@ -34,7 +34,7 @@ from daemon.transport.relay_keep import Reservations, relay_of
 from daemon.transport.relay_punch import DCUTR, Puncher
 from daemon.transport.udp_paths import UdpPaths
 from daemon.transport.witness import WITNESS, Witnessing
-from nat.addresses import Reach, parse, reach_of, with_peer, without_peer
+from nat.addresses import Reach, is_public, multiaddr_of, parse, reach_of, with_peer, without_peer
 from nat.natpmp import Protocol
 from nat.observed import Mapping as NatMapping
 from nat.punch_messages import PROTOCOL as PUNCH
@@ -157,7 +157,7 @@ class RelayService:
         hosts = [endpoint.host for one in self.observations.tcp.observations if (endpoint := parse(one.address)) is not None]
         if not verdict.reachable or not hosts:
             return ()
-        return (f"/ip{6 if ':' in hosts[-1] else 4}/{hosts[-1]}/tcp/{verdict.port}",)
+        return (multiaddr_of(hosts[-1], verdict.port),)
 
     # -- what the parts ask of each other ----------------------------------------------------------------------------
 
@@ -224,8 +224,7 @@ class RelayService:
         if remote is None or muxed.is_initiator or conn.get_connection_type() == ConnectionType.RELAYED:
             return
         host = remote[0]
-        public = reach_of(f"/ip{6 if ':' in host else 4}/{host}/tcp/1") is Reach.PUBLIC
-        if public and host not in self._swarm.tcp.contacted and host not in self.observations.outside_hosts():
+        if is_public(host) and host not in self._swarm.tcp.contacted and host not in self.observations.outside_hosts():
             self.stranger_came = True
 
     def _came_by_mapping(self, conn: INetConn, muxed: MuxedConnection) -> bool:

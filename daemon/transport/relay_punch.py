@@ -24,7 +24,7 @@ from daemon.transport.relay_hop import RelayOptions, quietly_reset, receive, sen
 from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream
 from daemon.transport.tcp_punch import connect, upgrade_as_client, upgrade_as_starter
 from daemon.transport.udp_paths import UdpPaths
-from nat.addresses import Reach, dial_order, parse, reach_of
+from nat.addresses import Reach, dial_order, multiaddr_of, parse, reach_of
 from nat.observed import Mapping
 from nat.port_count import PortCount
 from nat.punch_messages import MAX_MESSAGE_BYTES, PROTOCOL, Go, Hello, count_in, counted, mapping_of
@@ -229,7 +229,7 @@ class Puncher:
 
     async def _punch_all(self, peer: ID, starter: bool, ours: Hello, theirs: Hello, patience: float | None) -> None:
         """TCP and UDP until a connection stands."""
-        texts = [f"/ip{6 if ':' in at.host else 4}/{at.host}/tcp/{at.port}" for at in theirs.tcp]
+        texts = [multiaddr_of(at.host, at.port) for at in theirs.tcp]
         hard = [mapping_of(hello.tcp_mapping) in _HARD for hello in (ours, theirs)]
 
         async def by_udp() -> None:
@@ -277,8 +277,7 @@ class Puncher:
                 await quietly_reset(stream)
 
     def _candidates(self) -> list[bytes]:
-        found = [Multiaddr(f"/ip{6 if ':' in at.host else 4}/{at.host}/tcp/{at.port}") for at in self._observations.candidates()]
-        return [address.to_bytes() for address in found]
+        return [Multiaddr(multiaddr_of(at.host, at.port)).to_bytes() for at in self._observations.candidates()]
 
     def _targets(self, raw: Any) -> list[Multiaddr]:
         texts = []

@@ -10,6 +10,7 @@ import trio
 import trio.lowlevel
 
 from daemon.transport.udp_port import ASK_SECONDS, Address, UdpPort
+from nat.addresses import multiaddr_of
 from nat.observed import Mapping, Observation, ObservedAddresses, ObservedOptions
 from nat.port_count import PortCount, count_of
 from nat.punch_messages import MAX_CANDIDATES, Endpoint
@@ -49,7 +50,7 @@ class UdpMapping:
         answers = await _ask_all([(port, observer) for observer in observers])
         for observer, seen in zip(observers, answers, strict=True):
             if seen is not None:
-                address = f"/ip{6 if ':' in seen[0] else 4}/{seen[0]}/udp/{seen[1]}"
+                address = multiaddr_of(*seen, "udp")
                 heard = Observation(f"{observer[0]}:{observer[1]}", observer[0], address, trio.current_time())
                 self._observed = self._observed.observe(heard)
         self.works = any(seen is not None for seen in answers)

@@ -19,7 +19,7 @@ from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.quic_pipe import QuicPipe
 from daemon.transport.udp_mapping import KEEP_SECONDS, UdpMapping
 from daemon.transport.udp_port import Address, UdpPort, bound_socket, receive_from, send_now
-from nat.addresses import punch_targets
+from nat.addresses import multiaddr_of, punch_targets
 from nat.datagrams import MAGIC, Knock, encode
 from nat.observed import Mapping
 from nat.punch_messages import Endpoint, Hello, count_in, joint_token, mapping_of, number_of
@@ -151,7 +151,7 @@ class UdpPaths:
 
     async def _connect(self, address: Address, pipe: QuicPipe, peer: ID, client: bool) -> None:
         host, port = address
-        where = Multiaddr(f"/ip{6 if ':' in host else 4}/{host}/udp/{port}/quic-v1")
+        where = Multiaddr(f"{multiaddr_of(host, port, 'udp')}/quic-v1")
         raw = RawConnection(pipe, client, ConnectionType.DIRECT, [where])
         with trio.fail_after(_PIPE_SECONDS):
             await pipe.opened.wait()

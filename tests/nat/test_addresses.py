@@ -7,6 +7,8 @@ from nat.addresses import (
     Endpoint,
     Reach,
     dial_order,
+    is_public,
+    multiaddr_of,
     parse,
     punch_targets,
     reach_of,
@@ -69,6 +71,12 @@ def test_parse(address, expected):
 )
 def test_reach(address, expected):
     assert reach_of(address) is expected
+
+
+@pytest.mark.parametrize(("host", "public"), [("8.8.8.8", True), ("2600::1", True), ("10.0.0.1", False), ("fe80::1", False)])
+def test_an_ip_address_becomes_a_multiaddr(host, public):
+    assert parse(multiaddr_of(host, 4001, "udp")) == Endpoint(host, "udp", 4001, None, False)
+    assert is_public(host) is public
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nat.addresses import multiaddr_of
 from swarmd import ClientError
 from tests import slow_engine
 from tests.natlab.gateways import Miniupnpd
@@ -50,8 +51,7 @@ class House:
     def relay(self, *addresses: str) -> None:
         """Relays that are bootstraps, too, one on each address."""
         for number, address in enumerate(addresses, len(self.relays) + 1):
-            family = "ip6" if ":" in address else "ip4"
-            relay = self.start(f"R{number}", "--no-model", *self.joins(), listen=f"/{family}/{address}/tcp/{PORT}")
+            relay = self.start(f"R{number}", "--no-model", *self.joins(), listen=multiaddr_of(address, PORT))
             self.relays.append(relay.wait_ready())
 
     def joins(self) -> list[str]:

@@ -8,7 +8,6 @@ import trio
 from daemon.transport.interface import TransportError
 from daemon.transport.reachability import ASK, PROOF, DialBack, DialBackDone, Reachability
 from daemon.transport.streams import open_stream
-from nat.addresses import Reach
 from protocol.wire.codec import FrameReader, decode, encode, frame
 from protocol.wire.ids import PeerId
 
@@ -94,13 +93,13 @@ async def test_a_helper_that_lies_is_not_believed(running, until, monkeypatch):
         assert asker.relay.reachability.verdict.reachable is False
 
 
-@pytest.mark.parametrize("reach", [Reach.PUBLIC, Reach.PRIVATE])
-async def test_only_who_comes_from_a_public_address_is_a_stranger(running, until, monkeypatch, reach):
-    monkeypatch.setattr("daemon.transport.relay.reach_of", lambda _: reach)
+@pytest.mark.parametrize("public", [True, False])
+async def test_only_who_comes_from_a_public_address_is_a_stranger(running, until, monkeypatch, public):
+    monkeypatch.setattr("daemon.transport.relay.is_public", lambda _: public)
     async with running(2) as (asker, helper):
         await asker.connect(helper.peer_id, helper.addresses())
         await until(lambda: helper._swarm.connections)
-        assert helper.relay.stranger_came is (reach is Reach.PUBLIC)
+        assert helper.relay.stranger_came is public
         assert asker.relay.stranger_came is False
 
 
