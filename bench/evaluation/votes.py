@@ -9,9 +9,9 @@ from random import Random
 from statistics import mean
 
 from protocol.round.calibration import confidence_milli, gain_milli
-from protocol.round.classes import classes_of
-from protocol.round.fold import Contributions, Result, Voice, fold, leads_milli, votes_micro
+from protocol.round.fold import Contributions, Result, Voice, fold, leads_milli
 from protocol.round.messages import FoldParameters
+from protocol.round.tally import counted_classes
 from protocol.round.weights import Known, Trials, answer_weights_milli, choose_arm, weigh
 from protocol.wire.ids import Hash, sha256
 
@@ -114,7 +114,7 @@ def verdict(question: Question, weights: Sequence[int], arm: str) -> Result | No
         return None
     table = {seat: Voice(weights[seat], 0, bytes([seat])) for seat in answers}
     parameters = FoldParameters(arm="best" if arm == "best" else "fuse")
-    classes = classes_of(question.round, answers, votes_micro(table, answers, parameters.one_voice))
+    classes = counted_classes(question.round, answers, table, parameters)
     return fold(Contributions(question.round, "majority", parameters, table, classes, {}))
 
 

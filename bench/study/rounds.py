@@ -10,10 +10,11 @@ from typing import Literal
 from msgspec import structs
 
 from bench.study.recording import Said
-from protocol.round.classes import AnswerClass, classes_of, settled
-from protocol.round.fold import Contributions, Result, Voice, fold, votes_micro
+from protocol.round.classes import AnswerClass, settled
+from protocol.round.fold import Contributions, Result, Voice, fold
 from protocol.round.messages import MAX_JUDGED_CLASSES, FoldParameters, Judgement
 from protocol.round.plan import closing_plan, judge_plan
+from protocol.round.tally import counted_classes
 from protocol.wire.ids import Hash, PeerId, sha256
 
 Strategy = Literal["rank", "majority"]
@@ -54,7 +55,7 @@ def play(round_id: Hash, said: Said, committee: Committee, strategy: Strategy) -
     answers = _answers(said, committee)
     if not answers:
         return None
-    classes = classes_of(round_id, answers, votes_micro(committee.voices, answers, committee.fold.one_voice))
+    classes = counted_classes(round_id, answers, committee.voices, committee.fold)
     asks_judges = strategy == "rank" and committee.fold.arm != "best"
     judged = asks_judges and not settled(classes, committee.fold.early_exit_margin)
     return _fold(round_id, said, committee, strategy, classes, judged)

@@ -10,7 +10,7 @@ from protocol.round.classes import AnswerClass, classes_of, settled
 from protocol.round.commitment import answer_commitment, ballot_commitment
 from protocol.round.draw import check_roster
 from protocol.round.fold import Contributions, Result, Voice, fold, votes_micro
-from protocol.round.messages import Ballot, Held, Judgement, Listing, Reveal, Roster, Seal, Step, quorum, slot_of
+from protocol.round.messages import Ballot, FoldParameters, Held, Judgement, Listing, Reveal, Roster, Seal, Step, quorum, slot_of
 from protocol.round.normal_forms import normal_form
 from protocol.round.plan import closing_plan, judge_plan
 from protocol.round.record import Record
@@ -18,6 +18,13 @@ from protocol.wire.errors import Code, LocalError, RemoteError, malformed
 from protocol.wire.ids import Hash, PeerId
 
 STEPS = (Step.SEAL, Step.REVEAL, Step.BALLOT_SEAL, Step.BALLOT)
+
+
+def counted_classes(
+    round_id: Hash, answers: Mapping[int, str], table: Mapping[int, Voice], rules: FoldParameters
+) -> tuple[AnswerClass, ...]:
+    """Classes of the answers by seat, under a header's rules: which answers are equal, and what each vote counts for."""
+    return classes_of(round_id, answers, votes_micro(table, answers, rules.one_voice), partial(normal_form, kind=rules.answers))
 
 
 class Tally:
@@ -143,7 +150,8 @@ class Tally:
         self.listings[step] = listing
         self.head = listing.hash
         if step is Step.REVEAL:
-            self.classes = self._classes(counted)
+            answers = {seat: held.message.answer for seat, held in counted.items() if isinstance(held.message, Reveal)}
+            self.classes = counted_classes(self.record.round, answers, self._voices, self.record.header.fold)
 
     def aborted(self) -> tuple[int, ...]:
         """Seats that sealed an answer and did not reveal it: they come last."""
@@ -172,12 +180,6 @@ class Tally:
                 dropped=tuple(self.dropped),
             )
         )
-
-    def _classes(self, revealed: Mapping[int, Held]) -> tuple[AnswerClass, ...]:
-        answers = {seat: held.message.answer for seat, held in revealed.items() if isinstance(held.message, Reveal)}
-        parameters = self.record.header.fold
-        counted = votes_micro(self._voices, answers, parameters.one_voice)
-        return classes_of(self.record.round, answers, counted, partial(normal_form, kind=parameters.answers))
 
     def _proved(self, message: Listing) -> dict[int, tuple[Held, Held]]:
         """The seats newly dropped, each with its proof; raises RemoteError where a proof proves nothing."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -21,7 +22,7 @@ from bench.study.rounds import Committee, play, play_undeduplicated, round_of
 from bench.study.statistics import difference
 from models.recipe import skills
 from protocol.round.fold import Voice
-from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters
+from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, AnswerKind, FoldParameters
 from protocol.wire.ids import PeerId
 
 PLAN, _ = read_plan()
@@ -140,6 +141,14 @@ def test_without_classes_every_answer_stands_for_itself() -> None:
     assert len(played.result.classes) == 7
     # of the 21 pairs of answers each judge is shown the 15 without its own, and a quarter of them swapped
     assert played.calls == 7 * (15 + 4)
+
+
+@pytest.mark.parametrize(("kind", "winner"), [("exact", "C"), ("choice", "B")])
+def test_answers_are_equal_by_the_kind_that_a_header_says(kind: AnswerKind, winner: str) -> None:
+    said = msgspec.structs.replace(toy((0, 0, 1, 1, 2, 2, 2)), texts=("B", "B.", "C"))
+    played = play(round_of(1, said), said, replace(committee(), fold=FoldParameters(answers=kind)), "majority")
+    assert played is not None
+    assert played.answer == winner
 
 
 def test_nobody_answers() -> None:
