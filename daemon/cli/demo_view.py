@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon.cli.show import cell
+from protocol.wire.ids import short
 
 _MARKS = ("sealed", "revealed", "judged")
 _REACHED = {
@@ -86,10 +87,15 @@ class DemoView:
             table.add_row(str(row["rank"]), cell(row["answer"]), str(row["votes"]), weight, wins, score, ", ".join(voters))
         self._console.print(table)
         for sentence in shown.get("why", ()):
-            self.say(f"  - {cell(sentence)}")
+            self.say(f"  - {self._named(cell(sentence))}")
 
     def _name(self, peer_id: object) -> str:
-        return self._names.get(str(peer_id), cell(peer_id)[-8:])
+        return self._names.get(str(peer_id), short(cell(peer_id)))
+
+    def _named(self, sentence: str) -> str:
+        for peer_id, name in self._names.items():
+            sentence = sentence.replace(short(peer_id), name)
+        return sentence
 
     def _show(self, picture: RenderableType, line: str) -> None:
         if self._console.is_terminal and not self._console.quiet:
