@@ -5,7 +5,7 @@ Decides when to try and which role to take; the relayed connection keeps serving
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import trio
 from libp2p.abc import INetConn
@@ -21,14 +21,14 @@ from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.observations import Observations
 from daemon.transport.relay_hop import RelayOptions, quietly_reset, receive, send
-from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream
+from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream, receive_message
 from daemon.transport.tcp_punch import connect, upgrade_as_client, upgrade_as_starter
 from daemon.transport.udp_paths import UdpPaths
 from nat.addresses import Reach, dial_order, multiaddr_of, parse, reach_of
 from nat.observed import Mapping
 from nat.port_count import PortCount
 from nat.punch_messages import MAX_MESSAGE_BYTES, PROTOCOL, Go, Hello, count_in, counted, mapping_of
-from protocol.wire.codec import FrameReader, Message, decode, encode, frame
+from protocol.wire.codec import encode, frame
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId
 
@@ -49,8 +49,6 @@ _HARD = (Mapping.SYMMETRIC, Mapping.PREDICTABLE)
 
 log = logging.getLogger(__name__)
 
-M = TypeVar("M", bound=Message)
-
 Witnesses = Callable[[ID, str], Awaitable[bool]]
 """(peer, IP address): whether the relay between us sees the peer come from there."""
 
@@ -66,6 +64,7 @@ class Puncher:
         self._udp = udp
         self._witness = witness
         self._under_way: set[ID] = set()
+        self._retiring: set[ID] = set()
         self._waiting: dict[ID, trio.CancelScope] = {}
         self._leading: dict[ID, trio.CancelScope] = {}
         self._answering: dict[ID, trio.Event] = {}
@@ -87,7 +86,8 @@ class Puncher:
             if self._may_start(peer):
                 await self._try(peer)
             if self._direct(peer):
-                await self._retire_relayed(peer)
+                if peer not in self._retiring:
+                    await self._retire_relayed(peer)
                 return  # were the direct path lost meanwhile, another search has begun
             with trio.CancelScope() as scope:
                 self._waiting[peer] = scope
@@ -172,7 +172,7 @@ class Puncher:
         with trio.fail_after(2 * self._options.punch_timeout):
             stream = await open_stream(PeerId(peer.to_base58()), relayed, PROTOCOL, early=frame(encode(ours)))
             try:
-                theirs = await _next(stream, Hello, FrameReader(MAX_MESSAGE_BYTES))
+                theirs = await receive_message(stream, Hello, MAX_MESSAGE_BYTES)
                 half = min((trio.current_time() - sent) / 2, 2.0)
                 count = await self._count(ours, theirs)
                 ours = counted(ours, count)
@@ -205,13 +205,12 @@ class Puncher:
 
     async def _answer(self, peer: ID, stream: Any) -> None:
         ours = self._hello()
-        frames = FrameReader(MAX_MESSAGE_BYTES)
         own = Libp2pStream(PeerId(peer.to_base58()), stream.muxed_stream)
         with trio.fail_after(2 * self._options.punch_timeout):
-            theirs = await _next(own, Hello, frames)
+            theirs = await receive_message(own, Hello, MAX_MESSAGE_BYTES)
             ours = counted(ours, await self._count(ours, theirs))
             await own.send_all(frame(encode(ours)))
-            theirs = counted(theirs, count_in(await _next(own, Go, frames)))
+            theirs = counted(theirs, count_in(await receive_message(own, Go, MAX_MESSAGE_BYTES)))
         await own.aclose()
         await self._punch_all(peer, False, ours, theirs, None)
 
@@ -364,13 +363,17 @@ class Puncher:
 
     async def _retire_relayed(self, peer: ID) -> None:
         """Close the relayed connection once nothing of ours runs on it any more, a day at most."""
-        await trio.sleep(self._options.relayed_grace)
-        with trio.move_on_after(self._options.max_circuit_duration):
-            while self._direct(peer) and any(map(_in_use, self._all_relayed(peer))):  # noqa: ASYNC110 - seldom, and not urgent
-                await trio.sleep(self._options.relayed_grace / 4)
-        if self._direct(peer):
-            for conn in self._all_relayed(peer):
-                await conn.close()
+        self._retiring.add(peer)
+        try:
+            await trio.sleep(self._options.relayed_grace)
+            with trio.move_on_after(self._options.max_circuit_duration):
+                while self._direct(peer) and any(map(_in_use, self._all_relayed(peer))):  # noqa: ASYNC110 - seldom, not urgent
+                    await trio.sleep(self._options.relayed_grace / 4)
+            if self._direct(peer):
+                for conn in self._all_relayed(peer):
+                    await conn.close()
+        finally:
+            self._retiring.discard(peer)
 
     def _all_relayed(self, peer: ID) -> list[INetConn]:
         return [c for c in self._swarm.get_connections(peer) if c.get_connection_type() == ConnectionType.RELAYED]
@@ -386,13 +389,3 @@ class Puncher:
 
 def _in_use(conn: INetConn) -> bool:
     return isinstance(conn.muxed_conn, MuxedConnection) and conn.muxed_conn.in_use
-
-
-async def _next(stream: Libp2pStream, kind: type[M], frames: FrameReader) -> M:
-    """The next message; raises RemoteError or TransportError."""
-    while True:
-        received = await stream.receive_some()
-        if not received:
-            raise TransportError("the peer left a punch session")
-        for raw in frames.feed(received):
-            return decode(kind, raw, MAX_MESSAGE_BYTES)

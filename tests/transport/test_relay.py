@@ -322,6 +322,15 @@ async def test_a_direct_path_that_is_lost_soon_leaves_one_search_for_another():
         assert trio.current_time() - began > 0.9 * (0.2 + 0.4 + 0.8), "the pauses of one search, not of two"
 
 
+async def test_a_peer_that_comes_again_over_the_relay_leaves_one_task_that_closes_its_circuits():
+    async with behind_a_relay(options=RelayOptions()) as (_, one, two):
+        await one.reach(two)
+        await until(lambda: two.relay.puncher.succeeded == 1)
+        assert ConnectionType.RELAYED in two.kinds(one)
+        with trio.fail_after(2):
+            await two.relay.puncher.upgrade(one.id)
+
+
 async def test_of_two_peers_that_reach_each_other_at_once_one_leads():
     async with behind_a_relay(options=RelayOptions()) as (_, one, two):
         roles, at_once = {one.id: [], two.id: []}, []
