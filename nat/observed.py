@@ -22,6 +22,10 @@ class Mapping(StrEnum):
     SYMMETRIC = "symmetric"
 
 
+HARD = (Mapping.SYMMETRIC, Mapping.PREDICTABLE)
+"""Another port for each destination."""
+
+
 class Filtering(StrEnum):
     """What the NAT lets in (RFC 4787 section 5), as far as dial-backs can tell."""
 

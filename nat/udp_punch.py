@@ -9,7 +9,7 @@ from enum import StrEnum
 from random import Random
 
 from nat.datagrams import Ack, Probe, decode, encode
-from nat.observed import Mapping
+from nat.observed import HARD, Mapping
 
 
 class Way(StrEnum):
@@ -31,16 +31,15 @@ class Way(StrEnum):
 
 def way_of(ours: Mapping, theirs: Mapping, birthday: bool, starter: bool) -> Way:
     """The way for us; the peer's is `way_of` from its side. UNKNOWN counts as a known port."""
-    hard = (Mapping.SYMMETRIC, Mapping.PREDICTABLE)
-    if ours not in hard and theirs not in hard:
+    if ours not in HARD and theirs not in HARD:
         return Way.PLAIN
     if ours is Mapping.PREDICTABLE and theirs is Mapping.PREDICTABLE:
         return Way.MEET if starter else Way.WALK
-    if ours in hard and theirs in hard:
+    if ours in HARD and theirs in HARD:
         return Way.NONE
     if not birthday:
         return Way.PLAIN
-    return Way.SPREAD if ours in hard else Way.GUESS
+    return Way.SPREAD if ours in HARD else Way.GUESS
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ class RelayService:
         """The outside address at which a peer came in, where we know of one and do not listen on it anyway."""
         mapped = self.mapper.outside(Protocol.TCP)
         if mapped is not None:
-            return (f"/ip4/{mapped[0]}/tcp/{mapped[1]}",)
+            return (multiaddr_of(*mapped),)
         verdict = self.reachability.verdict
         hosts = [endpoint.host for one in self.observations.tcp.observations if (endpoint := parse(one.address)) is not None]
         if not verdict.reachable or not hosts:

@@ -25,7 +25,7 @@ from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream
 from daemon.transport.tcp_punch import connect, upgrade_as_client, upgrade_as_starter
 from daemon.transport.udp_paths import UdpPaths
 from nat.addresses import Reach, dial_order, multiaddr_of, parse, reach_of
-from nat.observed import Mapping
+from nat.observed import HARD, Mapping
 from nat.port_count import PortCount
 from nat.punch_messages import MAX_MESSAGE_BYTES, PROTOCOL, Go, Hello, count_in, counted, mapping_of
 from protocol.wire.codec import encode, frame
@@ -44,8 +44,6 @@ _TCP_HEAD_START = 0.4
 
 _UDP_HEAD_START = 0.3
 """And UDP where both ends are symmetric: each dial has a NAT count on, away from the port that it was predicted to give."""
-
-_HARD = (Mapping.SYMMETRIC, Mapping.PREDICTABLE)
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +227,7 @@ class Puncher:
     async def _punch_all(self, peer: ID, starter: bool, ours: Hello, theirs: Hello, patience: float | None) -> None:
         """TCP and UDP until a connection stands."""
         texts = [multiaddr_of(at.host, at.port) for at in theirs.tcp]
-        hard = [mapping_of(hello.tcp_mapping) in _HARD for hello in (ours, theirs)]
+        hard = [mapping_of(hello.tcp_mapping) in HARD for hello in (ours, theirs)]
 
         async def by_udp() -> None:
             await trio.sleep(0 if any(hard) else _TCP_HEAD_START)
