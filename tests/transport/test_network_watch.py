@@ -35,7 +35,7 @@ async def test_a_change_is_noticed_and_no_change_is_not(autojump_clock: trio.tes
 async def test_a_connection_over_loopback_stays(running):
     async with running(2) as (a, b):
         await a.connect(b.peer_id, b.addresses())
-        await watch_once(a, frozenset({"10.0.0.7"}))
+        await watch_once(a._swarm, frozenset({"10.0.0.7"}))
         assert b.peer_id in a.paths()
 
 
@@ -54,29 +54,29 @@ class Connection:
 
 
 async def test_connections_from_an_address_that_is_gone_are_closed(autojump_clock: trio.testing.MockClock, monkeypatch):
-    transport = type("Transport", (), {"_swarm": Swarm()})
+    swarm = Swarm()
     gone, left = (Connection("/ip4/44.1.1.31/tcp/4001", ConnectionType.DIRECT) for _ in range(2))
-    transport._swarm.connections += [gone, left]
+    swarm.connections += [gone, left]
     monkeypatch.setattr("daemon.transport.network_watch._local_host", {gone: "192.0.2.1", left: "10.0.0.7"}.get)
-    await watch_once(transport, frozenset({"10.0.0.7"}))
+    await watch_once(swarm, frozenset({"10.0.0.7"}))
     assert (gone.closed, left.closed) == (True, False)
 
 
 @pytest.mark.parametrize(("addresses", "closed"), [({"10.0.0.7"}, True), ({"192.0.2.1", "10.0.0.7"}, False)])
 async def test_udp_paths_are_closed_where_an_address_is_gone(autojump_clock: trio.testing.MockClock, addresses, closed):
-    transport = type("Transport", (), {"_swarm": Swarm()})
+    swarm = Swarm()
     punched = Connection("/ip4/44.1.1.31/udp/4001/quic-v1", ConnectionType.DIRECT)
     relayed = Connection("/ip4/44.1.1.10/udp/4001/quic-v1/p2p/R/p2p-circuit/p2p/P", ConnectionType.RELAYED)
-    transport._swarm.connections += [punched, relayed]
-    await watch_once(transport, frozenset(addresses))
+    swarm.connections += [punched, relayed]
+    await watch_once(swarm, frozenset(addresses))
     assert punched.closed is closed
     assert not relayed.closed, "it ends with the connection to its relay"
 
 
-async def watch_once(transport, addresses):
+async def watch_once(swarm, addresses):
     told = trio.Event()
     seen = iter([frozenset({"192.0.2.1"}), addresses])
-    watch = NetworkWatch(transport._swarm, told.set, lambda: next(seen, addresses))
+    watch = NetworkWatch(swarm, told.set, lambda: next(seen, addresses))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
         await told.wait()
