@@ -24,6 +24,7 @@ from daemon.transport.gossip_guard import Budgets, Graylist, SeenMessages
 from daemon.transport.hardening import build_host
 from daemon.transport.interface import TransportError
 from daemon.transport.options import TransportCounters, TransportOptions
+from tests.waiting import until
 
 TOPIC = "/swarmd/presence/1"
 MESHSUB = TProtocol("/meshsub/1.1.0")
@@ -78,12 +79,6 @@ async def nodes(count, options=None):
                 await nursery.start(node.gossip.run)
             yield mesh
             nursery.cancel_scope.cancel()
-
-
-async def until(condition, seconds=5.0):
-    with trio.fail_after(seconds):
-        while not condition():
-            await trio.sleep(0.01)
 
 
 async def raw_stream(node, target):

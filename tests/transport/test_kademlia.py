@@ -32,6 +32,7 @@ from dht.record_store import Opened, RecordLimits
 from protocol.wire.errors import Code, RemoteError, malformed
 from protocol.wire.ids import peer_id_of
 from tests.sim.dht_network import answer_bytes, question_bytes
+from tests.waiting import until
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -106,14 +107,6 @@ async def silence(host):
             nursery.start_soon(conn.close)
 
 
-async def until(condition, seconds=5.0):
-    """Wait for `condition`, so many seconds of our own running time: what a busy or frozen machine takes does not count."""
-    turns = 0
-    while not condition():
-        assert (turns := turns + 1) <= 100 * seconds, "it did not come to be"
-        await trio.sleep(0.01)
-
-
 async def test_alone_a_record_is_kept_and_found_and_others_do_not_exist():
     async with nodes(1) as (one,):
         await one.kad.put_record("/swarmd/offer/a", b"mine")
@@ -143,7 +136,7 @@ async def test_two_peers_put_get_provide_and_find():
         assert await two.kad.get_record("/swarmd/offer/a") == b"value 2"
         with pytest.raises(TransportError, match="a better record stands"):
             await one.kad.put_record("/swarmd/offer/a", b"value 0")
-        one.kad.node.records.forget(b"/swarmd/offer/a")
+        one.kad.node.records._remove(b"/swarmd/offer/a")
         with pytest.raises(TransportError, match="none of 1 peers took"):
             await one.kad.put_record("/swarmd/offer/a", b"value 0")
         await one.kad.provide("/swarmd/model/m")
@@ -237,7 +230,7 @@ async def test_a_stock_node_and_ours_share_records_and_providers():
         await stock.put_value("/swarmd/b", b"stock")
         stock.value_store.store.pop(b"/swarmd/a")
         assert b"/swarmd/b" in ours.held
-        ours.kad.node.records.forget(b"/swarmd/b")
+        ours.kad.node.records._remove(b"/swarmd/b")
         stock.value_store.put(b"/swarmd/b", b"stock")
         assert await stock.get_value("/swarmd/a") == b"ours"
         assert await ours.kad.get_record("/swarmd/b") == b"stock"
@@ -325,7 +318,7 @@ async def test_a_put_says_how_many_hold_it_and_silence_is_neither_stored_nor_abs
             other.kad.node.responder.answer = hang_up
         with pytest.raises(TransportError, match="no peer took the record"):
             await one.kad.put_record("/swarmd/offer/b", b"v")
-        one.kad.node.records.forget(b"/swarmd/offer/a")
+        one.kad.node.records._remove(b"/swarmd/offer/a")
         with pytest.raises(TransportError, match="not known"):
             await one.kad.get_record("/swarmd/offer/a")
         with pytest.raises(TransportError, match="not known"):
