@@ -34,7 +34,7 @@ The public surface (wall times are unix milliseconds, `now` is the monotonic clo
         to leave: OwnOffer(sign_offer(withdraw(offer, wall), key), wall) and send the SendPresence it gives
 
     peer_cache.PeerCache(entries), .encode() -> bytes, peer_cache.decode_cache(raw) -> PeerCache,
-        .seen(peer, addresses, wall_ms) -> PeerCache, .forget(peer) -> PeerCache, .ordered() -> tuple[CachedPeer, ...]
+        .seen(peer, addresses, wall_ms) -> PeerCache, .ordered() -> tuple[CachedPeer, ...]
 
     grants.Mesh(name, founder, salt).id                  grants.Grant(mesh, serial, subject, rights, issued, expires)
     grants.verify_chain(mesh, chain, peer, wall_ms, revoked) -> Membership, raises RemoteError(refused)

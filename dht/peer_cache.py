@@ -46,10 +46,6 @@ class PeerCache:
         known[peer] = CachedPeer(peer, kept, first, wall_ms, times)
         return PeerCache(_bounded(known.values()))
 
-    def forget(self, peer: PeerId) -> "PeerCache":
-        """Without `peer`, such as one that is somebody else by now."""
-        return PeerCache(tuple(entry for entry in self.entries if entry.peer != peer))
-
     def ordered(self) -> tuple[CachedPeer, ...]:
         """Whom to try, in this order: the anchors, then whoever was reached latest."""
         anchors = _anchors(self.entries)

@@ -96,11 +96,6 @@ class RecordStore:
         """Under which names our own records stand."""
         return tuple(name for name, held in self._held.items() if held.sender is None)
 
-    def forget(self, name: bytes) -> None:
-        """Hold it no more."""
-        if name in self._held:
-            self._remove(name)
-
     def expire(self, wall: int) -> int:
         """Forget what is past its time; how many."""
         gone = [name for name, held in self._held.items() if held.opened.expires <= wall]

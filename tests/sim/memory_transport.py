@@ -26,12 +26,6 @@ from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import PeerId, peer_id_of
 from protocol.wire.limits import MAX_GOSSIP_BYTES, MAX_RECORD_BYTES
 
-RecordValidator = Callable[[str, bytes], bool]
-"""(key, value) -> whether a record may stand under that key."""
-
-RecordChooser = Callable[[str, Sequence[bytes]], int]
-"""(key, values) -> the index of the value that wins."""
-
 BUFFER_BYTES = 1 << 20
 RECEIVE_BYTES = 256 << 10
 CONNECT_SECONDS = 10.0
@@ -142,7 +136,7 @@ class MemoryStream:
 class MemoryMesh:
     """All peers of one test, and the switches that hurt them. Call it to add peers: `alice, bob = memory_mesh(2)`.
 
-    `latency` is one way, in seconds. `validator` and `chooser` guard the records as a strict DHT would.
+    `latency` is one way, in seconds.
     """
 
     nursery: trio.Nursery
@@ -151,8 +145,6 @@ class MemoryMesh:
     peers: dict[PeerId, "MemoryTransport"] = field(default_factory=dict)
     records: dict[str, bytes] = field(default_factory=dict)
     providers: dict[str, set[PeerId]] = field(default_factory=dict)
-    validator: RecordValidator | None = None
-    chooser: RecordChooser | None = None
     _cut: set[frozenset[PeerId]] = field(default_factory=set)
 
     def __call__(self, count: int, *, connected: bool = False) -> "list[MemoryTransport]":
@@ -388,11 +380,9 @@ class MemoryTransport:
 
     async def put_record(self, key: str, value: bytes) -> int:
         await self._dht_round_trip()
-        if len(value) > MAX_RECORD_BYTES or (self.mesh.validator is not None and not self.mesh.validator(key, value)):
+        if len(value) > MAX_RECORD_BYTES:
             raise TransportError("no peer would take the record")
-        standing = self.mesh.records.get(key)
-        if standing is None or self.mesh.chooser is None or self.mesh.chooser(key, [standing, value]) == 1:
-            self.mesh.records[key] = value
+        self.mesh.records[key] = value
         return len(self.mesh.peers) - 1
 
     async def get_record(self, key: str) -> bytes | None:

@@ -5,6 +5,7 @@ import trio
 import trio.testing
 
 from daemon.transport.interface import Stream, Transport, TransportError
+from protocol.wire.limits import MAX_RECORD_BYTES
 from tests.sim.memory_transport import BUFFER_BYTES, MemoryMesh
 
 
@@ -122,10 +123,9 @@ async def test_gossip_travels_through_peers_that_find_it_valid(
 
 async def test_records_and_providers_are_shared(memory_mesh: MemoryMesh) -> None:
     alice, bob = memory_mesh(2)
-    memory_mesh.validator = lambda key, value: value != b"junk"
     await alice.put_record("/swarmd/offer/x", b"one")
     with pytest.raises(TransportError):
-        await bob.put_record("/swarmd/offer/x", b"junk")
+        await bob.put_record("/swarmd/offer/x", bytes(MAX_RECORD_BYTES + 1))
     assert await bob.get_record("/swarmd/offer/x") == b"one"
     await alice.provide("/swarmd/model/m")
     assert await bob.find_providers("/swarmd/model/m") == {alice.peer_id: alice.addresses()}
