@@ -13,6 +13,7 @@ from dht.grants import MESH_NAME, Chain, Mesh, Rights, open_grant
 from dht.invites import KEY_BYTES, Entry, InviteBook
 from dht.offers import Address
 from dht.revocations import MAX_REVOCATION_BYTES, MAX_REVOCATIONS, RawRevocation
+from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerIdField
 
 MESH_NAME_FILE = "mesh.json"
@@ -49,7 +50,7 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def may_invite(self) -> bool:
-        """Whether our own grant lets us invite others; raises RemoteError where it is damaged."""
+        """Whether our own grant lets us invite others."""
         return not self.chain or open_grant(self.chain[-1]).grant.rights is Rights.INVITER
 
     def __repr__(self) -> str:
@@ -81,7 +82,15 @@ class MeshFolder:
     def read(self) -> Kept | None:
         """The folder's private mesh; None for the public one. Raises MeshFolderError."""
         raw = self._read(MESH_NAME_FILE, MAX_FILE_BYTES)
-        return None if raw is None else self._decode(MESH_NAME_FILE, raw, Kept)
+        if raw is None:
+            return None
+        kept = self._decode(MESH_NAME_FILE, raw, Kept)
+        try:
+            for grant in kept.chain:
+                open_grant(grant)
+        except RemoteError:
+            raise self._damaged(MESH_NAME_FILE) from None
+        return kept
 
     def write(self, kept: Kept) -> None:
         """Make the folder one of this mesh; raises OSError."""
@@ -135,5 +144,7 @@ class MeshFolder:
         try:
             return msgspec.json.decode(raw, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            path = self.folder / name
-            raise MeshFolderError(f"{path} is damaged; restore it from a copy, or join anew with another --data-dir") from None
+            raise self._damaged(name) from None
+
+    def _damaged(self, name: str) -> MeshFolderError:
+        return MeshFolderError(f"{self.folder / name} is damaged; restore it from a copy, or join anew with another --data-dir")

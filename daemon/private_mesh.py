@@ -73,7 +73,7 @@ class PrivateMesh:
     def __init__(
         self, folder: MeshFolder, kept: Kept, key: Ed25519PrivateKey, unix_ms: Callable[[], int], rng: Random
     ) -> None:
-        """Raises MeshFolderError or RemoteError where the folder's files are damaged."""
+        """`kept` is what the folder has; raises MeshFolderError where another file of it is damaged."""
         self.mesh: Mesh = kept.mesh
         self.me = peer_id_of(public_bytes(key))
         self.kept = kept

@@ -442,4 +442,7 @@ def test_a_damaged_or_open_mesh_file_is_one_sentence(box: Callable[[int], Box]) 
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(MeshFolderError, match="damaged"):
         founder.folder.read()
+    founder.folder.write(Kept("home", founder.peer_id, bytes(16), bytes(32), (b"no grant",)))
+    with pytest.raises(MeshFolderError, match="damaged"):
+        open_private_mesh(founder.folder.folder, founder.key, founder.clock, Random(1))
     assert "key" not in repr(Kept("home", PeerId(founder.peer_id), bytes(16), bytes(32)))
