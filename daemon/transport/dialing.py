@@ -51,17 +51,15 @@ class Dialing:
         seconds each would else never connect.
         """
         while True:
-            if live := self._live(peer_id):
+            live: list[INetConn] = self._swarm.live(peer_id)
+            if live:
                 return live
             dial = self._dials.get(peer_id) or self._begin(peer_id, first)
             await dial.changed.wait()
             if dial.won is not None:
                 return [dial.won]
-            if dial.error is not None and dial.answers_for.issuperset(first) and not self._live(peer_id):
+            if dial.error is not None and dial.answers_for.issuperset(first) and not self._swarm.live(peer_id):
                 raise dial.error
-
-    def _live(self, peer_id: ID) -> list[INetConn]:
-        return [conn for conn in self._swarm.connections.get(peer_id, []) if not conn.is_closed]
 
     def _watch(self, conn: INetConn, opened: bool) -> None:
         """Whoever waits for a dial is helped as well by a connection that the peer made meanwhile."""

@@ -166,16 +166,15 @@ class Libp2pTransport:
     def paths(self) -> Mapping[PeerId, Path]:
         """The best live path of every connected peer."""
         best: dict[PeerId, Path] = {}
-        for peer, connections in self._swarm.connections.items():
-            live = [conn for conn in connections if not conn.is_closed]
-            if live:
+        for peer in self._swarm.connections:
+            if live := self._swarm.live(peer):
                 best[PeerId(str(peer))] = _path(self._swarm.best(live), self._relayed_for.get(peer))
         return best
 
     def path(self, peer: PeerId) -> Path | None:
         """The best live path to one peer; None where it is not connected."""
         target = _library_id(peer)
-        live = self._live(target)
+        live = self._swarm.live(target)
         return _path(self._swarm.best(live), self._relayed_for.get(target)) if live else None
 
     def inbound_streams(self) -> Mapping[PeerId, int]:
@@ -235,7 +234,7 @@ class Libp2pTransport:
         if self.path(peer) is None:
             await self.connect(peer)
         payload = os.urandom(_PING_BYTES)
-        for conn in sorted(self._live(_library_id(peer)), key=self._swarm.preference, reverse=True):
+        for conn in sorted(self._swarm.live(_library_id(peer)), key=self._swarm.preference, reverse=True):
             if isinstance(conn.muxed_conn, MuxedConnection):
                 return await _round_trip(peer, conn.muxed_conn, payload, self._options.stream_open_timeout)
         raise TransportError(f"{short(peer)} is not connected")
@@ -253,10 +252,10 @@ class Libp2pTransport:
     async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
         """A new stream to `peer`, connecting first where needed; tries its paths in turn; raises TransportError."""
         target = _library_id(peer)
-        if not self._live(target):
+        if not self._swarm.live(target):
             await self.connect(peer)
         failure: TransportError | None = None
-        for conn in sorted(self._live(target), key=self._swarm.preference, reverse=True):
+        for conn in sorted(self._swarm.live(target), key=self._swarm.preference, reverse=True):
             muxed = conn.muxed_conn
             if not isinstance(muxed, MuxedConnection):
                 continue
@@ -270,9 +269,6 @@ class Libp2pTransport:
             except trio.TooSlowError:
                 failure = TransportError(f"{short(peer)} gave no answer on {protocol} in {self._options.stream_open_timeout:g} s")
         raise failure or TransportError(f"{short(peer)} is not connected")
-
-    def _live(self, peer: ID) -> list[INetConn]:
-        return [conn for conn in self._swarm.connections.get(peer, []) if not conn.is_closed]
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
         """Serve inbound streams of `protocol`; the stream is released once `handler` returns, and reset where it raises."""

@@ -166,7 +166,7 @@ class RelayService:
 
     def _udp_observers(self) -> list[tuple[str, int]]:
         """Relays and bootstraps answer questions over UDP on the number of their TCP port."""
-        connected = {peer for peer in self.keeping.configured if self._direct(peer)} | set(self.keeping.held)
+        connected = {peer for peer in self.keeping.configured if self._swarm.direct(peer)} | set(self.keeping.held)
         found = []
         for peer in connected:
             address = self.keeping.address_of(peer)
@@ -243,7 +243,7 @@ class RelayService:
         relay, relay_address = relay_of(text)
         if relay in (self._host.get_id(), peer):
             raise SwarmException("a relay is a third peer")
-        if not self._direct(relay):
+        if not self._swarm.direct(relay):
             await self.keeping.connect_from_listening_port(relay, relay_address)
         stream = await self._host.new_stream(relay, [HOP])
         try:
@@ -291,10 +291,6 @@ class RelayService:
         via = known[1][0] if known and known[1] else with_peer(without_peer(_remote_address(stream)), relay.to_base58())
         address = Multiaddr(f"{via}/p2p-circuit/p2p/{peer.to_base58()}")
         return RawConnection(_Circuit(stream), initiator, ConnectionType.RELAYED, [address])
-
-    def _direct(self, peer: ID) -> bool:
-        connections = self._swarm.get_connections(peer)
-        return any(not conn.is_closed and conn.get_connection_type() != ConnectionType.RELAYED for conn in connections)
 
 
 class _Circuit(ReadWriteCloser):

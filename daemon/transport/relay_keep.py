@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
+from weakref import WeakValueDictionary
 
 import trio
 from libp2p.abc import INetConn
@@ -62,7 +63,7 @@ class Reservations:
         self._known = {peer: _Known(address, True) for peer, address in map(relay_of, relays)}
         self._held: dict[ID, tuple[float, tuple[str, ...]]] = {}
         self._changed = trio.Event()
-        self._dialing: dict[ID, trio.Lock] = {}
+        self._dialing: WeakValueDictionary[ID, trio.Lock] = WeakValueDictionary()
         self.needed: Callable[[], bool] = lambda: False
         """Whether peers that volunteer are wanted: only where we cannot be reached otherwise."""
         self.swarm.watchers.append(self._watch)
@@ -146,7 +147,7 @@ class Reservations:
         return {relay for relay in self._held if self._silent(relay)}
 
     def _silent(self, relay: ID) -> bool:
-        direct = [conn.muxed_conn for conn in self.swarm.get_connections(relay) if not conn.is_closed]
+        direct = [conn.muxed_conn for conn in self.swarm.live(relay)]
         return bool(direct) and all(isinstance(muxed, MuxedConnection) and muxed.is_suspect for muxed in direct)
 
     def _ping_often(self, relay: ID) -> None:
@@ -196,7 +197,7 @@ class Reservations:
             return False
 
     def _rtt(self, peer: ID) -> float | None:
-        measured = [getattr(conn.muxed_conn, "rtt", None) for conn in self.swarm.get_connections(peer) if not conn.is_closed]
+        measured = [getattr(conn.muxed_conn, "rtt", None) for conn in self.swarm.live(peer)]
         known = [rtt for rtt in measured if rtt is not None]
         return min(known) if known else None
 
@@ -231,7 +232,7 @@ class Reservations:
         """
         lock = self._dialing.setdefault(peer, trio.Lock())
         async with lock:
-            if self._direct(peer):
+            if self.swarm.direct(peer):
                 return
             self._host.get_peerstore().add_addrs(peer, [address], _ADDRESS_LIFETIME)
             source = source_for(self.swarm, address)
@@ -281,16 +282,12 @@ class Reservations:
         name = PeerId(relay.to_base58())
         return tuple(dict.fromkeys(with_peer(without_peer(address), name) for address in found))[:_MAX_ADDRESSES_PER_RELAY]
 
-    def _direct(self, peer: ID) -> bool:
-        connections = self.swarm.get_connections(peer)
-        return any(not conn.is_closed and conn.get_connection_type() != ConnectionType.RELAYED for conn in connections)
-
     def _watch(self, conn: INetConn, opened: bool) -> None:
         peer = conn.muxed_conn.peer_id
         known = self._known.get(peer)
         if opened or known is None:
             self._wake()
-        elif not self._direct(peer):
+        elif not self.swarm.direct(peer):
             self._held.pop(peer, None)
             known.lost.set()
 

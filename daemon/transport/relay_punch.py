@@ -83,7 +83,7 @@ class Puncher:
         while peer not in self._under_way and self._relayed(peer) is not None:
             if self._may_start(peer):
                 await self._try(peer)
-            if self._direct(peer):
+            if self._swarm.direct(peer):
                 if peer not in self._retiring:
                     await self._retire_relayed(peer)
                 return  # were the direct path lost meanwhile, another search has begun
@@ -103,7 +103,7 @@ class Puncher:
             log.debug("no direct connection to %s: %r", peer, error)
         finally:
             self._under_way.discard(peer)
-        if self._direct(peer):
+        if self._swarm.direct(peer):
             self.succeeded += 1
         else:
             self.failed += 1
@@ -289,7 +289,7 @@ class Puncher:
 
     async def _until(self, peer: ID, *ways: Callable[[], Awaitable[None]]) -> None:
         """Go all these ways until a connection stands."""
-        if self._direct(peer):
+        if self._swarm.direct(peer):
             return
         now = trio.current_time()
         self._punching = {other: until for other, until in self._punching.items() if until > now}
@@ -335,7 +335,7 @@ class Puncher:
         return [Multiaddr(text) for text in ordered if (at := parse(text)) is not None and at.transport == "tcp"][:MAX_ADDRESSES]
 
     async def _until_direct(self, peer: ID, won: trio.CancelScope) -> None:
-        while not self._direct(peer):
+        while not self._swarm.direct(peer):
             await self._changed.wait()
         won.cancel()
 
@@ -354,7 +354,9 @@ class Puncher:
         """Look for another direct path where one is gone, as when the peer changed networks, and the relayed one stands."""
         peer = conn.muxed_conn.peer_id
         relayed = self._relayed(peer)
-        if conn.get_connection_type() == ConnectionType.RELAYED or self._direct(peer) or relayed is None or relayed.is_initiator:
+        if conn.get_connection_type() == ConnectionType.RELAYED or self._swarm.direct(peer):
+            return
+        if relayed is None or relayed.is_initiator:
             return
         if self.nursery is not None:
             self.nursery.start_soon(self.upgrade, peer)
@@ -365,9 +367,9 @@ class Puncher:
         try:
             await trio.sleep(self._options.relayed_grace)
             with trio.move_on_after(self._options.max_circuit_duration):
-                while self._direct(peer) and any(map(_in_use, self._all_relayed(peer))):  # noqa: ASYNC110 - seldom, not urgent
+                while self._swarm.direct(peer) and any(map(_in_use, self._all_relayed(peer))):  # noqa: ASYNC110 - seldom, not urgent
                     await trio.sleep(self._options.relayed_grace / 4)
-            if self._direct(peer):
+            if self._swarm.direct(peer):
                 for conn in self._all_relayed(peer):
                     await conn.close()
         finally:
@@ -379,10 +381,6 @@ class Puncher:
     def _relayed(self, peer: ID) -> MuxedConnection | None:
         live = [conn.muxed_conn for conn in self._all_relayed(peer) if not conn.is_closed]
         return next((muxed for muxed in live if isinstance(muxed, MuxedConnection)), None)
-
-    def _direct(self, peer: ID) -> list[INetConn]:
-        connections = self._swarm.get_connections(peer)
-        return [conn for conn in connections if not conn.is_closed and conn.get_connection_type() != ConnectionType.RELAYED]
 
 
 def _in_use(conn: INetConn) -> bool:

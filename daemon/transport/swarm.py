@@ -221,6 +221,14 @@ class HardenedSwarm(Swarm):
         # The stock method also starts the library's own reconnect policy; ours lives in the daemon.
         await self._notify("disconnected", conn)
 
+    def live(self, peer: ID) -> list[INetConn]:
+        """The connections to `peer` that are open."""
+        return [conn for conn in self.connections.get(peer, ()) if not conn.is_closed]
+
+    def direct(self, peer: ID) -> list[INetConn]:
+        """Those of them that no relay carries."""
+        return [conn for conn in self.live(peer) if conn.get_connection_type() != ConnectionType.RELAYED]
+
     def preference(self, conn: INetConn) -> tuple[bool, bool, bool, bool, float]:
         """Sort key, best last: alive, direct, TCP, dialed by the smaller peer id (so both sides agree), newest."""
         muxed = conn.muxed_conn
