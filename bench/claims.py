@@ -306,7 +306,7 @@ def as_table(found: dict[str, Any]) -> str:
         f"signatures checked, bare        {found['verify_per_s']:8.0f} /s   by libsodium, one core;"
         f" by OpenSSL: {found['verify_openssl_per_s']:.0f}",
         f"claims merged, all told         {found['merged_per_s']:8.0f} /s   {found['merge_share']:.0%} of bare (target 80%);"
-        f" {found['cpu_us']:.0f} us of CPU a claim on two cores",
+        f" {found['cpu_us']:.0f} us of CPU a claim, its check in a thread",
         f"loop late while merging         {found['stall_p99_ms']:8.1f} ms at p99, {found['stall_ms']:.1f} at most",
         f"score read at {found['claims']}          {found['score_us']:8.1f} us median (target 50);"
         f" {found['score_uncached_us']:.0f} us where the evidence of some hundred witnesses is weighed anew",
