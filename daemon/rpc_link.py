@@ -11,7 +11,7 @@ from math import inf
 import structlog
 import trio
 
-from daemon.transport.interface import PluggableStream, Stream, TransportError
+from daemon.transport.interface import PluggableStream, Stream, TransportError, WantsToSend
 from protocol.rpc import RpcMachine
 from protocol.rpc_events import (
     CallEnded,
@@ -45,7 +45,7 @@ class _Bell:
     def __init__(self) -> None:
         self._event = trio.Event()
 
-    def ring(self) -> None:
+    def ring(self, at_once: bool = False) -> None:
         self._event.set()
 
     async def wait(self) -> None:
@@ -127,7 +127,7 @@ class Link:
         self._nursery: trio.Nursery | None = None
         self._room = trio.lowlevel.ParkingLot()
         self._to_write = _Bell()
-        self._wake_writer: Callable[[], None] = self._to_write.ring
+        self._wake_writer: WantsToSend = self._to_write.ring
         self._is_rung = False
         self._rearm = _Bell()
         self._armed = inf
@@ -144,7 +144,7 @@ class Link:
                     self._nursery = nursery
                     if isinstance(self._stream, PluggableStream):
                         self._wake_writer = self._stream.plug(self._take, self._arrived)
-                        self._wake_writer()  # for what was queued before, also where it was rung for
+                        self._wake_writer(False)  # for what was queued before, also where it was rung for
                     else:
                         nursery.start_soon(self._write)
                     nursery.start_soon(self._keep_deadlines)
@@ -178,7 +178,7 @@ class Link:
         """Open a call; raises RemoteError(gone | overloaded | deadline)."""
         call = self._machine.start(new, now)
         inbox = self._inboxes[call] = Inbox()
-        self._ring()
+        self._ring(at_once=self._machine.open_calls == 1)
         self._check_timer(new.deadline)
         return call, inbox
 
@@ -226,7 +226,7 @@ class Link:
         if inbox.outcome is not None or not self.has_room(0):
             await self.wait_for_room(inbox)
         self._machine.end(call, body)
-        self._ring()
+        self._ring(at_once=not self._machine.open_calls)
 
     async def wait_for_room(self, inbox: Inbox | None = None, body_bytes: int = 0) -> None:
         """Wait while the link is full; raises RemoteError(gone) once it is closed, or what ended the call of `inbox`."""
@@ -298,16 +298,16 @@ class Link:
         except TransportError as error:
             self.close(str(error))
 
-    def _arrived(self, received: bytes) -> None:
+    def _arrived(self, received: bytes | memoryview) -> None:
         self._apply(self._machine.receive(received, trio.current_time()))
 
-    def _ring(self) -> None:
-        """Have the writer take what waits: once for all that was queued since it took the last."""
+    def _ring(self, at_once: bool = False) -> None:
+        """Have the writer take what waits: once for all that was queued since it took the last, or `at_once`."""
         if not self._is_rung:
             self._is_rung = True
-            self._wake_writer()
+            self._wake_writer(at_once)
 
-    def _take(self) -> bytes:
+    def _take(self) -> bytes | bytearray:
         self._is_rung = False
         batch = self._machine.take()
         if batch:
@@ -318,7 +318,7 @@ class Link:
         try:
             while True:
                 while batch := self._take():
-                    await self._stream.send_all(batch)
+                    await self._stream.send_all(bytes(batch))
                 await self._to_write.wait()
         except TransportError as error:
             self.close(str(error))

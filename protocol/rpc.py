@@ -42,9 +42,9 @@ from protocol.rpc_frames import (
     Packed,
     Request,
 )
-from protocol.rpc_packing import CAPABILITY, LEAST_BYTES, pack, unpack
+from protocol.rpc_packing import CAPABILITY, packed_frame, unpack
 from protocol.rpc_queue import Lane, SendQueue
-from protocol.wire.codec import FrameReader, Message, decoder, encode
+from protocol.wire.codec import FrameReader, Message, decoder, encode_frame
 from protocol.wire.errors import Code, LocalError, RemoteError
 from protocol.wire.limits import MAX_CHUNK_BYTES, MAX_FRAME_BYTES
 
@@ -86,7 +86,7 @@ class RpcMachine:
         self._request_bytes = 0
         self._growth = 0
         self._stray_allowance = 0
-        self._queue.push_urgent(encode(hello))
+        self._queue.push_urgent(encode_frame(hello))
 
     @property
     def wants_to_write(self) -> bool:
@@ -114,9 +114,12 @@ class RpcMachine:
         """Whether the open requests leave room for one of `body_bytes`; `start` refuses it otherwise."""
         return self._request_bytes + body_bytes <= MAX_OPEN_REQUEST_BYTES
 
-    def take(self) -> bytes:
+    def take(self) -> bytes | bytearray:
         """The next bytes to write, small frames first; b"" where nothing waits."""
-        return b"" if self.broken else b"".join(self._queue.batch())
+        if self.broken:
+            return b""
+        frames = self._queue.batch()
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     # Local inputs.
 
@@ -143,7 +146,7 @@ class RpcMachine:
             new.priority,
             new.traceparent[:MAX_TRACEPARENT_CHARS],
         )
-        self._queue.push(call, self._encoded(request), opens=True)
+        self._queue.push(call, self._framed(request), opens=True)
         return call.id
 
     def send_item(self, call_id: int, body: bytes) -> bool:
@@ -155,7 +158,7 @@ class RpcMachine:
         if call is None or call.credit < cost:
             return False
         call.credit -= cost
-        self._queue.push(call, self._encoded(Item(call_id, body)))
+        self._queue.push(call, self._framed(Item(call_id, body)))
         return True
 
     def end(self, call_id: int, body: bytes = b"") -> None:
@@ -165,7 +168,7 @@ class RpcMachine:
         call = self._sending(call_id)
         if call is not None:
             call.sent_end = True
-            self._queue.push(call, self._encoded(End(call_id, body)))
+            self._queue.push(call, self._framed(End(call_id, body)))
             if not self.opener:
                 self._close(call)
 
@@ -182,7 +185,7 @@ class RpcMachine:
             call.dropped = True
             if call.left:
                 self._stray_allowance += call.granted + MAX_FRAME_BYTES
-                self._queue.push_urgent(encode(Cancel(call_id)))
+                self._queue.push_urgent(encode_frame(Cancel(call_id)))
             self._close(call)
 
     def consumed(self, call_id: int, body_bytes: int) -> None:
@@ -198,7 +201,7 @@ class RpcMachine:
             allowance = call.unreported + growth
             call.granted += allowance
             call.unreported = 0
-            self._queue.push_urgent(encode(Credit(call_id, allowance)))
+            self._queue.push_urgent(encode_frame(Credit(call_id, allowance)))
 
     def lost(self, reason: str) -> list[Effect]:
         """The stream is gone: every open call fails with GONE."""
@@ -225,7 +228,7 @@ class RpcMachine:
 
     # Bytes from the peer.
 
-    def receive(self, received: bytes, now: float) -> list[Effect]:
+    def receive(self, received: bytes | memoryview, now: float) -> list[Effect]:
         """What the peer's bytes mean. A breach of the contract ends in LinkBroken, never in an exception."""
         if self.broken:
             return []
@@ -242,11 +245,9 @@ class RpcMachine:
             effects += self._break(breach, error.message)
         return effects
 
-    def _encoded(self, frame: Message) -> bytes:
-        raw = encode(frame)
-        if len(raw) < LEAST_BYTES or self.peer_hello is None or CAPABILITY not in self.peer_hello.capabilities:
-            return raw
-        return (self._packs() and pack(raw)) or raw
+    def _framed(self, message: Message) -> bytes | bytearray:
+        unpacks = self.peer_hello is not None and CAPABILITY in self.peer_hello.capabilities
+        return packed_frame(message, self._packs) if unpacks else encode_frame(message)
 
     def _unpacked(self, packed: Packed) -> tuple[Request | Item | End, int]:
         inner = _parse(unpack(packed)) if CAPABILITY in self.hello.capabilities else packed
@@ -377,7 +378,7 @@ class RpcMachine:
     def _fault(self, call: OpenCall, error: RemoteError) -> None:
         hint = None if error.retry_after is None else min(MAX_DEADLINE_MS, max(0, round(error.retry_after * 1000)))
         said = Fault(call.id, error.code.value, error.message[:MAX_FAULT_CHARS], hint)
-        self._queue.push(Lane() if call.dropped else call, encode(said))
+        self._queue.push(Lane() if call.dropped else call, encode_frame(said))
         self._close(call)
 
     def _close(self, call: OpenCall) -> None:

@@ -4,10 +4,11 @@ A frame is packed whole, for a side that named the capability in its Hello. Defl
 """
 
 import zlib
+from collections.abc import Callable
 from typing import Final
 
 from protocol.rpc_frames import MAX_PACKED_RATIO, Packed
-from protocol.wire.codec import encode
+from protocol.wire.codec import LENGTH_BYTES, Message, encode, encode_frame, frame
 from protocol.wire.errors import Code, RemoteError, malformed
 from protocol.wire.limits import MAX_FRAME_BYTES
 
@@ -24,7 +25,7 @@ _LEVEL = 1
 """Text shrinks to 0.36; level 3 takes twice the time for 0.33. bench/packing.py says on which lines it pays."""
 
 
-def pack(raw: bytes) -> bytes | None:
+def pack(raw: bytes | memoryview) -> bytes | None:
     """The encoding of the Packed frame that stands for the encoded frame `raw`; None where that is not worth it."""
     if len(raw) < LEAST_BYTES:
         return None
@@ -36,6 +37,15 @@ def pack(raw: bytes) -> bytes | None:
     if len(body) > _WORTH * len(raw) or len(body) * MAX_PACKED_RATIO < len(raw):
         return None
     return encode(Packed(len(raw), body))
+
+
+def packed_frame(message: Message, packs: Callable[[], bool]) -> bytes | bytearray:
+    """The frame of `message`, packed where that is worth it and `packs` says that the line is slow enough."""
+    framed = encode_frame(message)
+    if len(framed) < LEAST_BYTES or not packs():
+        return framed
+    packed = pack(memoryview(framed)[LENGTH_BYTES:])
+    return frame(packed) if packed else framed
 
 
 def unpack(packed: Packed) -> bytes:

@@ -77,14 +77,18 @@ class Stream(Protocol):
         """Drop both directions at once."""
 
 
+WantsToSend = Callable[[bool], None]
+
+
 @runtime_checkable
 class PluggableStream(Stream, Protocol):
     """A stream whose connection can move the bytes by itself, which saves two turns of the event loop each way."""
 
-    def plug(self, take: Callable[[], bytes], arrived: Callable[[bytes], None]) -> Callable[[], None]:
+    def plug(self, take: Callable[[], bytes | bytearray], arrived: Callable[[bytes | memoryview], None]) -> WantsToSend:
         """From now on hand what comes to `arrived`, and ask `take` for what to send, b"" for nothing, when there is room.
 
-        Returns what is to be called when `take` has something. Neither may wait, call back or raise. `receive_some` then tells
+        Returns what is to be called when `take` has something: with True where it will not have more soon, so that waiting for it
+        saves nothing. Neither may wait, call back or raise. `receive_some` then tells
         the end alone, and `send_all` must not be used.
         """
 

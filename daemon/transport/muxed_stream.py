@@ -26,16 +26,16 @@ class MuxedStream(IMuxedStream):
         self.owned = False
         """Whether the daemon itself uses it, and so the connection must not be closed under it."""
         self._connection = connection
-        self._buffer: deque[bytes | bytearray] = deque()
+        self._buffer: deque[bytes | bytearray | memoryview] = deque()
         self._readable = trio.Event()
         self._writable: trio.Event | None = None
         self._finished = self._was_reset = self._closed = self._handled = False
-        self._sink: Callable[[bytes], None] | None = None
-        self._source: Callable[[], bytes] | None = None
+        self._sink: Callable[[bytes | memoryview], None] | None = None
+        self._source: Callable[[], bytes | bytearray] | None = None
 
     # ---- told by the connection
 
-    def arrived(self, chunk: bytes) -> None:
+    def arrived(self, chunk: bytes | memoryview) -> None:
         if self._sink is not None:
             self._connection.taken(self.stream_id, len(chunk))
             self._sink(chunk)
@@ -95,7 +95,7 @@ class MuxedStream(IMuxedStream):
         if not self._connection.send(self.stream_id, data):
             raise MuxedStreamClosed("our direction is closed")
 
-    def plug(self, source: Callable[[], bytes], sink: Callable[[bytes], None]) -> None:
+    def plug(self, source: Callable[[], bytes | bytearray], sink: Callable[[bytes | memoryview], None]) -> None:
         """Hand what is here and what comes to `sink`; `pull` asks `source` for what to send."""
         self._source, self._sink = source, sink
         while self._buffer:
@@ -103,9 +103,9 @@ class MuxedStream(IMuxedStream):
             self._connection.consumed(self.stream_id, len(chunk))
             sink(chunk)
 
-    def wants_to_send(self) -> None:
-        """The source has something to send."""
-        self._connection.pull(self)
+    def wants_to_send(self, at_once: bool = False) -> None:
+        """The source has something to send: `at_once`, where it will not have more before the loop's next turn."""
+        self._connection.pull(self, at_once)
 
     def pull(self, room: int) -> bool:
         """Queue what the source has until `room` bytes wait; True where it may have more."""

@@ -19,9 +19,10 @@ from multiaddr import Multiaddr
 from daemon.transport.interface import PathKind
 from daemon.transport.muxed_stream import MuxedStream
 from daemon.transport.muxer_settings import MuxerSettings
-from daemon.transport.noise_session import CipherFault
+from daemon.transport.noise_session import CipherFault, NoiseSession
 from daemon.transport.yamux import Yamux
 from daemon.transport.yamux_frames import (
+    MESSAGE_BYTES,
     NORMAL,
     PROTOCOL_ERROR,
     Arrived,
@@ -169,15 +170,25 @@ class MuxedConnection(IMuxedConn):
         self._flush()
         return taken
 
-    def queue(self, stream_id: int, payload: bytes) -> bool:
+    def queue(self, stream_id: int, payload: bytes | bytearray) -> bool:
         """As `send`, by the writer itself, which need not be woken."""
         return self._machine.send(stream_id, payload)
 
-    def pull(self, stream: MuxedStream) -> None:
-        """Have the writer ask `stream` for what it has to send."""
+    def pull(self, stream: MuxedStream, at_once: bool = False) -> None:
+        """Have the writer ask `stream` for what it has to send; `at_once` does it without the writer, which saves a turn."""
         if not self.is_closed:
             self._pulled[stream] = None
-            self._kick.set()
+            if not (at_once and self._sent_without_the_writer()):
+                self._kick.set()
+
+    def _sent_without_the_writer(self) -> bool:
+        secured = self.secured_conn
+        if self._writing or not isinstance(secured, NoiseSession) or not secured.can_write_now:
+            return False
+        if batch := self._next_batch():
+            secured.write_now(batch)
+        self._settle()
+        return not self._pulled and not secured.unsent
 
     def taken(self, stream_id: int, size: int) -> None:
         """As `consumed`, for what the reader hands on itself: it tells the peer once, after all that came at once."""
@@ -285,7 +296,7 @@ class MuxedConnection(IMuxedConn):
 
     async def _write_loop(self) -> None:
         while True:
-            while batch := self._next_batch():
+            while (batch := self._next_batch()) or getattr(self.secured_conn, "unsent", b""):
                 self._settle()
                 if self.waiting:
                     self._wake_writers()
@@ -300,7 +311,7 @@ class MuxedConnection(IMuxedConn):
         for stream in tuple(self._pulled):
             if not stream.pull(BATCH_BYTES):
                 self._pulled.pop(stream, None)
-        return self._machine.take(BATCH_BYTES)
+        return self._machine.take(MESSAGE_BYTES)
 
     def _wake_writers(self) -> None:
         for stream in tuple(self.waiting):

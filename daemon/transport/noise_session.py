@@ -24,7 +24,7 @@ from libp2p.security.secure_session import SecureSession
 from multiaddr import Multiaddr
 
 from daemon.transport.addresses import remote_end
-from daemon.transport.tcp import plain_socket, receive, send_all
+from daemon.transport.tcp import plain_socket, receive, send_all, send_now
 from nat.addresses import multiaddr_of
 
 NOISE = PROTOCOL_ID
@@ -58,8 +58,8 @@ class Sealer:
             parts += (len(message).to_bytes(LENGTH_BYTES, "big"), message)
         return b"".join(parts)
 
-    def open(self, buffer: bytearray, plaintext: "deque[bytes]") -> None:
-        """Move every whole message of `buffer` to `plaintext`; raises CipherFault."""
+    def open(self, buffer: bytes, plaintext: "deque[bytes]") -> int:
+        """Open every whole message of `buffer` into `plaintext` and give their bytes' number; raises CipherFault."""
         start, end = 0, len(buffer)
         with memoryview(buffer) as view:
             while end - start >= LENGTH_BYTES:
@@ -73,7 +73,7 @@ class Sealer:
                 if opened:
                     plaintext.append(opened)
                 start = after
-        del buffer[:start]
+        return start
 
     def _next(self) -> bytes:
         nonce = self._nonce
@@ -98,8 +98,10 @@ class NoiseSession(BaseSession):
         self._sealer = Sealer(bytes(sending.k), sending.n)
         self._opener = Sealer(bytes(receiving.k), receiving.n)
         self._socket = plain_socket(raw)
-        self._received = bytearray()
+        self._rest = b""
         self._plaintext: deque[bytes] = deque()
+        self.unsent = b""
+        """Sealed, and left over by `write_now` to the next `write`."""
 
     async def read(self, n: int | None = None) -> bytes:
         """At most `n` bytes (None: one message), at least one; b"" once the peer has closed."""
@@ -107,8 +109,10 @@ class NoiseSession(BaseSession):
             received = await (self.raw.read(RECEIVE_BYTES) if self._socket is None else receive(self._socket, RECEIVE_BYTES))
             if not received:
                 return b""
-            self._received += received
-            self._opener.open(self._received, self._plaintext)
+            if self._rest:
+                received = self._rest + received
+            opened = self._opener.open(received, self._plaintext)
+            self._rest = received[opened:]
         taken = self._plaintext.popleft()
         if n is not None and n < len(taken):
             self._plaintext.appendleft(taken[n:])
@@ -122,9 +126,22 @@ class NoiseSession(BaseSession):
 
     async def write(self, data: bytes) -> None:
         """Seal and send `data`; a cancelled call leaves the connection unusable, so only the muxer's writer task calls it."""
+        if self.unsent and self._socket is not None:
+            unsent, self.unsent = self.unsent, b""
+            await send_all(self._socket, unsent)
         for start in range(0, len(data), WRITE_BYTES):
             sealed = self._sealer.seal(data[start : start + WRITE_BYTES] if len(data) > WRITE_BYTES else data)
             await (self.raw.write(sealed) if self._socket is None else send_all(self._socket, sealed))
+
+    @property
+    def can_write_now(self) -> bool:
+        """Whether `write_now` may be called while no `write` is under way."""
+        return self._socket is not None and not self.unsent
+
+    def write_now(self, data: bytes) -> None:
+        """Seal `data` and send what the kernel takes at once; the next `write` sends the rest, or finds what is wrong."""
+        assert self._socket is not None  # noqa: S101 - for the type checker
+        self.unsent = send_now(self._socket, self._sealer.seal(data))
 
     async def close(self) -> None:
         await self.raw.close()

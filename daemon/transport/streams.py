@@ -6,7 +6,7 @@ from typing import TypeVar
 import trio
 from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamEOF, MuxedStreamError
 
-from daemon.transport.interface import TransportError
+from daemon.transport.interface import TransportError, WantsToSend
 from daemon.transport.muxed_stream import MuxedStream
 from daemon.transport.muxer import MuxedConnection
 from protocol.wire.codec import FrameReader, decode
@@ -70,7 +70,7 @@ class Libp2pStream:
         except MuxedStreamError as error:
             raise TransportError(f"the stream to {short(self._peer)} broke: {error}") from None
 
-    def plug(self, take: Callable[[], bytes], arrived: Callable[[bytes], None]) -> Callable[[], None]:
+    def plug(self, take: Callable[[], bytes | bytearray], arrived: Callable[[bytes | memoryview], None]) -> WantsToSend:
         """Have the connection move the bytes by itself: see `daemon.transport.interface.PluggableStream`."""
         early, self._early = self._early, b""
         if early:

@@ -94,3 +94,11 @@ async def send_all(sock: "trio.socket.SocketType", payload: bytes) -> None:
             view = view[os.write(sock.fileno(), view) :]
         except BlockingIOError:
             await trio.lowlevel.wait_writable(sock.fileno())
+
+
+def send_now(sock: "trio.socket.SocketType", payload: bytes) -> bytes:
+    """Give the kernel what it takes of `payload` without waiting; returns the rest, also where the socket is broken."""
+    try:
+        return payload[os.write(sock.fileno(), payload) :]
+    except OSError:
+        return payload

@@ -15,6 +15,7 @@ from daemon.transport.yamux_frames import (
     HEADER,
     HEADER_BYTES,
     INITIAL_WINDOW,
+    LEAST_ROOM,
     MAX_BODY,
     MAX_CONTROL_FRAMES,
     MAX_DRAINED,
@@ -45,7 +46,7 @@ class _Stream:
     def __init__(self, stream_id: int, inbound: bool) -> None:
         self.id = stream_id
         self.inbound = inbound
-        self.pending: deque[bytes | memoryview] = deque()
+        self.pending: deque[bytes | bytearray | memoryview] = deque()
         self.pending_bytes = 0
         self.send_window = INITIAL_WINDOW
         self.granted = INITIAL_WINDOW
@@ -93,7 +94,7 @@ class Yamux:
         while at < end:
             if self._body_left:
                 size = min(self._body_left, end - at)
-                self._body(view[at : at + size], effects)
+                self._body(view[at : at + size], end, effects)
                 at += size
                 continue
             if end - at < HEADER_BYTES:
@@ -158,7 +159,7 @@ class Yamux:
         else:
             self._end_flags(stream, flags, effects)
 
-    def _body(self, part: memoryview, effects: list[Effect]) -> None:
+    def _body(self, part: memoryview, whole: int, effects: list[Effect]) -> None:
         self._body_left -= len(part)
         stream = self._body_stream
         if stream is not None and self._streams.get(stream.id) is stream:
@@ -167,7 +168,8 @@ class Yamux:
             else:
                 stream.held += len(part)
                 self.held += len(part)
-                effects.append(Arrived(stream.id, bytes(part)))
+                # A view keeps all of the message: only where it is most of it, or what is held would not be what is counted.
+                effects.append(Arrived(stream.id, part if 2 * len(part) > whole else bytes(part)))
         if not self._body_left:
             self._body_stream = None
             if stream is not None:
@@ -213,7 +215,7 @@ class Yamux:
         self._control.append(HEADER.pack(0, WINDOW_UPDATE, SYN, stream_id, 0))
         return stream_id
 
-    def send(self, stream_id: int, payload: bytes) -> bool:
+    def send(self, stream_id: int, payload: bytes | bytearray) -> bool:
         """Queue all of `payload`; False where our direction is over."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.fin_wanted:
@@ -296,25 +298,25 @@ class Yamux:
 
     def take(self, limit: int) -> bytes:
         """About `limit` bytes for the wire: control frames, then the streams in turn, so that none waits for another's bulk."""
-        parts: list[bytes | memoryview] = list(self._control)
+        parts: list[bytes | bytearray | memoryview] = list(self._control)
         self._control.clear()
-        size = len(parts) * HEADER_BYTES
-        while self._ready and size < limit:
+        room = max(limit - (len(parts) + 1) * HEADER_BYTES, LEAST_ROOM)
+        while self._ready and room >= LEAST_ROOM:
             stream = self._ready.popleft()
             if self._streams.get(stream.id) is not stream or not stream.pending:
                 continue
-            length = min(stream.pending_bytes, stream.send_window, FRAME_BYTES)
+            length = min(stream.pending_bytes, stream.send_window, FRAME_BYTES, room)
             stream.send_window -= length
             parts.append(HEADER.pack(0, DATA, 0, stream.id, length))
             self._cut(stream, length, parts)
-            size += HEADER_BYTES + length
+            room -= HEADER_BYTES + length
             if not stream.pending and stream.fin_wanted:
                 self._send_fin(stream, parts)
             elif stream.pending and stream.send_window:
                 self._ready.append(stream)
         return b"".join(parts)
 
-    def _cut(self, stream: _Stream, length: int, parts: list[bytes | memoryview]) -> None:
+    def _cut(self, stream: _Stream, length: int, parts: list[bytes | bytearray | memoryview]) -> None:
         stream.pending_bytes -= length
         while length:
             body = stream.pending.popleft()
@@ -325,7 +327,7 @@ class Yamux:
             length -= len(body)
             parts.append(body)
 
-    def _send_fin(self, stream: _Stream, parts: list[bytes | memoryview] | None = None) -> None:
+    def _send_fin(self, stream: _Stream, parts: list[bytes | bytearray | memoryview] | None = None) -> None:
         fin = HEADER.pack(0, WINDOW_UPDATE, FIN, stream.id, 0)
         if parts is None:
             self._control.append(fin)

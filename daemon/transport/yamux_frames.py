@@ -21,6 +21,12 @@ MAX_BODY = 16 << 20
 FRAME_BYTES = 65535 - 16 - HEADER_BYTES
 """Largest DATA body that fits one Noise message (65535 bytes with a 16-byte tag) together with its header."""
 
+MESSAGE_BYTES = HEADER_BYTES + FRAME_BYTES
+"""What is framed at once: one Noise message, which is sealed and sent as it is."""
+
+LEAST_ROOM = 4096
+"""Room that is too little for the next frame: cut less often."""
+
 MAX_CONTROL_FRAMES = 4096
 """Unsent replies to a peer: one that asks without end and never reads is cut off at 48 KiB of them."""
 
@@ -38,7 +44,7 @@ class Arrived(msgspec.Struct, frozen=True, gc=False):
     """Bytes for a stream; `consumed` gives their window back."""
 
     stream: int
-    chunk: bytes
+    chunk: bytes | memoryview
 
 
 class Finished(msgspec.Struct, frozen=True, gc=False):

@@ -59,6 +59,17 @@ def decode(kind: type[T], raw: bytes | memoryview, limit: int = MAX_FRAME_BYTES)
     return decoder(kind, limit)(raw)
 
 
+def encode_frame(value: object) -> bytes | bytearray:
+    """`frame(encode(value))`, which a big value comes out of without a second copy of it; raises RemoteError(oversized)."""
+    raw = bytearray(LENGTH_BYTES)
+    _encoder.encode_into(value, raw, LENGTH_BYTES)
+    size = len(raw) - LENGTH_BYTES
+    if size > MAX_FRAME_BYTES:
+        raise RemoteError(Code.OVERSIZED, f"a frame of {size} bytes where {MAX_FRAME_BYTES} are allowed")
+    _LENGTH.pack_into(raw, 0, size)
+    return raw
+
+
 def frame(payload: bytes) -> bytes:
     """`payload` behind its length (4 bytes, big endian)."""
     if len(payload) > MAX_FRAME_BYTES:
@@ -71,11 +82,11 @@ class FrameReader:
 
     def __init__(self, limit: int = MAX_FRAME_BYTES) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._have = 0
         self._need = LENGTH_BYTES
 
-    def feed(self, received: bytes) -> list[memoryview]:
+    def feed(self, received: bytes | memoryview) -> list[memoryview]:
         """The frames completed by `received`; raises RemoteError(oversized) as soon as a length claims more than the limit."""
         self._parts.append(received)
         self._have += len(received)

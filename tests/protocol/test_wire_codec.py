@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.job import Job, Role, Sampling, Turn, check_job
-from protocol.wire.codec import FrameReader, Message, decode, encode, frame
+from protocol.wire.codec import FrameReader, Message, decode, encode, encode_frame, frame
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.limits import MAX_FRAME_BYTES, MAX_PROMPT_BYTES
 
@@ -48,6 +48,13 @@ def test_our_own_frame_is_bounded_too() -> None:
     assert len(frame(bytes(MAX_FRAME_BYTES))) == MAX_FRAME_BYTES + 4
     with pytest.raises(RemoteError):
         frame(bytes(MAX_FRAME_BYTES + 1))
+    with pytest.raises(RemoteError):
+        encode_frame(bytes(MAX_FRAME_BYTES))
+
+
+@given(st.binary(max_size=70_000))
+def test_a_value_framed_as_it_is_encoded_is_the_frame_of_its_encoding(value: bytes) -> None:
+    assert encode_frame(value) == frame(encode(value))
 
 
 def test_an_appended_field_is_ignored_by_old_readers_and_defaulted_by_new_ones() -> None:

@@ -1,22 +1,30 @@
 """The Noise transport phase: any cut of the wire gives the same plaintext, and one wrong byte gives none."""
 
 from collections import deque
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+from libp2p.security.secure_session import SecureSession
 
-from daemon.transport.noise_session import MAX_PLAINTEXT, CipherFault, Sealer
+from daemon.transport.noise_session import MAX_PLAINTEXT, CipherFault, NoiseSession, Sealer
 
 KEY = bytes(range(32))
 
 
 def opened(opener: Sealer, wire: bytes, cut: int) -> bytes:
-    received, plaintext = bytearray(), deque[bytes]()
+    rest, plaintext = b"", deque[bytes]()
     for at in range(0, len(wire), cut):
-        received += wire[at : at + cut]
-        opener.open(received, plaintext)
-    assert not received
+        received = rest + wire[at : at + cut]
+        rest = received[opener.open(received, plaintext) :]
+    assert not rest
     return b"".join(plaintext)
 
 
@@ -42,13 +50,13 @@ def test_nonces_count_up_so_that_no_message_can_be_replayed() -> None:
     assert first != second
     assert opened(opener, first, 100) == b"a"
     with pytest.raises(CipherFault):
-        opener.open(bytearray(first), deque())
+        opener.open(first, deque())
 
 
 @pytest.mark.parametrize("wire", [b"\x00\x00", b"\x00\x05hello", b"\x00\x40" + b"z" * 64], ids=["empty", "short", "random"])
 def test_what_does_not_authenticate_is_a_fault(wire: bytes) -> None:
     with pytest.raises(CipherFault):
-        Sealer(KEY, 0).open(bytearray(wire), deque())
+        Sealer(KEY, 0).open(wire, deque())
 
 
 @pytest.mark.parametrize("position", [2, 10, -1])
@@ -56,11 +64,56 @@ def test_one_flipped_bit_is_a_fault(position: int) -> None:
     wire = bytearray(Sealer(KEY, 0).seal(b"the quick brown fox"))
     wire[position] ^= 1
     with pytest.raises(CipherFault):
-        Sealer(KEY, 0).open(wire, deque())
+        Sealer(KEY, 0).open(bytes(wire), deque())
 
 
 def test_an_unfinished_message_waits() -> None:
-    received, plaintext = bytearray(Sealer(KEY, 0).seal(b"hello")[:-1]), deque[bytes]()
-    Sealer(KEY, 0).open(received, plaintext)
+    received, plaintext = Sealer(KEY, 0).seal(b"hello")[:-1], deque[bytes]()
+    assert Sealer(KEY, 0).open(received, plaintext) == 0
     assert not plaintext
-    assert received
+
+
+def side(sock: "trio.socket.SocketType", keys: tuple[bytes, bytes]) -> NoiseSession:
+    """The transport phase over a real socket, as a handshake would have left it."""
+    sending, receiving = (SimpleNamespace(k=key, n=0) for key in keys)
+    protocol = SimpleNamespace(cipher_state_encrypt=sending, cipher_state_decrypt=receiving)
+    conn = SimpleNamespace(noise_state=SimpleNamespace(noise_protocol=protocol))
+    keypair = create_new_key_pair(bytes(32))
+    handshaken = SimpleNamespace(
+        local_peer=ID.from_pubkey(keypair.public_key),
+        local_private_key=keypair.private_key,
+        remote_peer=ID.from_pubkey(keypair.public_key),
+        remote_permanent_pubkey=keypair.public_key,
+        is_initiator=True,
+        conn=conn,
+    )
+    raw = RawConnection(TrioTCPStream(trio.SocketStream(sock)), True)
+    return NoiseSession(cast("SecureSession", handshaken), raw)
+
+
+async def test_what_the_kernel_does_not_take_at_once_leaves_with_the_next_write_and_in_order() -> None:
+    async with trio.open_nursery() as nursery:
+        listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+        near = trio.socket.socket()
+        await near.connect(listener.socket.getsockname())
+        far = (await listener.accept()).socket
+        ours, theirs = side(near, (KEY, KEY[::-1])), side(far, (KEY[::-1], KEY))
+        sent = b""
+        while ours.can_write_now:
+            message = len(sent).to_bytes(4, "big") * 10_000
+            ours.write_now(message)
+            sent += message
+        assert ours.unsent, "the kernel takes all that it is given"
+        sent += b"the last"
+        nursery.start_soon(ours.write, b"the last")
+        received = b""
+        while len(received) < len(sent):
+            received += await theirs.read()
+        assert received == sent
+        assert ours.can_write_now
+        await ours.close()
+        ours.write_now(b"into the void")
+        with pytest.raises((OSError, trio.ClosedResourceError)):
+            await ours.write(b"")
+        await theirs.close()
+        await listener.aclose()

@@ -15,6 +15,7 @@ from daemon.transport.yamux_frames import (
     INITIAL_WINDOW,
     MAX_CONTROL_FRAMES,
     MAX_DRAINED,
+    MESSAGE_BYTES,
     PING,
     RST,
     SYN,
@@ -322,3 +323,27 @@ def test_everything_sent_arrives_once_and_in_order(writes: list[tuple[int, int]]
     assert got == expected
     assert finished == set(expected)
     assert theirs.held == 0
+
+
+def test_what_is_taken_at_once_is_one_noise_message_whatever_leads_it() -> None:
+    ours, theirs = client(), server()
+    stream = ours.open()
+    assert stream is not None
+    ours.send(stream, bytes(200_000))
+    ours.ping(7)
+    sizes = []
+    while batch := ours.take(MESSAGE_BYTES):
+        sizes.append(len(batch))
+        theirs.receive(batch)
+    assert max(sizes) <= MESSAGE_BYTES
+    assert sizes[:3] == [MESSAGE_BYTES] * 3
+    assert theirs.held == 200_000
+
+
+def test_a_small_chunk_never_keeps_the_message_that_brought_it() -> None:
+    theirs = server()
+    message = syn(1) + data(1, bytes(100)) + b"".join(frame(PING, ACK, 0, 0) for _ in range(100)) + data(1, bytes(2000))
+    small, big = (effect.chunk for effect in theirs.receive(message) if isinstance(effect, Arrived))
+    assert isinstance(small, bytes)
+    assert isinstance(big, memoryview)
+    assert (small, big) == (bytes(100), bytes(2000))
