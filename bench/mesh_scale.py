@@ -35,6 +35,13 @@ MODELS = 50
 NOTE = "x" * 560
 """A signed offer has about 570 bytes."""
 
+SETTLED_SECONDS = 900.0
+"""Without lookups: within them each peer refreshes its table and says its own again, as in any mesh that is not all new."""
+
+CHURN_SECONDS = {10_000: 600.0}
+"""Of churn before the lookups under it, 1,800 where nothing is said: a table asks its silent entries after 600 s, and then it has
+as many dead ones as it ever will."""
+
 PROGRESS_SECONDS = 15.0
 """Between two lines on stderr, by the real clock."""
 
@@ -213,13 +220,13 @@ def measure(seed: int, peers: int, lookups: int) -> Row:
     row.join = {"cpu_s": round(time.process_time() - begun, 1), "table": median(tables), "table_least": min(tables)}
     row.join["estimate"] = round(median(estimates), 2)
     mesh.doing = "idle"
-    row.traffic = traffic(mesh, 900.0 if peers <= 1_000 else 300.0)
+    row.traffic = traffic(mesh, SETTLED_SECONDS)
     mesh.doing = "looking up in peace"
     row.get = mesh.sample(lookups, mesh.get).figures()
     row.find = mesh.sample(lookups // 4, mesh.find).figures()
     row.absent = mesh.sample(lookups // 10, mesh.miss).figures()
     mesh.doing = "peers are replaced"
-    seconds = 1800.0 if peers <= 1_000 else 600.0
+    seconds = CHURN_SECONDS.get(peers, 1800.0)
     mesh.churn(seconds + lookups / LOOKUP_RATE)
     mesh.net.run(mesh.net.now + seconds)
     row.churn = mesh.sample(lookups, mesh.get).figures()

@@ -68,8 +68,9 @@ DRAIN_SECONDS = 20.0
 RELAY_SECONDS = 3.0
 """How long a peer that listens nowhere waits for its first relay before it says that it is ready."""
 
-Ready = Callable[[Sequence[str], str], None]
-"""(addresses to give to others, URL of the OpenAI endpoint or ""), called once when the daemon can answer."""
+Ready = Callable[[Sequence[str], str, str, bool], None]
+"""(addresses to give to others, URL of the OpenAI endpoint or "", name of the private mesh or "", whether we may invite into it),
+called once when the daemon can answer."""
 
 
 def run(loaded: Loaded, ready: Ready) -> int:
@@ -208,7 +209,9 @@ class Node:
                 while not self._transport.addresses():  # noqa: ASYNC110 - once, at start
                     await trio.sleep(0.05)
         collector.settle()
-        self._ready(self._transport.addresses(), self._life.api_url)
+        kept = self._mesh.kept if self._mesh is not None else None
+        mesh, may_invite = (kept.name, kept.may_invite) if kept is not None else ("", False)
+        self._ready(self._transport.addresses(), self._life.api_url, mesh, may_invite)
 
     async def _open_api(self, nursery: trio.Nursery) -> HttpServer:
         config = self._config

@@ -54,12 +54,12 @@ def network_of(addresses: Iterable[str]) -> Network | None:
     return None
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=2048)
 def _place_of_peer(peer: PeerId) -> int:
     return place_of(name_of_peer(peer))
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=2048)
 def _network(address: str) -> Network | None:
     parts = address.split("/")
     if "p2p-circuit" in parts:

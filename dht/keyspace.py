@@ -21,7 +21,7 @@ def place_of(name: bytes) -> int:
     return int.from_bytes(hashlib.sha256(name).digest(), "big")
 
 
-@lru_cache(maxsize=16384)  # the same few hundred peers are in every reply
+@lru_cache(maxsize=2048)  # the same few hundred peers are in every reply
 def name_of_peer(peer: PeerId) -> bytes:
     """The binary id of a peer; raises RemoteError(malformed) where it is no Ed25519 identity."""
     return _IDENTITY + public_key_of(peer)

@@ -30,6 +30,11 @@ from protocol.wire.ids import PeerId
 UNKNOWN, SOONEST = 0.15, 0.03
 """Seconds after which a wanted answer is looked for elsewhere too: while none has come, and at least."""
 
+SPARE = 1
+"""Of those that should have the answer, so many more are asked at once than are wanted: else the slowest of them decides how
+long a lookup takes. Measured at 1,000 peers, with 0, 1, 2 and no bound: 192, 172, 175, 162 ms (p99) for 10.2, 10.8, 11.7, 15.3
+questions."""
+
 PART_BITS = 3
 HELPERS = 2
 SCANS = 2
@@ -94,7 +99,7 @@ class Lookup:
     def _begin(self, starts: tuple[Contact, ...]) -> None:
         self._paths = [Path() for _ in range(min(self.config.paths, max(1, len(starts))))]
         for index, contact in enumerate(starts):
-            self._learn(self._paths[index % len(self._paths)], contact, 1, None)
+            self._learn(self._paths[index % len(self._paths)], (contact,), 1, None)
 
     def _answered(self, peer: PeerId, closer: tuple[Contact, ...], useful: bool, now: float) -> list[Effect]:
         candidate = self._candidates.get(peer)
@@ -116,8 +121,7 @@ class Lookup:
             candidate.helping -= 1
             self._outside.pop(peer, None)
         if candidate.hop < self.config.hops:
-            for contact in closer[: self.config.reply]:
-                self._learn(path, contact, candidate.hop + 1, candidate)
+            self._learn(path, closer[: self.config.reply], candidate.hop + 1, candidate)
         return self._advance([path] if self._lacking is lacking else self._paths, now)
 
     def _not_answered(self, peer: PeerId, now: float) -> list[Effect]:
@@ -141,20 +145,23 @@ class Lookup:
         if candidate in path.busy:
             path.busy.remove(candidate)
 
-    def _learn(self, path: Path, contact: Contact, hop: int, by: Candidate | None) -> None:
-        candidate = self._candidates.get(contact.peer)
-        if candidate is None:
-            if contact.peer == self._me:
-                return
-            candidate = Candidate(contact, contact.place ^ self.place, hop, by)
-            candidate.silent = contact.peer in self._silent
-            self._candidates[contact.peer] = candidate
-        else:
-            if by is not None and len(candidate.by) < 8 and by not in candidate.by:
-                candidate.by.append(by)
-            if hop < candidate.hop and candidate.state == FRESH:
-                candidate.hop = hop
-        path.learn(candidate)
+    def _learn(self, path: Path, contacts: Iterable[Contact], hop: int, by: Candidate | None) -> None:
+        candidates, known = self._candidates, path.peers  # each answer names twenty, most of them again
+        for contact in contacts:
+            peer = contact.peer
+            candidate = candidates.get(peer)
+            if candidate is None:
+                if peer == self._me:
+                    continue
+                candidate = candidates[peer] = Candidate(contact, contact.place ^ self.place, hop, by)
+                candidate.silent = peer in self._silent
+            else:
+                if by is not None and len(candidate.by) < 8 and by not in candidate.by:
+                    candidate.by.append(by)
+                if hop < candidate.hop and candidate.state == FRESH:
+                    candidate.hop = hop
+            if peer not in known:
+                path.learn(candidate)
 
     # ---- whom to ask
 
@@ -179,9 +186,9 @@ class Lookup:
 
     def _ask_on(self, path: Path, now: float, most: int = MAX_KNOWN) -> list[Effect]:
         asks: list[Effect] = []
-        held = sum(now - candidate.asked_at < self.config.slow for candidate in path.busy)
+        held = len([1 for candidate in path.busy if now - candidate.asked_at < self.config.slow])
         while held < self.config.parallel and self._asked < self.config.queries and len(asks) < most:
-            candidate = next((c for c in path.near(self.config.width) if c.state == FRESH), None)
+            candidate = path.next(self.config.width)
             if candidate is None or (candidate.distance < self._radius and not self._wanting(now)):
                 break
             path.busy.append(candidate)
@@ -195,7 +202,7 @@ class Lookup:
         if self._lacking or missing <= 0:  # none is wanted, or those that came are of too few paths or networks
             return True
         late = now - self._soon()
-        return sum(c.distance < self._radius and c.asked_at > late for c in self._outside.values()) < missing
+        return len([1 for c in self._outside.values() if c.distance < self._radius and c.asked_at > late]) < missing + SPARE
 
     def _soon(self) -> float:
         """Within how many seconds an answer is likely, going by those that came."""
@@ -220,7 +227,7 @@ class Lookup:
             return []
         asks: list[Effect] = []
         for number, contact in enumerate(self._elders):
-            self._learn(self._paths[number % len(self._paths)], contact, 1, None)
+            self._learn(self._paths[number % len(self._paths)], (contact,), 1, None)
             candidate = self._candidates.get(contact.peer)
             if candidate is not None and candidate.state == FRESH and self._asked < self.config.queries:
                 asks.append(self._ask(candidate, number % len(self._paths), now))

@@ -1,7 +1,6 @@
 """What a lookup knows on each path: who was named, by whom, and what came of asking. Decides who of them is worth asking."""
 
 from bisect import insort
-from collections.abc import Iterator
 
 from dht.contacts import Contact
 from protocol.wire.ids import PeerId
@@ -54,28 +53,28 @@ class Path:
         self.busy: list[Candidate] = []
 
     def learn(self, candidate: Candidate) -> None:
-        """Keep a peer in mind while it is among the nearest."""
-        peer = candidate.contact.peer
-        if peer in self.peers or (len(self.known) >= MAX_KNOWN and candidate.distance >= self.known[-1][0]):
+        """Keep a peer in mind that is not yet, while it is among the nearest."""
+        if len(self.known) >= MAX_KNOWN and candidate.distance >= self.known[-1][0]:
             return
-        self.peers.add(peer)
+        self.peers.add(candidate.contact.peer)
         insort(self.known, (candidate.distance, id(candidate), candidate))
         for _, _, farthest in self.known[MAX_KNOWN:]:
             self.peers.discard(farthest.contact.peer)
         del self.known[MAX_KNOWN:]
 
-    def near(self, width: int) -> Iterator[Candidate]:
-        """The `width` nearest that should be asked: living, not too many of one network; whom only liars named comes last."""
+    def next(self, width: int) -> Candidate | None:
+        """Whom to ask next of the `width` nearest: living, not too many of one network; whom only liars named comes last."""
         narrow, wide = dict[str, int](), dict[str, int]()  # a Counter costs a tenth of a whole lookup here
-        doubtful: list[Candidate] = []
+        doubtful: Candidate | None = None
         left = width
         for _, _, candidate in self.known:
             if left == 0:
-                return
-            if candidate.state == FAILED:
+                return None
+            state = candidate.state
+            if state == FAILED:
                 continue
-            if candidate.state == FRESH and candidate.doubtful():
-                doubtful.append(candidate)
+            if state == FRESH and candidate.doubtful():
+                doubtful = doubtful or candidate
                 continue
             network = candidate.contact.network
             if network is not None:
@@ -83,6 +82,7 @@ class Path:
                 if beside >= NARROW or around >= WIDE:
                     continue
                 narrow[network.narrow], wide[network.wide] = beside + 1, around + 1
+            if state == FRESH:
+                return candidate
             left -= 1
-            yield candidate
-        yield from doubtful[:left]
+        return doubtful if left else None

@@ -44,7 +44,8 @@ class Node:
                 starts.setdefault(contact.peer, contact)
         begin = tuple(starts.values())[: config.width]
         elders = self.table.elders(config.elders // 2, starts)
-        rest = [contact for contact in self.table if contact.peer not in starts and contact not in elders]
+        listed = {*starts, *(contact.peer for contact in elders)}
+        rest = [contact for contact in self.table if contact.peer not in listed]
         elders += self._rng.sample(rest, min(config.elders - len(elders), len(rest)))
         bits = self.density.region_bits(config.region)
         return Lookup(self.me.peer, place, bits, self._rng, config), Begin(begin, tuple(elders), self._silent)

@@ -52,7 +52,7 @@ class Responder:
     def _closer(self, name: bytes, asker: Contact, named: bool = False) -> tuple[Contact, ...]:
         """The nearest in the table but the asker; `named`: whoever is looked for by its own id is told of itself as well."""
         closest = self.table.closest(place_of(name), NAMED + 1)
-        closer = tuple(contact for contact in closest if contact.peer != asker.peer)[:NAMED]
+        closer = tuple([contact for contact in closest if contact.peer != asker.peer][:NAMED])
         itself = named and closest and closest[0].peer == asker.peer and name_of_peer(asker.peer) == name
         return (closest[0], *closer) if itself else closer
 

@@ -4,7 +4,6 @@ Only an answer of its own gives a peer a place. A place is lost by not answering
 fresh identities fills what is empty, as far as one network may.
 """
 
-from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -55,10 +54,15 @@ class Entry:
 
 
 class _Bucket:
-    __slots__ = ("entries", "waiting")
+    """Its entries, and of them what each question wants at once: the contacts in a row, and how many are of each network."""
+
+    __slots__ = ("contacts", "entries", "narrow", "waiting", "wide")
 
     def __init__(self) -> None:
         self.entries: dict[PeerId, Entry] = {}
+        self.contacts: list[Contact] = []
+        self.narrow: dict[str, int] = {}
+        self.wide: dict[str, int] = {}
         self.waiting: dict[PeerId, Contact] = {}
 
 
@@ -70,8 +74,8 @@ class Table:
         self.config = config or TableConfig()
         self._entries: dict[PeerId, Entry] = {}
         self._buckets: dict[int, _Bucket] = {}
-        self._narrow: Counter[str] = Counter()
-        self._wide: Counter[str] = Counter()
+        self._narrow: dict[str, int] = {}
+        self._wide: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -99,8 +103,8 @@ class Table:
         if entry is not None:
             if entry.contact.network == contact.network:
                 entry.proven = now
-                if contact.addresses:
-                    entry.contact = contact
+                if contact.addresses and contact != entry.contact:
+                    bucket.contacts[bucket.contacts.index(entry.contact)] = entry.contact = contact
                 return Admission.KEPT
             self._remove(bucket, entry)  # it moved: elsewhere it is a newcomer
         if not self._fits(bucket, contact.network):
@@ -137,17 +141,17 @@ class Table:
     def closest(self, place: int, count: int) -> list[Contact]:
         """The `count` entries nearest to `place`, the nearest first.
 
-        Those in the bucket of `place` are nearer than those that share more bits with us, and these nearer than the rest.
+        Whoever shares exactly b bits with us has another bit there than we. Where `place` has another one too, it is nearer to
+        `place` than all that share more bits with us, and else farther: so whole buckets follow each other, and few are sorted.
         """
-        bits = shared_bits(self.me, place)
-        found = self._sorted([bits], place)
-        if len(found) < count:
-            found += self._sorted([other for other in self._buckets if other > bits], place)
-        for other in range(min(bits, 256) - 1, -1, -1):
+        apart = self.me ^ place
+        near = [bits for bits in sorted(self._buckets) if apart >> (255 - bits) & 1]
+        far = [bits for bits in sorted(self._buckets, reverse=True) if not apart >> (255 - bits) & 1]
+        found: list[Contact] = []
+        for bits in (*near, *far):
+            found += sorted(self._buckets[bits].contacts, key=lambda contact: contact.place ^ place)
             if len(found) >= count:
                 break
-            if other in self._buckets:
-                found += self._sorted([other], place)
         return found[:count]
 
     def elders(self, count: int, without: Container[PeerId]) -> list[Contact]:
@@ -172,35 +176,34 @@ class Table:
         """How many entries share so many bits with us, for each number that has any."""
         return {bits: len(bucket.entries) for bits, bucket in self._buckets.items() if bucket.entries}
 
-    def _sorted(self, buckets: list[int], place: int) -> list[Contact]:
-        known = [bucket for bits in buckets if (bucket := self._buckets.get(bits)) is not None]
-        held = [entry.contact for bucket in known for entry in bucket.entries.values()]
-        held.sort(key=lambda contact: contact.place ^ place)
-        return held
-
     def _fits(self, bucket: _Bucket, network: Network | None) -> bool:
         if network is None:
             return True
         config = self.config
-        if self._narrow[network.narrow] >= config.narrow_all or self._wide[network.wide] >= config.wide_all:
+        if self._narrow.get(network.narrow, 0) >= config.narrow_all or self._wide.get(network.wide, 0) >= config.wide_all:
             return False
-        beside = [entry.contact.network for entry in bucket.entries.values() if entry.contact.network is not None]
-        narrow = sum(other.narrow == network.narrow for other in beside)
-        return narrow < config.narrow and sum(other.wide == network.wide for other in beside) < config.wide
+        return bucket.narrow.get(network.narrow, 0) < config.narrow and bucket.wide.get(network.wide, 0) < config.wide
 
     def _add(self, bucket: _Bucket, entry: Entry) -> None:
         peer, network = entry.contact.peer, entry.contact.network
         bucket.waiting.pop(peer, None)
         bucket.entries[peer] = self._entries[peer] = entry
+        bucket.contacts.append(entry.contact)
         if network is not None:
-            self._narrow[network.narrow] += 1
-            self._wide[network.wide] += 1
+            for counts, name in self._counts(bucket, network):
+                counts[name] = counts.get(name, 0) + 1
 
     def _remove(self, bucket: _Bucket, entry: Entry) -> None:
         peer, network = entry.contact.peer, entry.contact.network
         del bucket.entries[peer], self._entries[peer]
+        bucket.contacts.remove(entry.contact)
         if network is not None:
-            for counts, name in ((self._narrow, network.narrow), (self._wide, network.wide)):
+            for counts, name in self._counts(bucket, network):
                 counts[name] -= 1
                 if not counts[name]:
                     del counts[name]
+
+    def _counts(self, bucket: _Bucket, network: Network) -> tuple[tuple[dict[str, int], str], ...]:
+        """What counts the entries of one network: the table and the bucket, each its narrow and its wide one."""
+        tables = ((self._narrow, network.narrow), (self._wide, network.wide))
+        return (*tables, (bucket.narrow, network.narrow), (bucket.wide, network.wide))

@@ -106,11 +106,12 @@ def _flags(given: Mapping[str, Any]) -> dict[str, object]:
 def _run(loaded: Loaded, ready_fd: int | None) -> int:
     from daemon.node import run  # imports trio and libp2p, which take a second
 
-    def ready(addresses: Sequence[str], api_url: str) -> None:
+    def ready(addresses: Sequence[str], api_url: str, mesh: str, may_invite: bool) -> None:
+        said = {"addresses": list(addresses), "api_url": api_url, "mesh": mesh, "may_invite": may_invite}
         if ready_fd is not None:
             with os.fdopen(ready_fd, "w") as pipe:
-                json.dump({"addresses": list(addresses), "api_url": api_url}, pipe)
-        announce(loaded, addresses, api_url)
+                json.dump(said, pipe)
+        announce(loaded, said)
 
     try:
         return run(loaded, ready)
@@ -123,21 +124,18 @@ def _run(loaded: Loaded, ready_fd: int | None) -> int:
         raise CommandFailed(_sentence(faults[0])) from raised
 
 
-def announce(loaded: Loaded, addresses: Sequence[str], api_url: str) -> None:
-    """Print what a person needs to use the daemon and to let others join, then that it is ready."""
+def announce(loaded: Loaded, said: Mapping[str, Any]) -> None:
+    """Print what a person needs to use the daemon and to let others join: what it `said` of itself, then that it is ready."""
     click.echo(f"local socket  {loaded.config.socket_path}")
-    if api_url:
-        click.echo(f"OpenAI API    {api_url}")
-    from daemon.mesh_folder import MeshFolder
-
-    mesh = MeshFolder(loaded.config.data_dir).read()
-    if mesh is not None and mesh.may_invite:
-        click.echo(f"private mesh {mesh.name}; let others in with\n  swarmd invite create --for PEER")
-    elif mesh is not None:
-        click.echo(f"private mesh {mesh.name}; this peer may not invite others")
-    elif addresses:
+    if said["api_url"]:
+        click.echo(f"OpenAI API    {said['api_url']}")
+    if said["mesh"] and said["may_invite"]:
+        click.echo(f"private mesh {said['mesh']}; let others in with\n  swarmd invite create --for PEER")
+    elif said["mesh"]:
+        click.echo(f"private mesh {said['mesh']}; this peer may not invite others")
+    elif said["addresses"]:
         click.echo("let others join with")
-        for address in addresses:
+        for address in said["addresses"]:
             click.echo(f"  swarmd start --join {address}")
     click.echo(READY_LINE)
     sys.stdout.flush()
@@ -191,7 +189,7 @@ def _detach(loaded: Loaded) -> int:
     os.close(log)
     announcement = _await_ready(reading)
     if announcement is not None:
-        announce(loaded, announcement["addresses"], announcement["api_url"])
+        announce(loaded, announcement)
         click.echo(f"it runs on as process {child.pid} and logs to {log_path}", err=True)
         child.returncode = 0  # it outlives us, which is no reason for a warning
         return 0

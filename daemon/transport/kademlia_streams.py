@@ -4,6 +4,7 @@ Decides when a stream may carry another question; what is asked, and of whom, is
 its protocol costs both sides more than the question does; stock nodes serve a dozen streams at once, so theirs are not held open.
 """
 
+import math
 from collections import OrderedDict
 
 import trio
@@ -105,10 +106,15 @@ class QuestionStreams:
         kept.since = trio.current_time()
         self._idle[connection] = kept
 
+    @property
+    def idle_until(self) -> float:
+        """When the longest unused is to be let go, on trio's clock; never where there is none."""
+        return next(iter(self._idle.values())).since + IDLE_SECONDS if self._idle else math.inf
+
     def close_idle(self) -> None:
         """Let go what was not used for IDLE_SECONDS, and the longest unused of too many."""
         oldest = trio.current_time() - IDLE_SECONDS
-        while self._idle and (len(self._idle) >= MAX_KEPT or next(iter(self._idle.values())).since < oldest):
+        while self._idle and (len(self._idle) >= MAX_KEPT or next(iter(self._idle.values())).since <= oldest):
             self._idle.popitem(last=False)[1].stream.release()
 
 

@@ -63,6 +63,8 @@ class Walker:
         deadline = trio.current_time() + self._options.operation_timeout
         send, receive = trio.open_memory_channel[lookup_events.Event](math.inf)
         done: Done | None = None
+        stalled = 0.0
+        """Seconds by which we came too late to our own alarms: they are no peer's silence, so the lookup's clock lacks them."""
 
         async def ask(contact: Contact, put: Question, useful: Take) -> None:
             answer = await self.ask(contact, put)
@@ -75,20 +77,21 @@ class Walker:
             event: lookup_events.Event = begin
             wake = deadline
             while True:
-                for effect in lookup.handle(event, trio.current_time()):
+                for effect in lookup.handle(event, trio.current_time() - stalled):
                     match effect:
                         case Ask(contact, bytes() as point):
                             nursery.start_soon(ask, contact, FindNode(point), _useless)
                         case Ask(contact):
                             nursery.start_soon(ask, contact, question, take)
                         case lookup_events.WakeAt(time):
-                            wake = min(time, deadline)
+                            wake = min(time + stalled, deadline)
                         case Done():
                             done = effect
                 if done is not None:
                     break
                 with trio.move_on_at(wake) as wait:
                     event = await receive.receive()
+                stalled += max(0.0, trio.current_time() - wake)
                 if wait.cancelled_caught:
                     event = lookup_events.Stop() if trio.current_time() >= deadline else lookup_events.Tick()
                     wake = deadline
@@ -144,7 +147,9 @@ class Walker:
             if not self._waiting:
                 self._streams.close_idle()
                 self._asked = trio.Event()
-                await self._asked.wait()
+                with trio.move_on_at(self._streams.idle_until):
+                    await self._asked.wait()
+                continue
             before = trio.current_time()
             await trio.sleep(_TICK_SECONDS)
             passed = min(trio.current_time() - before, _STALL_SECONDS)

@@ -26,12 +26,13 @@ class Node(ModuleType):
         super().__init__("daemon.node")
         self.loaded: Loaded | None = None
         self.failure: Exception | None = None
+        self.mesh = ""
 
-    def run(self, loaded: Loaded, on_ready: Callable[[Sequence[str], str], None]) -> int:
+    def run(self, loaded: Loaded, on_ready: Callable[[Sequence[str], str, str, bool], None]) -> int:
         self.loaded = loaded
         if self.failure:
             raise self.failure
-        on_ready([ADDRESS], "http://127.0.0.1:4712/v1")
+        on_ready([ADDRESS], "http://127.0.0.1:4712/v1", self.mesh, False)
         return 0
 
     @property
@@ -54,6 +55,11 @@ def test_without_options_it_starts_and_says_how_to_join(swarmd: Call, node: Node
     assert f"local socket  {node.config.socket_path}\n" in result.out
     assert result.out.endswith("swarmd is ready\n")
     assert node.config.engine.chosen_kind() == "embedded"
+
+
+def test_in_a_private_mesh_it_says_who_may_invite(swarmd: Call, node: Node) -> None:
+    node.mesh = "home"
+    assert "private mesh home; this peer may not invite others\n" in swarmd("start").out
 
 
 def test_options_become_settings(swarmd: Call, node: Node, home: Path) -> None:
@@ -162,7 +168,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 def test_detached_it_returns_once_the_daemon_is_ready(swarmd: Call, home: Path, program: Any) -> None:
     program("""
 print(sys.argv[1:-2], os.getsid(0) == os.getpid())
-os.write(fd, b'{"addresses": ["/ip4/9.9.9.9/tcp/1/p2p/x"], "api_url": ""}'); os.close(fd)
+os.write(fd, b'{"addresses": ["/ip4/9.9.9.9/tcp/1/p2p/x"], "api_url": "", "mesh": "", "may_invite": false}'); os.close(fd)
 """)
     result = swarmd("start", "--detach", "--no-model")
     assert result.code == 0
@@ -170,6 +176,18 @@ os.write(fd, b'{"addresses": ["/ip4/9.9.9.9/tcp/1/p2p/x"], "api_url": ""}'); os.
     assert result.out.endswith("swarmd is ready\n")
     log = home / ".local/state/swarmd/swarmd.log"
     assert f"logs to {log}" in result.err
+
+
+@pytest.mark.slow
+def test_of_its_mesh_is_told_what_the_daemon_says_whatever_became_of_the_file(swarmd: Call, home: Path, program: Any) -> None:
+    (home / "d").mkdir(mode=0o700)
+    (home / "d" / "mesh.json").write_text("damaged since it started")
+    program("""
+os.write(fd, b'{"addresses": [], "api_url": "", "mesh": "home", "may_invite": true}'); os.close(fd)
+""")
+    result = swarmd("start", "--detach", "--no-model", "--data-dir", "d")
+    assert result.code == 0
+    assert "private mesh home; let others in with\n  swarmd invite create --for PEER\n" in result.out
 
 
 @pytest.mark.slow

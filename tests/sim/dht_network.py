@@ -83,6 +83,7 @@ class Run:
     ended: Callable[[Done], None]
     take: Callable[[Answer], bool]
     purpose: str
+    wake: float = 0.0
 
 
 @dataclass
@@ -241,10 +242,15 @@ class Network:
                     then: Callable[[Answer | None], None] = lambda reply, c=contact, p=point: self._heard(run, c, p, reply)  # type: ignore[misc] # noqa: E731
                     self.ask(run.node, contact, question, then, run.purpose)
                 case lookup_events.WakeAt(time):
-                    self.at(time - self.now, lambda: self._feed(run, lookup_events.Tick()) if run.node.alive else None)
+                    run.wake = time
+                    self.at(time - self.now, lambda t=time: self._alarmed(run, t))  # type: ignore[misc]
                 case Done() as done:
                     run.node.node.concluded(run.lookup, done)
                     run.ended(done)
+
+    def _alarmed(self, run: Run, time: float) -> None:
+        if run.node.alive and run.wake == time and run.lookup.done is None:
+            self._feed(run, lookup_events.Tick())
 
     def _heard(self, run: Run, contact: Contact, point: bytes | None, answer: Answer | None) -> None:
         if answer is None:

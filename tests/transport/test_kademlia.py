@@ -18,6 +18,7 @@ from libp2p.utils import encode_varint_prefixed
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
+from daemon.transport import kademlia_streams
 from daemon.transport.hardening import build_host
 from daemon.transport.interface import TransportError
 from daemon.transport.kademlia import Kademlia, KademliaOptions, unix_ms
@@ -27,7 +28,8 @@ from daemon.transport.options import TransportCounters, TransportOptions
 from dht.contacts import contact_of
 from dht.kad_messages import AddProvider, Answer, FindNode, GetProviders, GetValue, Ping, PutValue
 from dht.keyspace import name_of_peer, provider_name
-from dht.queries import STORE
+from dht.lookup_events import Verdict
+from dht.queries import GET, STORE
 from dht.record_store import Opened, RecordLimits
 from protocol.wire.errors import Code, RemoteError, malformed
 from protocol.wire.ids import peer_id_of
@@ -361,6 +363,44 @@ async def test_after_our_own_stall_nobody_counts_as_silent():
             time.sleep(1.5)  # noqa: ASYNC251 - what stands still is the whole process
         assert two.kad.peers == 2
         assert await three.kad.get_record("/swarmd/offer/a") == b"v"
+
+
+async def test_our_own_stall_ends_no_look_up():
+    async with nodes(3) as (one, two, three):
+        for other in (two, three):
+            await other.dial(one)
+        await until(lambda: one.kad.peers == 2)
+        asked, ended = [], []
+
+        async def exchange(contact, _question, _patience):
+            asked.append(contact.peer)
+            await trio.sleep_forever()
+
+        async def look_up():
+            ended.append(await one.kad._walker.look_up(b"/swarmd/a", GET, GetValue(b"/swarmd/a"), lambda _answer: False))
+
+        one.kad._walker._exchange = exchange
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look_up)
+            await until(lambda: len(asked) == 2)
+            time.sleep(2 * GET.slow)  # noqa: ASYNC251 - what stands still is the whole process
+            await trio.sleep(0.05)
+            assert not ended, "who is asked had no time to answer"
+            await until(lambda: bool(ended))
+        assert ended[0][0].verdict is Verdict.FAILED
+
+
+async def test_a_stream_without_questions_is_let_go(monkeypatch):
+    monkeypatch.setattr(kademlia_streams, "IDLE_SECONDS", 0.3)
+    async with nodes(2) as (one, two):
+        await two.dial(one)
+        await until(lambda: one.kad.peers == two.kad.peers == 1)
+        await until(lambda: not two.kad._greeting and KEPT in one.host.get_peerstore().get_protocols(two.host.get_id()))
+        assert (await one.kad._walker.ask(two.kad.node.me, Ping())) is not None
+        streams = one.kad._walker._streams
+        assert streams._idle
+        await until(lambda: not streams._idle)
+        assert streams.idle_until == float("inf")
 
 
 async def test_a_silent_peer_holds_a_look_up_up_for_a_moment_and_not_for_all_its_time():
