@@ -77,13 +77,16 @@ class InboundCall:
         self._id = incoming.call
         self._inbox = inbox
 
-    def send_now(self, item: bytes) -> bool:
-        """Stream one item (at most 64 KiB) back if that can be done without waiting; False where it was not."""
-        return self._link.send_now(self._id, self._inbox, item)
+    def send_now(self, item: bytes, dense: bool = False) -> bool:
+        """Stream one item (at most 64 KiB) back if that can be done without waiting; False where it was not.
 
-    async def send(self, item: bytes) -> None:
+        `dense`: it does not shrink, so no line is slow enough to try.
+        """
+        return self._link.send_now(self._id, self._inbox, item, dense)
+
+    async def send(self, item: bytes, dense: bool = False) -> None:
         """Stream one item (at most 64 KiB) back; waits for the caller's credit; raises RemoteError once the call is over."""
-        await self._link.send(self._id, self._inbox, item)
+        await self._link.send(self._id, self._inbox, item, dense)
 
     async def receive(self) -> bytes | None:
         """The caller's next item; None after its last one. Only for calls made with `more`."""

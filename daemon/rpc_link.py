@@ -199,20 +199,20 @@ class Link:
 
     # Both sides.
 
-    def send_now(self, call: int, inbox: Inbox, item: bytes) -> bool:
+    def send_now(self, call: int, inbox: Inbox, item: bytes, dense: bool = False) -> bool:
         """Queue one item if the peer's credit and the link have room for it now; False where `send` would wait or raise."""
-        if isinstance(inbox.outcome, RemoteError) or not self.has_room(0) or not self._machine.send_item(call, item):
+        if isinstance(inbox.outcome, RemoteError) or not self.has_room(0) or not self._machine.send_item(call, item, dense):
             return False
         self._ring()
         return True
 
-    async def send(self, call: int, inbox: Inbox, item: bytes) -> None:
+    async def send(self, call: int, inbox: Inbox, item: bytes, dense: bool = False) -> None:
         """Queue one item, waiting for the peer's credit and for room; raises RemoteError once the call is over."""
         if not isinstance(item, bytes):
             raise LocalError(f"an item is bytes, not {type(item).__name__}")
         await trio.lowlevel.checkpoint_if_cancelled()
         await self.wait_for_room(inbox)
-        while not self._machine.send_item(call, item):
+        while not self._machine.send_item(call, item, dense):
             if call not in self._inboxes:
                 raise RemoteError(Code.CANCELLED, "the peer has ended the call")
             await self._room.park()

@@ -149,8 +149,11 @@ class RpcMachine:
         self._queue.push(call, self._framed(request), opens=True)
         return call.id
 
-    def send_item(self, call_id: int, body: bytes) -> bool:
-        """Queue an item; False where the call is over or its credit does not reach (CreditAvailable follows)."""
+    def send_item(self, call_id: int, body: bytes, dense: bool = False) -> bool:
+        """Queue an item; False where the call is over or its credit does not reach (CreditAvailable follows).
+
+        `dense`: no try is made to compress it, on whatever line.
+        """
         if len(body) > MAX_CHUNK_BYTES:
             raise LocalError(f"an item of {len(body)} bytes where {MAX_CHUNK_BYTES} are allowed")
         call = self._sending(call_id)
@@ -158,7 +161,8 @@ class RpcMachine:
         if call is None or call.credit < cost:
             return False
         call.credit -= cost
-        self._queue.push(call, self._framed(Item(call_id, body)))
+        item = Item(call_id, body)
+        self._queue.push(call, encode_frame(item) if dense else self._framed(item))
         return True
 
     def end(self, call_id: int, body: bytes = b"") -> None:

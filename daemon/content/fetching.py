@@ -200,24 +200,22 @@ class Fetching:
             lane.owed.discard(index)
             self._handle(fetch.Failed(peer, index, missing=True))
             return
-        pieces: list[bytes] = []
-        have = 0
+        chunk = bytearray()
         with trio.move_on_after(CHUNK_SECONDS) as patience:
-            while have < head.length and (piece := await anext(items, None)) is not None:
-                pieces.append(piece)
-                have += len(piece)
+            while len(chunk) < head.length and (piece := await anext(items, None)) is not None:
+                chunk += piece
         if patience.cancelled_caught:
             raise RemoteError(Code.DEADLINE, f"a chunk took more than {CHUNK_SECONDS:.0f} s")
-        if have != head.length:
+        if len(chunk) != head.length:
             self._handle(fetch.Corrupt(peer, index))
             raise malformed("a chunk's pieces do not make up its length")
         if owed and self._nursery is not None:
-            self._nursery.start_soon(self._store, peer, lane, index, pieces)
+            self._nursery.start_soon(self._store, peer, lane, index, chunk)
 
-    async def _store(self, peer: PeerId, lane: _Lane, index: int, pieces: list[bytes]) -> None:
+    async def _store(self, peer: PeerId, lane: _Lane, index: int, chunk: bytearray) -> None:
         try:
             # A thread that has begun is waited for: a cancelled fetch never leaves half a chunk behind.
-            right = await trio.to_thread.run_sync(self._part.store, index, pieces)
+            right = await trio.to_thread.run_sync(self._part.store, index, chunk)
         except OSError as error:  # our disk: no other peer can help
             self._trouble = error
             assert self._nursery is not None  # noqa: S101 - for the type checker

@@ -34,22 +34,15 @@ class PartFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self.path, flags, 0o600)
 
-    def store(self, index: int, pieces: list[bytes]) -> bool:
+    def store(self, index: int, chunk: bytes | bytearray) -> bool:
         """Write a chunk; False, and nothing written, where it is not the file's. Raises OSError where the disk takes no more."""
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
-        if digest.digest() != self._manifest.hash_of(index):
+        # In one piece: for each, this thread would wait for the interpreter, which the event loop holds.
+        if hashlib.sha256(chunk).digest() != self._manifest.hash_of(index):
             return False
-        at = index * self._manifest.chunk_bytes
-        rest = [memoryview(piece) for piece in pieces]
+        at, rest = index * self._manifest.chunk_bytes, memoryview(chunk)
         while rest:
-            written = os.pwritev(self._descriptor, rest, at)
-            at += written
-            while rest and written >= len(rest[0]):
-                written -= len(rest.pop(0))
-            if written:
-                rest[0] = rest[0][written:]
+            written = os.pwrite(self._descriptor, rest, at)
+            at, rest = at + written, rest[written:]
         self.present.add(index)
         self._unnoted += self._manifest.length(index)
         if self._unnoted >= NOTE_BYTES:

@@ -99,11 +99,13 @@ class ContentServing:
             await self._send(call, piece)
 
     async def _send(self, call: InboundCall, piece: bytes) -> None:
-        await trio.sleep(self._rate.take(len(piece), trio.current_time()))
-        with trio.move_on_after(STALL_SECONDS) as patience:
-            await call.send(piece)
-        if patience.cancelled_caught:
-            raise RemoteError(Code.DEADLINE, f"nothing was taken for {STALL_SECONDS:.0f} s")
+        if (wait := self._rate.take(len(piece), trio.current_time())) > 0:
+            await trio.sleep(wait)
+        if not call.send_now(piece, dense=True):  # weights do not shrink
+            with trio.move_on_after(STALL_SECONDS) as patience:
+                await call.send(piece, dense=True)
+            if patience.cancelled_caught:
+                raise RemoteError(Code.DEADLINE, f"nothing was taken for {STALL_SECONDS:.0f} s")
         self.sent += len(piece)
 
     def _read(self, address: bytes, index: int) -> bytes:

@@ -163,18 +163,18 @@ async def test_a_full_disk_is_said_and_what_came_stays(
 ) -> None:
     alice, carol = await sharers(2)
     file = await alice.exchange.seed(model)
-    write, left = os.pwritev, [2]
+    write, left = os.pwrite, [2]
 
-    def failing(descriptor: int, pieces: list[memoryview], at: int) -> int:
+    def failing(descriptor: int, piece: memoryview, at: int) -> int:
         left[0] -= 1
         if left[0] < 0:
             raise OSError(28, "No space left on device")
-        return write(descriptor, pieces, at)
+        return write(descriptor, piece, at)
 
-    monkeypatch.setattr(os, "pwritev", failing)
+    monkeypatch.setattr(os, "pwrite", failing)
     error = await refused(carol.pulled(file.address))
     assert "No space left" in error.message
-    monkeypatch.setattr(os, "pwritev", write)
+    monkeypatch.setattr(os, "pwrite", write)
     result, _ = await carol.pulled(file.address)
     assert result.fetched < file.size
 
@@ -291,10 +291,10 @@ async def test_a_note_says_only_what_was_on_disk_before_it(sharers: Sharers, mod
     manifest = open_manifest(file.address, raw)
     content = model.read_bytes()
     part = PartFile(alice.folder, "x", manifest)
-    assert part.store(0, [content[:MIB]])
-    assert not part.store(1, [content[:MIB]])
+    assert part.store(0, content[:MIB])
+    assert not part.store(1, content[:MIB])
     part.note()
-    assert part.store(1, [content[MIB : MIB + 7], content[MIB + 7 : 2 * MIB]])
+    assert part.store(1, bytearray(content[MIB : 2 * MIB]))
     crashed = PartFile(alice.folder, "x", manifest)
     assert crashed.present == {0}
     crashed.close()

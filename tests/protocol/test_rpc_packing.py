@@ -72,6 +72,14 @@ def test_items_are_packed_too_and_cost_the_credit_of_what_they_hold() -> None:
     assert [effect.body for effect in acceptor.receive(line, 0.0) if isinstance(effect, IncomingItem)] == [TEXT[:60_000]] * 4
 
 
+def test_a_dense_item_is_not_packed_on_any_line() -> None:
+    opener, acceptor = pair()
+    call = opener.start(NewCall("sum", b"", 60.0, more=True), 0.0)
+    pass_on(opener, acceptor)
+    assert opener.send_item(call, TEXT[:60_000], dense=True)
+    assert len(b"".join(iter(opener.take, b""))) > 60_000
+
+
 @given(st.binary(max_size=40_000) | st.integers(1, 60_000).map(lambda size: TEXT[:size]))
 def test_what_is_packed_is_unpacked_to_the_bit(raw: bytes) -> None:
     made = pack(raw)
