@@ -23,6 +23,9 @@ KEY = b"dnsaddr="
 LOOK_SECONDS = 5.0
 """Between looks at whether our addresses changed."""
 
+LONGEST_PAUSE = 300.0
+"""Between tries to take part where that failed, as while an interface comes up."""
+
 MAX_ADDRESSES = 8
 MAX_WAITING = 64
 """Finds that wait to be looked at; a network with more is scanned again at the next announcement."""
@@ -58,16 +61,19 @@ class LanDiscovery:
         self.counters = {"announced": 0, "heard": 0, "ignored": 0}
 
     async def run(self) -> None:
-        """Announce and listen until cancelled; where the network does not allow it, only say so once."""
+        """Announce and listen until cancelled; where the network does not allow it, say so once and try again ever more seldom."""
+        pause = LOOK_SECONDS
         while True:
             ours = private_addresses(self._addresses())
             if ours:
                 try:
                     await self._take_part(ours)
-                except (OSError, Error) as error:
-                    log.warning("no mDNS on this network", reason=getattr(error, "strerror", None) or repr(error))
-                    await trio.sleep_forever()
-            await trio.sleep(LOOK_SECONDS)
+                    pause = LOOK_SECONDS
+                except (OSError, Error, TimeoutError) as error:
+                    reason = getattr(error, "strerror", None) or repr(error)
+                    (log.warning if pause == LOOK_SECONDS else log.debug)("no mDNS on this network", reason=reason)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+            await trio.sleep(pause)
 
     async def _take_part(self, ours: tuple[str, ...]) -> None:
         """Announce `ours` and listen, until they are not ours any more."""
@@ -98,13 +104,14 @@ def _open(service: str, interfaces: list[str], ours: tuple[str, ...], listener: 
     """In a thread: zeroconf runs an event loop of its own, in another."""
     zeroconf = Zeroconf(interfaces=interfaces or InterfaceChoice.Default, ip_version=IPVersion.All)
     try:
-        guard(zeroconf)
-        name = f"{secrets.token_hex(16)}.{service}"  # the specification: a random name, as the TXT record says who it is
+        own = secrets.token_hex(16)
+        guard(zeroconf, (service.split(".")[0].encode(), own.encode(), b"_services"))
+        name = f"{own}.{service}"  # the specification: a random name, as the TXT record says who it is
         port = next((endpoint.port for address in ours if (endpoint := parse(address)) is not None), 0)
         # Bytes, because the specification repeats the key and a mapping could not.
         text = b"".join(bytes([len(entry)]) + entry for entry in (KEY + address.encode() for address in ours) if len(entry) < 256)
         packed = [ipaddress.ip_address(host).packed for host in interfaces]
-        info = ServiceInfo(service, name, port=port, properties=text, addresses=packed, server=f"{name.split('.')[0]}.local.")
+        info = ServiceInfo(service, name, port=port, properties=text, addresses=packed, server=f"{own}.local.")
         listener.own_name = name
         # Not strict: RFC 6763's 15 bytes are for registered names, and libp2p's name of a private network is longer.
         zeroconf.register_service(info, cooperating_responders=True, strict=False)

@@ -16,6 +16,10 @@ _TELL_BYTES = len(MAGIC) + 1 + NONCE_BYTES + _HOST_BYTES + 2
 _ASK_BYTES = 64
 """A question is longer than its answer of 39 bytes: whoever forges a source address loses traffic by it."""
 
+PROOF_BYTES = 8
+_PROBE_BYTES = {True: 42, False: 40}
+"""As above: a starter's probe draws one of the other side at most, and that an ack, of 38 bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -35,18 +39,24 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A knock at a possible hole. `token` is known to the two peers of one session alone; `starter`: sent by who began it."""
+    """A knock at a possible hole. `token` is known to the two peers of one session alone; `starter`: sent by who began it.
+
+    `proof` is the sender's secret of the address that it knocks at: who can say it receives there.
+    """
 
     token: bytes
     starter: bool
+    proof: bytes = bytes(PROOF_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """A probe came through here."""
+    """A probe came through here: its `proof` as `echo`, and our own secret of where it came from."""
 
     token: bytes
     starter: bool
+    echo: bytes = bytes(PROOF_BYTES)
+    proof: bytes = bytes(PROOF_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +80,10 @@ def encode(datagram: Datagram) -> bytes:
             return MAGIC + bytes([_TELL]) + nonce + mapped.packed + port.to_bytes(2, "big")
         case Knock(nonce):
             return MAGIC + bytes([_KNOCK]) + nonce
-        case Probe(token, starter) | Ack(token, starter):
-            kind = _PROBE if isinstance(datagram, Probe) else _ACK
-            return MAGIC + bytes([kind]) + token + bytes([starter])
+        case Probe(token, starter, proof):
+            return (MAGIC + bytes([_PROBE]) + token + bytes([starter]) + proof).ljust(_PROBE_BYTES[starter], b"\0")
+        case Ack(token, starter, echo, proof):
+            return MAGIC + bytes([_ACK]) + token + bytes([starter]) + echo + proof
 
 
 def decode(raw: bytes) -> Datagram | None:
@@ -87,7 +98,16 @@ def decode(raw: bytes) -> Datagram | None:
         return Tell(rest[:NONCE_BYTES], str(ip.ipv4_mapped or ip), int.from_bytes(rest[-2:], "big"))
     if kind == _KNOCK and len(rest) == NONCE_BYTES:
         return Knock(rest)
-    if kind in (_PROBE, _ACK) and len(rest) == TOKEN_BYTES + 1 and rest[-1] in (0, 1):
-        shape = Probe if kind == _PROBE else Ack
-        return shape(rest[:TOKEN_BYTES], rest[-1] == 1)
+    return _of_session(kind, rest) if kind in (_PROBE, _ACK) else None
+
+
+def _of_session(kind: int, rest: bytes) -> Probe | Ack | None:
+    token, starter, said = rest[:TOKEN_BYTES], rest[TOKEN_BYTES : TOKEN_BYTES + 1], rest[TOKEN_BYTES + 1 :]
+    if starter not in (b"\0", b"\1"):
+        return None
+    by_starter = starter == b"\1"
+    if kind == _PROBE and len(MAGIC) + 1 + len(rest) == _PROBE_BYTES[by_starter]:
+        return Probe(token, by_starter, said[:PROOF_BYTES])
+    if kind == _ACK and len(said) == 2 * PROOF_BYTES:
+        return Ack(token, by_starter, said[:PROOF_BYTES], said[PROOF_BYTES:])
     return None

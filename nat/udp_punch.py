@@ -1,14 +1,17 @@
 """One side of a UDP hole punch: which datagrams leave which socket towards where, and when a path both ways is found.
 
 Pure: `(event, now) -> effects`. A driver owns the sockets (number 0 is the mesh port's) and the clock. What is sent to an address
-that nothing was heard from is bounded, since a peer that names another's address must not gain traffic by it.
+that nothing was heard from is bounded, since a peer that names another's address must not gain traffic by it. What was heard may
+be forged by the peer, too: it draws one shorter datagram, and a path counts as found once the peer proved that it receives there.
 """
 
 from dataclasses import dataclass
+from hashlib import blake2b
+from ipaddress import ip_address
 from enum import StrEnum
 from random import Random
 
-from nat.datagrams import Ack, Probe, decode, encode
+from nat.datagrams import PROOF_BYTES, Ack, Probe, decode, encode
 from nat.observed import HARD, Mapping
 
 
@@ -52,8 +55,6 @@ class PunchOptions:
     """Datagrams to one address that nothing was heard from."""
     unheard: int = 144
     """Datagrams of a session to all such addresses together. A witness's word allows 1,024 more."""
-    unproved: int = 48
-    """Datagrams of a session beyond answers, one for one, to addresses that something was heard from: a source can be forged."""
     guess_after: float = 0.1
     guesses: int = 1024
     guess_burst: int = 20
@@ -84,11 +85,15 @@ class OpenSockets:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Datagrams pass both ways between socket number `socket` and (host, port)."""
+    """Datagrams pass both ways between socket number `socket` and (host, port): for the side that did not start, which connects.
+
+    `ticket` is what the peer's machine calls `proof_of` our end of the path: who says it receives what is sent to us.
+    """
 
     socket: int
     host: str
     port: int
+    ticket: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +109,20 @@ class UdpPunch:
     """Call `start` once, `heard` for each datagram, `tick` at `wake` (absolute seconds); do what they return, in order."""
 
     def __init__(
-        self, starter: bool, token: bytes, way: Way, targets: tuple[Target, ...], rng: Random, options: PunchOptions
+        self, starter: bool, tokens: tuple[bytes, bytes], way: Way, targets: tuple[Target, ...], rng: Random, options: PunchOptions
     ) -> None:
-        """`targets` are the peer's announced addresses, the likeliest first; to WALK its next ports, to MEET one of them."""
+        """`tokens`: the session's, and a secret of this side alone, of 16 bytes or more.
+
+        `targets` are the peer's announced IP addresses and ports, the likeliest first; to WALK its next ports, to MEET one of them.
+        """
         self.wake = 0.0
         self.probes = 0
         """Guesses sent so far."""
         self._options = options
         self._way = way
-        self._targets = targets
-        self._probe = encode(Probe(token, starter))
-        self._ack = encode(Ack(token, starter))
-        self._token, self._starter = token, starter
+        self._targets = tuple((str(ip_address(host)), port) for host, port in targets)
+        self.token, self._secret = tokens
+        self._starter = starter
         self._rng = rng
         self._knocked: dict[Target, int] = {}
         self._paths: dict[tuple[int, str, int], int] = {}
@@ -123,7 +130,6 @@ class UdpPunch:
         self._may_send_many = False
         self.blind = 0
         """Datagrams sent so far to addresses that nothing was heard from."""
-        self._tried_back = 0
         self._guessing = self._next_knock = self._next_guess = self._end = 0.0
         self._spread = 0
         """The socket whose turn to knock is next."""
@@ -147,6 +153,10 @@ class UdpPunch:
             self._next_knock = now
         self.wake = min(self.wake, now)
 
+    def settle(self) -> None:
+        """The peer has begun to use a path: knock no more."""
+        self._found = True
+
     def tick(self, now: float) -> list[Effect]:
         """What is due."""
         effects: list[Effect] = []
@@ -169,22 +179,35 @@ class UdpPunch:
     def heard(self, socket: int, host: str, port: int, payload: bytes, now: float) -> list[Effect]:
         """A datagram arrived; one that is not this session's changes nothing."""
         datagram = decode(payload)
-        if not isinstance(datagram, Probe | Ack) or datagram.token != self._token or datagram.starter == self._starter:
+        if not isinstance(datagram, Probe | Ack) or datagram.token != self.token or datagram.starter == self._starter:
             return []
         path = (socket, host, port)
-        effects: list[Effect] = []
         if isinstance(datagram, Probe):
-            answered = self._paths.get(path, 0)
-            if answered < self._options.knocks and (path in self._paths or len(self._paths) < self._options.knocks):
-                self._paths[path] = answered + 1
-                effects.append(Send(socket, host, port, self._ack))
-                if not answered and not self._found and self._may_try_back():
-                    effects.append(Send(socket, host, port, self._probe))
-        elif not self._found:
-            self._found = True
-            self.wake = now
-            effects.append(Found(socket, host, port))
-        return effects
+            return self._answer(path, datagram)
+        if self._found or self._starter or datagram.echo != self.proof_of(*path):
+            return []
+        self._found = True
+        self.wake = now
+        return [Found(*path, datagram.proof)]
+
+    def proof_of(self, socket: int, host: str, port: int) -> bytes:
+        """What only who receives what leaves `socket` for (host, port) can say."""
+        return blake2b(f"{socket} {host} {port}".encode(), digest_size=PROOF_BYTES, key=self._secret).digest()
+
+    def _answer(self, path: tuple[int, str, int], probe: Probe) -> list[Effect]:
+        """One datagram, and a shorter one, as often as something comes: no repeats, the peer knocks again."""
+        answered = self._paths.get(path, 0)
+        if self._found or answered >= self._options.knocks or (path not in self._paths and len(self._paths) >= self._options.knocks):
+            return []
+        self._paths[path] = answered + 1
+        answer = Ack(self.token, True, probe.proof, self.proof_of(*path)) if self._starter else self._probe(*path)
+        return [Send(*path, encode(answer))]
+
+    def _probe(self, socket: int, host: str, port: int) -> Probe:
+        return Probe(self.token, self._starter, self.proof_of(socket, host, port))
+
+    def _send_probe(self, socket: int, host: str, port: int) -> Send:
+        return Send(socket, host, port, encode(self._probe(socket, host, port)))
 
     def _knock(self, now: float) -> list[Effect]:
         if self._way in (Way.WALK, Way.MEET) and not self._may_send_many:
@@ -193,12 +216,12 @@ class UdpPunch:
         if self._way is Way.MEET or (self._way is Way.SPREAD and self._may_send_many):
             return self._open_mappings(now)
         self._next_knock = now + (self._options.counting_interval if self._way is Way.WALK else self._options.interval)
-        effects: list[Effect] = [Send(*path, self._probe) for path in self._paths if self._may_try_back()]
+        effects: list[Effect] = []
         for target in self._targets:
             knocks = self._knocked.get(target, 0)
             if knocks < self._options.knocks and self._may_send_blindly(1):
                 self._knocked[target] = knocks + 1
-                effects.append(Send(0, *target, self._probe))
+                effects.append(self._send_probe(0, *target))
         return effects
 
     def _may_send_blindly(self, count: int) -> bool:
@@ -207,10 +230,6 @@ class UdpPunch:
             return False
         self.blind += count
         return True
-
-    def _may_try_back(self) -> bool:
-        self._tried_back += 1
-        return self._tried_back <= self._options.unproved
 
     def _open_mappings(self, now: float) -> list[Effect]:
         """One knock from each socket, in bursts; all of them again after a while, for those that were lost."""
@@ -225,7 +244,7 @@ class UdpPunch:
         if knocks > 4 * self._sockets or not self._may_send_blindly(last - first):
             return []
         self._knocked[target] = knocks
-        return [Send(socket, *target, self._probe) for socket in range(first, last)]
+        return [self._send_probe(socket, *target) for socket in range(first, last)]
 
     def _guess(self, now: float) -> list[Effect]:
         if not self._ports:
@@ -236,4 +255,4 @@ class UdpPunch:
         if not self._may_send_blindly(len(chosen)):
             return []
         self.probes += len(chosen)
-        return [Send(0, host, port, self._probe) for port in chosen]
+        return [self._send_probe(0, host, port) for port in chosen]

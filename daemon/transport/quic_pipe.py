@@ -15,7 +15,7 @@ from aioquic._buffer import Buffer, BufferReadError
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent, StreamDataReceived, StreamReset
-from aioquic.quic.packet import QuicPacketType, pull_quic_header
+from aioquic.quic.packet import QuicHeader, QuicPacketType, pull_quic_header
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -41,8 +41,12 @@ _CID_BYTES = 8
 class QuicPipe(ReadWriteCloser):
     """One end; `serve` runs it. The client opens the stream, and the server can write once the client has."""
 
-    def __init__(self, sender: Any, address: Address, client: bool, first: bytes | None = None) -> None:
-        """`sender(address, payload)` sends a datagram. A server begins with the client's `first` one; raises TransportError."""
+    def __init__(self, sender: Any, address: Address, first: bytes | None = None, ticket: bytes = b"") -> None:
+        """`sender(address, payload)` sends a datagram. A server begins with the client's `first` one; raises TransportError.
+
+        A client shows `ticket`, by which the server knows that the client receives at its address (RFC 9000 section 8.1.3).
+        """
+        client = first is None
         self._send = sender
         self._address = address
         configuration = QuicConfiguration(
@@ -52,6 +56,7 @@ class QuicPipe(ReadWriteCloser):
             max_stream_data=MAX_UNREAD // 2,
             idle_timeout=_IDLE_SECONDS,
             verify_mode=0,  # ssl.CERT_NONE; Noise inside says who it is
+            token=ticket,
         )
         if client:
             self._quic = QuicConnection(configuration=configuration)
@@ -59,7 +64,7 @@ class QuicPipe(ReadWriteCloser):
         else:
             configuration.certificate, configuration.private_key = _certificate()
             self._quic = QuicConnection(
-                configuration=configuration, original_destination_connection_id=connection_id(first or b"")
+                configuration=configuration, original_destination_connection_id=_initial(first or b"").destination_cid
             )
         self.opened = trio.Event()
         """The handshake is over, and for a server the client's stream is there."""
@@ -180,15 +185,19 @@ class QuicPipe(ReadWriteCloser):
         return self._address
 
 
-def connection_id(datagram: bytes) -> bytes:
-    """The destination connection id of a client's first datagram; raises TransportError where it is none."""
+def ticket_in(datagram: bytes) -> bytes:
+    """The ticket that a client's first datagram shows, b"" where there is none; raises TransportError where that is no QUIC."""
+    return _initial(datagram).token
+
+
+def _initial(datagram: bytes) -> QuicHeader:
     try:
         header = pull_quic_header(Buffer(data=datagram), host_cid_length=_CID_BYTES)
     except (ValueError, BufferReadError):
         raise TransportError("that is no QUIC packet") from None
     if header.packet_type is not QuicPacketType.INITIAL or len(datagram) < 1200:
         raise TransportError("a QUIC connection begins with an Initial packet of 1,200 bytes")
-    return header.destination_cid
+    return header
 
 
 @functools.cache

@@ -6,10 +6,11 @@ from collections import OrderedDict
 
 import trio
 from libp2p.abc import IRawConnection
+from libp2p.custom_types import THandler
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.transport.exceptions import OpenConnectionError
-from libp2p.transport.tcp.tcp import TCP
+from libp2p.transport.tcp.tcp import TCP, TCPListener
 from multiaddr import Multiaddr
 
 from daemon.transport.addresses import host_and_port
@@ -17,6 +18,16 @@ from daemon.transport.interface import TransportError
 from nat.addresses import parse
 
 _MAX_CONTACTED = 1024
+
+
+class _Listener(TCPListener):
+    """Repeats a SYN-ACK once, not five times: a forged SYN draws less, and a client whose answer was lost sends its SYN again."""
+
+    async def listen(self, maddr: Multiaddr) -> None:
+        await super().listen(maddr)
+        if hasattr(socket, "TCP_SYNCNT"):
+            for listening in self.listeners:
+                listening.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
 
 
 class SharedPortTCP(TCP):
@@ -28,6 +39,9 @@ class SharedPortTCP(TCP):
     def __init__(self) -> None:
         super().__init__()
         self.contacted: OrderedDict[str, None] = OrderedDict()
+
+    def create_listener(self, handler_function: THandler) -> TCPListener:
+        return _Listener(handler_function)
 
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
         self._note(maddr)

@@ -16,7 +16,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from daemon.transport.interface import PathKind, TransportError
-from daemon.transport.quic_pipe import QuicPipe
+from daemon.transport.quic_pipe import QuicPipe, ticket_in
 from daemon.transport.udp_mapping import KEEP_SECONDS, UdpMapping
 from daemon.transport.udp_port import Address, UdpPort, bound_socket, receive_from, send_now
 from nat.addresses import multiaddr_of, punch_targets
@@ -119,7 +119,11 @@ class UdpPaths:
             log.debug("no way to %s over UDP: %s %s, %s %s", peer, ours.udp_mapping, ours.udp, theirs.udp_mapping, theirs.udp)
             return
         log.debug("%s to meet %s over UDP at %s; counts: %s, %s", way, peer, targets, count_in(ours), count_in(theirs))
-        machine = UdpPunch(starter, joint_token(ours.token, theirs.token), way, targets, self._rng, PunchOptions())
+        token = joint_token(ours.token, theirs.token)
+        if token in port.punches:  # the peer, which answers last, chose that of another session
+            log.debug("a punch session of %s has the token of another one", peer)
+            return
+        machine = UdpPunch(starter, (token, self._nonce(16)), way, targets, self._rng, PunchOptions())
         run = _Punch(self, port, peer, starter, machine)
         if way is Way.SPREAD:
             async with self._spreading:  # 256 sockets once
@@ -198,7 +202,7 @@ class _Punch:
     _nursery: trio.Nursery | None = None
 
     async def run(self, way: Way, target: str, witness: Witness) -> None:
-        token = self.machine._token
+        token = self.machine.token
         self.port.punches[token] = lambda address, payload: self._hear(0, address, payload)
         try:
             async with trio.open_nursery() as nursery:
@@ -216,7 +220,7 @@ class _Punch:
             del self.port.punches[token]
             for socket_number, address in self._heard:
                 if socket_number == 0:
-                    self.port.expected.pop(address, None)
+                    self._expect_no_more(address)
             for socket in self._sockets.values():
                 socket.close()
 
@@ -237,9 +241,8 @@ class _Punch:
                         send_now(self._sockets[socket], (host, port), payload)
                 case OpenSockets(count):
                     self._open(count)
-                case Found(socket, host, port):
-                    if not self.starter:
-                        self._use(socket, (host, port), None)
+                case Found(socket, host, port, ticket):
+                    self._use(socket, (host, port), ticket=ticket)
                 case Over():
                     self._over = True
 
@@ -270,26 +273,37 @@ class _Punch:
         if effects and (socket, address) not in self._heard:
             self._heard.add((socket, address))
             if socket == 0:
-                self.port.expected[address] = lambda source, first: self._begin(0, source, first)
+                self.port.expected.setdefault(address, []).append(self._begin_at_port)
         self._perform(effects)
         self._kick.set()
 
-    def _begin(self, socket: int, address: Address, payload: bytes) -> None:
-        """A datagram of QUIC: the client has chosen this path, if it is one that the session's probes came through."""
-        if self.starter and (socket, address) in self._heard and not self.found:
-            self._use(socket, address, payload)
+    def _begin_at_port(self, address: Address, payload: bytes) -> None:
+        self._begin(0, address, payload)
 
-    def _use(self, socket: int, address: Address, first: bytes | None) -> None:
+    def _expect_no_more(self, address: Address) -> None:
+        waiting = self.port.expected[address]
+        waiting.remove(self._begin_at_port)
+        if not waiting:
+            del self.port.expected[address]
+
+    def _begin(self, socket: int, address: Address, payload: bytes) -> None:
+        """A datagram of QUIC: the client has chosen this path, if it shows what we sent to that very address."""
+        if not self.starter or self.found:
+            return
+        try:
+            shown = ticket_in(payload)
+        except TransportError as error:
+            log.debug("what came through the hole is not QUIC: %s", error)
+            return
+        if shown == self.machine.proof_of(socket, *address):
+            self._use(socket, address, first=payload)
+
+    def _use(self, socket: int, address: Address, first: bytes | None = None, ticket: bytes = b"") -> None:
         extra = self._sockets.pop(socket, None)
         send = self.port.send if extra is None else lambda target, payload: send_now(extra, target, payload)
         path = _Path(address, self.port, extra)
-        try:
-            pipe = QuicPipe(send, address, client=not self.starter, first=first)
-        except TransportError as error:
-            log.debug("what came through the hole is not QUIC: %s", error)
-            if extra is not None:
-                self._sockets[socket] = extra
-            return
+        pipe = QuicPipe(send, address, first, ticket)
+        self.machine.settle()
         if extra is None:
             self.port.pipes[address] = pipe.arrived
         self.found = True

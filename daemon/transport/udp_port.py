@@ -36,8 +36,8 @@ class UdpPort:
         self.pipes: dict[Address, Receiver] = {}
         self.punches: dict[bytes, Callable[[Address, bytes], None]] = {}
         """By token: who takes probes and acks."""
-        self.expected: dict[Address, Receiver] = {}
-        """From where a QUIC connection may begin now, and who takes its first packet."""
+        self.expected: dict[Address, list[Receiver]] = {}
+        """From where a QUIC connection may begin now, and the sessions that look whether its first packet is theirs."""
         self.knocked: Callable[[bytes], None] = lambda _nonce: None
         """Told of each knock's nonce."""
         self.answered = 0
@@ -61,8 +61,8 @@ class UdpPort:
     def _sort(self, address: Address, payload: bytes) -> None:
         datagram = decode(payload)
         if datagram is None:
-            receiver = self.pipes.get(address) or self.expected.get(address)
-            if receiver is not None:
+            pipe = self.pipes.get(address)
+            for receiver in [pipe] if pipe is not None else list(self.expected.get(address, ())):
                 receiver(address, payload)
         elif isinstance(datagram, Ask):
             # The answer is no longer than the question, and one address gets five a second.

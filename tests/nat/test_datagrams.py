@@ -12,8 +12,9 @@ GOLDEN = [
     (Ask(NONCE), "0573776d01000102030405060708090a0b0c0d0e0f" + "00" * 43),
     (Tell(NONCE, "203.0.113.9", 4711), "0573776d02000102030405060708090a0b0c0d0e0f00000000000000000000ffffcb0071091267"),
     (Tell(NONCE, "2001:db8::1", 1), "0573776d02000102030405060708090a0b0c0d0e0f20010db80000000000000000000000010001"),
-    (Probe(NONCE, True), "0573776d03000102030405060708090a0b0c0d0e0f01"),
-    (Ack(NONCE, False), "0573776d04000102030405060708090a0b0c0d0e0f00"),
+    (Probe(NONCE, True, bytes(range(8))), "0573776d03000102030405060708090a0b0c0d0e0f01000102030405060700" + "00" * 11),
+    (Probe(NONCE, False, bytes(range(8))), "0573776d03000102030405060708090a0b0c0d0e0f00000102030405060700" + "00" * 9),
+    (Ack(NONCE, True, bytes(range(8)), bytes(8)), "0573776d04000102030405060708090a0b0c0d0e0f010001020304050607" + "00" * 8),
     (Knock(NONCE), "0573776d05000102030405060708090a0b0c0d0e0f"),
 ]
 
@@ -26,7 +27,7 @@ def test_datagrams_keep_their_bytes(datagram, golden):
 
 def test_an_answer_is_shorter_than_its_question():
     assert len(encode(Tell(NONCE, "2001:db8::ffff:ffff", 65535))) < len(encode(Ask(NONCE)))
-    assert len(encode(Ack(NONCE, True))) <= len(encode(Probe(NONCE, True)))
+    assert len(encode(Ack(NONCE, True))) < len(encode(Probe(NONCE, False))) < len(encode(Probe(NONCE, True)))
 
 
 def test_none_can_be_mistaken_for_quic():
@@ -37,7 +38,7 @@ def test_none_can_be_mistaken_for_quic():
 def test_whatever_comes_is_decoded_or_not(raw):
     decode(raw)
     found = decode(b"\x05swm" + raw)
-    assert found is None or encode(found) == b"\x05swm" + raw or isinstance(found, Ask | Tell)
+    assert found is None or encode(found) == b"\x05swm" + raw or isinstance(found, Ask | Tell | Probe)
 
 
 @pytest.mark.parametrize("golden", [golden for datagram, golden in GOLDEN if not isinstance(datagram, Ask)])

@@ -7,13 +7,14 @@ import pytest
 import trio
 
 from daemon.transport.interface import TransportError
-from daemon.transport.quic_pipe import QuicPipe, connection_id
+from daemon.transport.quic_pipe import QuicPipe, ticket_in
 from daemon.transport.udp_port import UdpPort
 from nat.datagrams import Ask, encode
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 HOST = "127.0.0.1"
+TICKET = bytes(range(8))
 
 
 @asynccontextmanager
@@ -34,14 +35,15 @@ async def pipes():
         made, ready = [], trio.Event()
 
         def begin(source, payload):
-            server = QuicPipe(other.send, source, client=False, first=payload)
+            server = QuicPipe(other.send, source, payload)
             other.pipes[source] = server.arrived
+            assert ticket_in(payload) == TICKET
             made.append(server)
             nursery.start_soon(server.serve)
             ready.set()
 
-        other.expected[HOST, one.port] = begin
-        client = QuicPipe(one.send, (HOST, other.port), client=True)
+        other.expected[HOST, one.port] = [begin]
+        client = QuicPipe(one.send, (HOST, other.port), ticket=TICKET)
         one.pipes[HOST, other.port] = client.arrived
         nursery.start_soon(client.serve)
         await client.opened.wait()
@@ -77,7 +79,7 @@ async def test_a_closed_end_is_noticed_and_cannot_be_written_to():
 @pytest.mark.parametrize("payload", [b"", b"\x40", b"x" * 1200, b"\xc0" + bytes(1300), os.urandom(1200)])
 async def test_what_is_no_quic_makes_no_connection(payload):
     with pytest.raises(TransportError):
-        connection_id(payload)
+        ticket_in(payload)
 
 
 async def test_a_peer_says_at_which_address_it_sees_us():
