@@ -61,7 +61,7 @@ class LanDiscovery:
         self.counters = {"announced": 0, "heard": 0, "ignored": 0}
 
     async def run(self) -> None:
-        """Announce and listen until cancelled; where the network does not allow it, say so once and try again ever more seldom."""
+        """Announce and listen until cancelled; where the network does not allow it, say so once and try ever more seldom."""
         pause = LOOK_SECONDS
         while True:
             ours = private_addresses(self._addresses())

@@ -57,7 +57,7 @@ class _Guarded(asyncio.DatagramProtocol):
             self._inner.datagram_received(data, addr)
 
     def _asks_us(self, data: bytes, addr: tuple[Any, ...]) -> bool:
-        """Whether an answer could follow: a query that has one of our labels. Those of this box itself come back and count not."""
+        """Whether an answer could follow: a query with one of our labels. Those of this box itself come back and count not."""
         if len(data) < 12 or data[2] & 0x80 or (addr[1] == PORT and str(addr[0]).split("%")[0] in self._own):
             return False
         lowered = data.lower()  # names are compared without case, and a label stands in one piece (RFC 1035 section 4.1.4)

@@ -90,6 +90,7 @@ class Membership:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._transport.listen_to_peers(self._on_connection)
+                self._transport.listen_to_moves(lambda: self._handle(directory.Moved()))
                 await self._transport.subscribe(TOPIC, self._on_gossip)
                 for peer in self._transport.paths():
                     self._on_connection(peer, True)

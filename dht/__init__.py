@@ -26,7 +26,7 @@ The public surface (wall times are unix milliseconds, `now` is the monotonic clo
     directory.Directory(me, epoch, sign, rng, config=Config()).handle(event, now) -> list[Effect]
         sign is `partial(sign_presence, key=key)`; the first OwnOffer starts the heart, a first Tick the sweeps
         events  PresenceHeard(author, raw, wall), OfferHeard(raw, wall), OwnOffer(signed, wall), OwnLoad(load), CallFailed(peer),
-                CallSucceeded(peer), Connected(peer), Disconnected(peer), Tick(wall)
+                CallSucceeded(peer), Connected(peer), Disconnected(peer), Moved(), Tick(wall)
         effects SendPresence(payload), FetchOffer(peer), RenewOffer(), WakeAt(time), PeerJoined(peer),
                 PeerSuspect(peer, reason), PeerGone(peer, reason), Refused(peer, error)
         .candidates(model, now) -> tuple[Candidate, ...]     routable peers; model "" for any

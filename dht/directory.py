@@ -72,13 +72,18 @@ class Disconnected:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """Our own network changed: connections and calls were lost by us, and others' silence is ours until one of them is heard."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time asked for by WakeAt has come; the first one starts the heart."""
 
     wall: int
 
 
-Event = PresenceHeard | OfferHeard | OwnOffer | OwnLoad | CallFailed | CallSucceeded | Connected | Disconnected | Tick
+Event = PresenceHeard | OfferHeard | OwnOffer | OwnLoad | CallFailed | CallSucceeded | Connected | Disconnected | Moved | Tick
 
 
 # Effects
@@ -163,6 +168,8 @@ class Directory:
     _full_beats: int = 0
     _beat_at: float = float("inf")
     _renew_at: float = float("inf")
+    _moved_at: float = float("-inf")
+    _deaf_since: float | None = None
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """`now` is the monotonic clock in seconds."""
@@ -181,7 +188,9 @@ class Directory:
                 self._load = load
                 return []
             case Connected(peer):
-                return self._connected(peer, now)
+                return [*self._connected(peer, now), *self._hears(now)]
+            case Moved():
+                return self._moved(now)
             case Disconnected(peer) | CallFailed(peer) | CallSucceeded(peer):
                 return self._met(event, peer, now)
 
@@ -246,7 +255,33 @@ class Directory:
             known.adopt(signed, now, wall)
         known.heard_at = now
         known.owed = max(0, known.owed - 1)
-        return [*self._tell(peer, known, now), *self._fetch(peer, known, now)]
+        return [*self._tell(peer, known, now), *self._fetch(peer, known, now), *self._hears(now)]
+
+    def _moved(self, now: float) -> list[Effect]:
+        """What was held against others may have been our own doing."""
+        self._moved_at = now
+        self._deaf_since = now if self._deaf_since is None else self._deaf_since
+        effects: list[Effect] = []
+        for peer, known in self._peers.items():
+            known.failures = known.owed = 0
+            effects += self._tell(peer, known, now)
+        return effects
+
+    def _hears(self, now: float) -> list[Effect]:
+        """Somebody is heard: the time for which we were deaf counts against nobody."""
+        if self._deaf_since is None:
+            return []
+        since, self._deaf_since = self._deaf_since, None
+        effects: list[Effect] = []
+        for peer, known in self._peers.items():
+            if known.heard_at <= since:
+                known.heard_at += now - since
+                effects += self._tell(peer, known, now)
+        return effects
+
+    def _is_ours(self, known: KnownPeer, now: float) -> bool:
+        """Whether a call that fails now fails for our change of network, as the peer was not met in the new one."""
+        return known.heard_at <= self._moved_at and now < self._moved_at + self.config.settling
 
     def _offer(self, signed: SignedOffer, now: float, wall: int) -> list[Effect]:
         peer = PeerId(signed.offer.peer)
@@ -271,6 +306,8 @@ class Directory:
         if isinstance(event, Disconnected):
             known.connected = False
         elif isinstance(event, CallFailed):
+            if self._is_ours(known, now):
+                return []
             known.failures += 1
             known.owed = min(1 << min(known.failures - 1, 16), self.config.owed_max)
         else:

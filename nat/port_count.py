@@ -36,4 +36,5 @@ def count_of(ports: Sequence[int]) -> PortCount | None:
     step = gcd(*gaps) * (1 if gaps[0] > 0 else -1)
     if max(gap // step for gap in gaps) > FARTHEST:
         return None
-    return PortCount((ports[-1] + step) % 65536, step)
+    # No NAT hands out port 0, which says on the wire that the next one is not known.
+    return PortCount((ports[-1] + step) % 65536 or step % 65536, step)

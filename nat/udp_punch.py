@@ -5,10 +5,11 @@ that nothing was heard from is bounded, since a peer that names another's addres
 be forged by the peer, too: it draws one shorter datagram, and a path counts as found once the peer proved that it receives there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from hashlib import blake2b
 from ipaddress import ip_address
-from enum import StrEnum
 from random import Random
 
 from nat.datagrams import PROOF_BYTES, Ack, Probe, decode, encode
@@ -109,11 +110,11 @@ class UdpPunch:
     """Call `start` once, `heard` for each datagram, `tick` at `wake` (absolute seconds); do what they return, in order."""
 
     def __init__(
-        self, starter: bool, tokens: tuple[bytes, bytes], way: Way, targets: tuple[Target, ...], rng: Random, options: PunchOptions
+        self, starter: bool, tokens: tuple[bytes, bytes], way: Way, targets: Sequence[Target], rng: Random, options: PunchOptions
     ) -> None:
         """`tokens`: the session's, and a secret of this side alone, of 16 bytes or more.
 
-        `targets` are the peer's announced IP addresses and ports, the likeliest first; to WALK its next ports, to MEET one of them.
+        `targets` are the peer's announced IPs and ports, the likeliest first; to WALK its next ports, to MEET one of them.
         """
         self.wake = 0.0
         self.probes = 0
@@ -196,8 +197,8 @@ class UdpPunch:
 
     def _answer(self, path: tuple[int, str, int], probe: Probe) -> list[Effect]:
         """One datagram, and a shorter one, as often as something comes: no repeats, the peer knocks again."""
-        answered = self._paths.get(path, 0)
-        if self._found or answered >= self._options.knocks or (path not in self._paths and len(self._paths) >= self._options.knocks):
+        answered, full = self._paths.get(path, 0), len(self._paths) >= self._options.knocks
+        if self._found or answered >= self._options.knocks or (full and path not in self._paths):
             return []
         self._paths[path] = answered + 1
         answer = Ack(self.token, True, probe.proof, self.proof_of(*path)) if self._starter else self._probe(*path)

@@ -230,9 +230,8 @@ class Router(GossipSub):
         return Neighbourhood(candidates, lambda peer: self.scores.score(peer, now), self._dialled, self._network)
 
     def _connections(self, peer: Hashable) -> list[Any]:
-        pubsub = self.pubsub
-        swarm = pubsub.host.get_network() if pubsub is not None else None
-        return [conn for conn in getattr(swarm, "connections", {}).get(peer, []) if not conn.is_closed]
+        live: list[Any] = [] if self.pubsub is None else self.pubsub.host.get_network().live(peer)  # type: ignore[attr-defined]
+        return live
 
     def _dialled(self, peer: Hashable) -> bool:
         return any(conn.muxed_conn.is_initiator for conn in self._connections(peer))

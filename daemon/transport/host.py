@@ -189,6 +189,10 @@ class Libp2pTransport:
         """Call `listener` when a better path to a connected peer stands than the one it had."""
         self._path_listeners.append(listener)
 
+    def listen_to_moves(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when our own network changed and connections were lost by it."""
+        self._relay.moved.append(listener)
+
     def _watch(self, conn: INetConn, opened: bool) -> None:
         peer = conn.muxed_conn.peer_id
         remaining = len(self._swarm.connections.get(peer, ()))

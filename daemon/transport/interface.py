@@ -146,6 +146,9 @@ class Transport(Protocol):
     def listen_to_paths(self, listener: PathListener) -> None:
         """Call `listener` when a better path to a connected peer stands than the one it had."""
 
+    def listen_to_moves(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when our own network changed and connections were lost by it: who falls silent then may be well."""
+
     async def subscribe(self, topic: str, handler: GossipHandler) -> None: ...
 
     async def publish(self, topic: str, payload: bytes) -> None:

@@ -175,8 +175,7 @@ class Walker:
         return best
 
     def _live(self, target: ID) -> list[Any]:
-        listed = self._swarm.connections.get(target, ())
-        return [conn for conn in listed if not conn.is_closed and isinstance(conn.muxed_conn, MuxedConnection)]
+        return [conn for conn in self._swarm.live(target) if isinstance(conn.muxed_conn, MuxedConnection)]
 
     async def _make_room(self) -> None:
         """A mesh has more peers to ask than a daemon has connections: those made to ask give way again, the oldest first."""

@@ -1,7 +1,9 @@
 """Notices that the box is in another network: compares the interfaces' addresses, and closes what hung on the old ones."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import trio
@@ -13,7 +15,14 @@ from daemon.transport.swarm import address_of
 from daemon.transport.tcp import plain_socket
 
 CHECK_SECONDS = 3.0
-"""A change is acted on within 10 s; reading the interfaces takes a millisecond."""
+"""Between looks, should the kernel not tell of a change (Linux does). It is acted on within 10 s; a look takes a millisecond."""
+
+_SETTLE_SECONDS = 0.25
+"""An old address goes, a new one comes, then its route: acted on once nothing followed for so long."""
+
+_LONGEST_SETTLING = 1.5
+_GROUPS = 0x10 | 0x40 | 0x100 | 0x400
+"""Addresses and routes of both IP versions (linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, _ROUTE, RTMGRP_IPV6_IFADDR, _ROUTE)."""
 
 log = logging.getLogger(__name__)
 
@@ -26,23 +35,75 @@ class NetworkWatch:
         self._changed = changed
         self._addresses = addresses or own_addresses
         self.changes = 0
+        self.moved: Callable[[], None] = lambda: None
+        """Called where connections of ours hang on an address that is gone, before they are closed."""
 
     async def run(self) -> None:
+        with _announcements() as announced:
+            await self._run(announced)
+
+    async def _run(self, announced: "socket.socket | None") -> None:
         known = self._addresses()
         while True:
-            await trio.sleep(CHECK_SECONDS)
+            with trio.move_on_after(CHECK_SECONDS):
+                await _settled(announced)
             now = self._addresses()
             if now == known:
                 continue
             log.info("the network has changed: %s became %s", ", ".join(sorted(known)), ", ".join(sorted(now)) or "nothing")
             lost, known = known - now, now
             self.changes += 1
-            for conn in tuple(self._swarm.get_connections()):
-                local = _local_host(conn)
-                # Of a UDP path it is not known on which address it hung: its socket is bound to all.
-                if (lost and _is_udp(conn)) if local is None else not (_is_loopback(local) or local in now):
-                    await conn.close()
+            hung = [conn for conn in tuple(self._swarm.get_connections()) if _hung(conn, lost, now)]
+            if hung:
+                self.moved()
+            async with trio.open_nursery() as nursery:
+                for conn in hung:
+                    nursery.start_soon(conn.close)
             self._changed()
+
+
+def _hung(conn: INetConn, lost: frozenset[str], now: frozenset[str]) -> bool:
+    local = _local_host(conn)
+    # Of a UDP path it is not known on which address it hung: its socket is bound to all.
+    return bool(lost and _is_udp(conn)) if local is None else not (_is_loopback(local) or local in now)
+
+
+@contextlib.contextmanager
+def _announcements() -> "Iterator[socket.socket | None]":
+    """A socket on which the kernel tells of changed addresses and routes; None elsewhere than on Linux."""
+    try:
+        told = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    except (AttributeError, OSError):
+        yield None
+        return
+    with told:
+        try:
+            told.bind((0, _GROUPS))
+        except OSError as error:
+            log.debug("changes of the network are looked for, as the kernel tells of none: %s", error.strerror)
+            yield None
+            return
+        yield told
+
+
+async def _settled(announced: "socket.socket | None") -> None:
+    """Return soon after something was announced."""
+    if announced is None:
+        await trio.sleep_forever()
+    await _announced(announced)
+    with trio.move_on_after(_LONGEST_SETTLING):
+        while True:
+            with trio.move_on_after(_SETTLE_SECONDS) as quiet:
+                await _announced(announced)
+            if quiet.cancelled_caught:
+                return
+
+
+async def _announced(announced: "socket.socket") -> None:
+    await trio.lowlevel.wait_readable(announced.fileno())
+    with contextlib.suppress(OSError):  # empty, or more than it holds was announced
+        while announced.recv(65536):
+            pass
 
 
 def own_addresses() -> frozenset[str]:

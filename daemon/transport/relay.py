@@ -5,7 +5,7 @@ Puts the parts together: reservations are relay_keep's, the relay's own side rel
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -73,6 +73,9 @@ class RelayService:
         self._wire_mapper()
         self._swarm.is_proof = self.reachability.take_proof
         self.network = NetworkWatch(self._swarm, self._network_changed)
+        self.network.moved = self._moved
+        self.moved: list[Callable[[], None]] = []
+        """Called when connections of ours hang on an address that is gone."""
         self.hop.willing = lambda: self.reachability.verdict.reachable is not False
         self.stranger_came = False
         """A peer came in over TCP from a public IP that we did not dial before."""
@@ -194,6 +197,11 @@ class RelayService:
         mapped = self.mapper.to_prove(Protocol.TCP)
         seen = [endpoint.port for one in self.observations.tcp.observations if (endpoint := parse(one.address)) is not None]
         return list(dict.fromkeys([*([mapped] if mapped else []), *reversed(seen), *sorted(self.observations.listening_ports())]))
+
+    def _moved(self) -> None:
+        self.keeping.moved()
+        for told in self.moved:
+            told()
 
     def _network_changed(self) -> None:
         self.observations.forget()

@@ -196,7 +196,7 @@ class Hop:
 
     async def _reach(self, source: ID, target: ID) -> Any:
         """A STOP stream to `target` that it accepted, or None. Over its live connection alone: a relay dials nobody."""
-        if not any(not conn.is_closed for conn in self._host.get_network().get_connections(target)):
+        if not self._host.get_network().live(target):
             del self._reserved[target]
             return None
         onward = None

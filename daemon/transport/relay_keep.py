@@ -36,6 +36,10 @@ _LOOK_SECONDS = 5.0
 _SILENCE_SECONDS = 0.5
 """How often relays that hold us are looked at."""
 
+_AGAIN_SECONDS = 0.1
+_MOVE_SECONDS = 2.0
+"""For so long after a change of our network a failure says nothing of a relay: it is tried again at once."""
+
 _PING_SECONDS = 1.5
 """Between pings to them. A dead one is to be replaced within 5 s: 1.5 to the ping, 1 in doubt, 0.5 to the look, then the dial."""
 
@@ -63,6 +67,7 @@ class Reservations:
         self._known = {peer: _Known(address, True) for peer, address in map(relay_of, relays)}
         self._held: dict[ID, tuple[float, tuple[str, ...]]] = {}
         self._changed = trio.Event()
+        self._moved_at = float("-inf")
         self._dialing: WeakValueDictionary[ID, trio.Lock] = WeakValueDictionary()
         self.needed: Callable[[], bool] = lambda: False
         """Whether peers that volunteer are wanted: only where we cannot be reached otherwise."""
@@ -218,11 +223,25 @@ class Reservations:
                         raise TransportError("the connection to it was lost")
             except (TransportError, SwarmException, trio.TooSlowError) as error:
                 log.info("no reservation at the relay %s: %s", relay, error or "no answer in time")
-                longest = min(self._options.retry_max, self._options.retry_min * 2.0**known.failures)
-                known.failures = min(known.failures + 1, 16)
-                known.ready = trio.current_time() + self._rng.uniform(0, longest)
+                now = trio.current_time()
+                if now < self._moved_at + _MOVE_SECONDS:
+                    known.failures, known.ready = 0, now + _AGAIN_SECONDS
+                else:
+                    self._put_off(known)
         self._held.pop(relay, None)
         known.keeper = None
+        self._wake()
+
+    def _put_off(self, known: _Known) -> None:
+        longest = min(self._options.retry_max, self._options.retry_min * 2.0**known.failures)
+        known.failures = min(known.failures + 1, 16)
+        known.ready = trio.current_time() + self._rng.uniform(0, longest)
+
+    def moved(self) -> None:
+        """Our network has changed: relays are dialled from the new one at once."""
+        self._moved_at = trio.current_time()
+        for known in self._known.values():
+            known.failures, known.ready = 0, 0.0
         self._wake()
 
     async def connect_from_listening_port(self, peer: ID, address: Multiaddr) -> None:

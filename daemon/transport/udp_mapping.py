@@ -12,13 +12,16 @@ import trio.lowlevel
 from daemon.transport.udp_port import ASK_SECONDS, Address, UdpPort
 from nat.addresses import multiaddr_of
 from nat.observed import Mapping, Observation, ObservedAddresses, ObservedOptions
-from nat.port_count import PortCount, count_of
+from nat.port_count import ENOUGH, PortCount, count_of
 from nat.punch_messages import MAX_CANDIDATES, Endpoint
 
 KEEP_SECONDS = 20.0
 """Between questions to the observers, which also hold our mapping: NATs forget after 30 s at the earliest (RFC 4787: 120 s)."""
 
 MAX_OBSERVERS = 3
+COUNT_SECONDS = 600.0
+"""Between looks whether a symmetric NAT counts: each takes four of its mappings, and it is not built anew."""
+
 _FRESH_MAPPINGS = 4
 _FRESH_SECONDS = (0.25, 0.35)
 """Waits for the answers about them: what is older says little."""
@@ -41,6 +44,7 @@ class UdpMapping:
         """Whether any observer answered over UDP; None before one was asked."""
         self._observed = ObservedAddresses(ObservedOptions(lifetime=3 * KEEP_SECONDS))
         self._counts = False
+        self._count_again = float("-inf")
 
     async def refresh(self) -> None:
         """Ask up to three observers at which address they see our UDP port, and whether the NAT counts where it is symmetric."""
@@ -54,14 +58,20 @@ class UdpMapping:
                 heard = Observation(f"{observer[0]}:{observer[1]}", observer[0], address, trio.current_time())
                 self._observed = self._observed.observe(heard)
         self.works = any(seen is not None for seen in answers)
-        if self._of_port(port) is Mapping.SYMMETRIC:
-            self._counts = await self.count() is not None
+        if self._of_port(port) is Mapping.SYMMETRIC and trio.current_time() >= self._count_again:
+            ports = await self._fresh_ports()
+            self._counts = count_of(ports) is not None
+            if len(ports) >= ENOUGH:
+                self._count_again = trio.current_time() + COUNT_SECONDS
 
     async def count(self) -> PortCount | None:
         """How far a NAT that counts has come: what new sockets are mapped to now; None where it does not, or nobody says."""
+        return count_of(await self._fresh_ports())
+
+    async def _fresh_ports(self) -> list[int]:
         port, observers = self._port(), self._chosen()
         if port is None or not observers:
-            return None
+            return []
         host = "::" if port.is_ipv6 else "0.0.0.0"  # noqa: S104 - as the mesh port does, whichever interface leads there
         needed = -(-_FRESH_MAPPINGS // len(observers))
         async with trio.open_nursery() as nursery:
@@ -76,12 +86,12 @@ class UdpMapping:
             asked = [(opened, observer) for opened in fresh for observer in observers][:_FRESH_MAPPINGS]
             answers = await _ask_all(asked, _FRESH_SECONDS)
             nursery.cancel_scope.cancel()
-        return count_of([seen[1] for seen in answers if seen is not None])
+        return [seen[1] for seen in answers if seen is not None]
 
     def forget(self) -> None:
         """The network has changed: what was seen of us says nothing any more."""
         self._observed = ObservedAddresses(self._observed.options)
-        self.works, self._counts = None, False
+        self.works, self._counts, self._count_again = None, False, float("-inf")
 
     def kind(self) -> Mapping:
         """What the NAT does to our UDP port."""

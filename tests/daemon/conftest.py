@@ -2,10 +2,6 @@
 
 import hashlib
 import math
-import os
-import shutil
-import subprocess
-import sys
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -308,28 +304,6 @@ async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     with trio.fail_after(seconds):
         while not condition():
             await trio.sleep(0.05)
-
-
-@pytest.fixture
-def in_own_network(tmp_path: Path) -> Callable[[str], "subprocess.CompletedProcess[str]"]:
-    """Runs a program in a network of its own, where d0 has 10.9.0.1/24 and multicast; skips where there can be none."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("needs root and iproute2 for a network of its own")
-
-    def run(program: str) -> "subprocess.CompletedProcess[str]":
-        (tmp_path / "program.py").write_text(program)
-        setup = (
-            "ip link set lo up && ip link add d0 type veth peer name d1 && ip addr add 10.9.0.1/24 dev d0 && "
-            "ip link set d0 up && ip link set d1 up && ip route add 224.0.0.0/4 dev d0 && exec "
-        )
-        command = ["unshare", "--net", "sh", "-c", f"{setup} {sys.executable} {tmp_path / 'program.py'}"]
-        environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-        if "Operation not permitted" in done.stderr or "Unknown device type" in done.stderr:
-            pytest.skip(f"no network namespace here: {done.stderr.strip()[:100]}")
-        return done
-
-    return run
 
 
 async def failure(work: Any) -> RemoteError:

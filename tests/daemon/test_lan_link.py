@@ -1,4 +1,4 @@
-"""mDNS answers the local network alone, and a flood with fewer bytes than it brings: which sources are on it, and what queries draw."""
+"""mDNS answers the local network alone, and a flood with fewer bytes than it brings: sources on it, and what queries draw."""
 
 import ipaddress
 from typing import Any
@@ -98,7 +98,8 @@ async def main():
             ("elsewhere", "127.0.0.1", QUERY, 5), ("lone", "10.9.0.1", QUERY, 1), ("flood", "10.9.0.1", QUERY, 200),
             ("unicast", "10.9.0.1", UNICAST, 200),
         ):
-            print("drawn", what, count * (28 + len(query)), await trio.to_thread.run_sync(drawn, source, query, count), flush=True)
+            answers = await trio.to_thread.run_sync(drawn, source, query, count)
+            print("drawn", what, count * (28 + len(query)), answers, flush=True)
         nursery.cancel_scope.cancel()
 
 trio.run(main)

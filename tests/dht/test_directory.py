@@ -13,6 +13,7 @@ from dht.directory import (
     Directory,
     Disconnected,
     FetchOffer,
+    Moved,
     OfferHeard,
     OwnLoad,
     OwnOffer,
@@ -134,6 +135,43 @@ def test_a_served_call_and_a_connection_are_signs_of_life(directory, alice):
     directory.handle(Connected(alice.id), 44.0)
     assert routed(directory, 69.0) == [alice.id]
     assert routed(directory, 70.0) == [], "an open connection alone is none: a stopped process keeps it"
+
+
+def test_what_our_own_move_broke_is_held_against_nobody(directory, alice):
+    hear(directory, alice, 0, alice.offer(), 0.0)
+    directory.handle(CallFailed(alice.id), 5.0)
+    assert not routed(directory, 5.0)
+    assert PeerJoined(alice.id) in directory.handle(Moved(), 6.0), "the call failed as our old address was gone"
+    assert directory.handle(CallFailed(alice.id), 7.0) == []
+    assert routed(directory, 7.0) == [alice.id]
+    directory.handle(Connected(alice.id), 8.0)
+    directory.handle(CallFailed(alice.id), 9.0)
+    assert not routed(directory, 9.0), "met in the new network, it answers for itself again"
+
+
+def test_whoever_stays_away_after_our_move_answers_for_it(directory, alice):
+    hear(directory, alice, 0, alice.offer(), 0.0)
+    directory.handle(Moved(), 1.0)
+    directory.handle(CallFailed(alice.id), 20.0)
+    assert routed(directory, 20.0)
+    assert not routed(directory, 25.1), "silence counts, as long as nobody else is heard either"
+    hear(directory, alice, 1, alice.offer(), 26.0)
+    directory.handle(Moved(), 27.0)
+    directory.handle(CallFailed(alice.id), 27.0 + Config().settling)
+    assert not routed(directory, 58.0)
+
+
+def test_the_time_for_which_we_were_deaf_counts_against_nobody(directory, alice, bob):
+    hear(directory, alice, 0, alice.offer(), 0.0)
+    hear(directory, bob, 0, bob.offer(), 0.0)
+    directory.handle(Moved(), 10.0)
+    directory.handle(Tick(WALL), 60.0)
+    assert not routed(directory, 60.0)
+    effects = directory.handle(Connected(bob.id), 61.0)
+    assert [effect for effect in effects if isinstance(effect, PeerJoined)] == [PeerJoined(bob.id), PeerJoined(alice.id)]
+    assert sorted(routed(directory, 61.0)) == sorted([alice.id, bob.id])
+    directory.handle(Tick(WALL), 76.2)
+    assert routed(directory, 76.2) == [bob.id], "10 s of silence before the move, and 15 after it"
 
 
 def test_a_strangers_word_routes_nobody_and_the_peers_own_does(directory, alice):

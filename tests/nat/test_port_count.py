@@ -23,7 +23,9 @@ from nat.port_count import AHEAD, PortCount, count_of
         ([17820, 18076, 18332, 18588], PortCount(18844, 256)),
         ([17820, 18076, 18588, 18844], PortCount(19100, 256)),
         ([59998, 59999, 40000], None),
-        ([65533, 65534, 65535], PortCount(0, 1)),
+        ([65533, 65534, 65535], PortCount(1, 1)),
+        ([65530, 65532, 65534], PortCount(2, 2)),
+        ([6, 4, 2], PortCount(65534, -2)),
     ],
 )
 def test_the_count_follows_from_fresh_ports(ports, count):

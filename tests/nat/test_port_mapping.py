@@ -271,12 +271,19 @@ def test_a_lost_mapping_is_also_seen_in_the_first_answer_about_another():
     assert [(now, ask.protocol) for now, ask in clock.asked[2:]] == [(900, UDP), (900, TCP)]
 
 
-@pytest.mark.parametrize(("elapsed", "seconds"), [(0, 1000), (1800, 2800), (1800, 2690), (1800, 4000), (60, 1055)])
+@pytest.mark.parametrize(("elapsed", "seconds"), [(0, 1000), (1800, 2800), (1800, 2690), (1800, 2900), (60, 1055)])
 def test_clocks_that_run_apart_are_no_restart(elapsed, seconds):
     clock = Clock(epochs(-1000), {TCP: 4711})
     clock.seen(OUTSIDE)
     assert clock.machine.told_epoch(Method.PCP, seconds, elapsed) == []
     assert clock.machine.told_epoch(Method.NAT_PMP, 0, elapsed) == [], "another clock"
+
+
+def test_a_pcp_clock_far_ahead_is_another_gateways():
+    clock = Clock(epochs(-1000), {TCP: 4711})
+    clock.seen(OUTSIDE)
+    assert [ask.protocol for ask in clock.machine.told_epoch(Method.PCP, 4000, 1800)] == [TCP]
+    assert clock.machine.told_epoch(Method.PCP, 4060, 1860) == [], "it goes on from there"
 
 
 def test_leaving_gives_everything_back():

@@ -327,6 +327,9 @@ class MemoryTransport:
     def listen_to_paths(self, listener: PathListener) -> None:
         self._path_listeners.append(listener)
 
+    def listen_to_moves(self, listener: Callable[[], None]) -> None:
+        """Nobody moves here."""
+
     def improved(self, other: "MemoryTransport") -> None:
         """A better path to `other` stands; nothing else changes here, where all paths are alike."""
         for listener in self._path_listeners:

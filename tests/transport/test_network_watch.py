@@ -53,6 +53,16 @@ class Connection:
         self.closed = True
 
 
+@pytest.mark.parametrize(("addresses", "moves"), [({"10.0.0.7"}, 1), ({"192.0.2.1", "10.0.0.7"}, 0)])
+async def test_others_are_told_of_a_move_where_a_connection_hangs_on_it(autojump_clock, monkeypatch, addresses, moves):
+    swarm, told = Swarm(), []
+    hangs = Connection("/ip4/44.1.1.31/tcp/4001", ConnectionType.DIRECT)
+    swarm.connections.append(hangs)
+    monkeypatch.setattr("daemon.transport.network_watch._local_host", {hangs: "192.0.2.1"}.get)
+    await watch_once(swarm, frozenset(addresses), lambda: told.append(hangs.closed))
+    assert told == [False] * moves, "before what hangs is closed, so that its end is held against nobody"
+
+
 async def test_connections_from_an_address_that_is_gone_are_closed(autojump_clock: trio.testing.MockClock, monkeypatch):
     swarm = Swarm()
     gone, left = (Connection("/ip4/44.1.1.31/tcp/4001", ConnectionType.DIRECT) for _ in range(2))
@@ -73,11 +83,47 @@ async def test_udp_paths_are_closed_where_an_address_is_gone(autojump_clock: tri
     assert not relayed.closed, "it ends with the connection to its relay"
 
 
-async def watch_once(swarm, addresses):
+async def watch_once(swarm, addresses, moved=lambda: None):
     told = trio.Event()
     seen = iter([frozenset({"192.0.2.1"}), addresses])
     watch = NetworkWatch(swarm, told.set, lambda: next(seen, addresses))
+    watch.moved = moved
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
         await told.wait()
         nursery.cancel_scope.cancel()
+
+
+PROGRAM = """
+import subprocess, sys, time
+import trio
+from daemon.transport.network_watch import NetworkWatch
+
+class Swarm:
+    def get_connections(self):
+        return []
+
+async def main():
+    told = trio.Event()
+    watch = NetworkWatch(Swarm(), told.set)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        await trio.sleep(0.3)
+        began = time.monotonic()
+        for change in ("del 10.9.0.1/24", "add 10.9.0.7/24"):
+            subprocess.run(["ip", "addr", *change.split(), "dev", "d0"], check=True)
+        await told.wait()
+        print("noticed", watch.changes, time.monotonic() - began, flush=True)
+        nursery.cancel_scope.cancel()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.live
+@pytest.mark.slow
+def test_the_kernel_tells_of_a_change(in_own_network):
+    done = in_own_network(PROGRAM)
+    _, changes, seconds = done.stdout.split()
+    assert int(changes) == 1, "one change, not one for each step of it"
+    assert float(seconds) < CHECK_SECONDS, done.stderr

@@ -63,6 +63,22 @@ async def test_a_nat_that_counts_is_seen_through(hosts):
         nursery.cancel_scope.cancel()
 
 
+async def test_whether_a_nat_counts_is_not_asked_again_each_time():
+    async with trio.open_nursery() as nursery:
+        nat = CountingNat()
+        mapping = await mapping_behind(nat, ("127.0.0.2", "127.0.0.3"), nursery)
+        await mapping.refresh()
+        made = len(nat.mapped)
+        for _ in range(3):
+            await mapping.refresh()
+        assert len(nat.mapped) == made == 6, "two of the port's own, and four of new sockets once"
+        assert mapping.kind() is Mapping.PREDICTABLE
+        mapping.forget()
+        await mapping.refresh()
+        assert len(nat.mapped) == made + 4, "another network"
+        nursery.cancel_scope.cancel()
+
+
 async def test_random_ports_are_symmetric():
     async with trio.open_nursery() as nursery:
         nat = CountingNat(gives=iter([50000, 41000, 63000, 1100, 2000, 9000]))
