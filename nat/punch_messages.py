@@ -6,13 +6,25 @@ import msgspec
 
 from nat.observed import Mapping
 from nat.port_count import PortCount
-from protocol.wire.codec import Message, decode
+from protocol.wire.codec import Message, decode, encode
 from protocol.wire.ids import PeerIdField
 
 PROTOCOL = "/swarmd/punch/1"
 WITNESS_PROTOCOL = "/swarmd/witness/1"
-MAX_MESSAGE_BYTES = 4096
+MAX_MESSAGE_BYTES = 8192
 MAX_CANDIDATES = 8
+
+DIAL_BYTES = 240
+"""What a TCP dial of a punch sends at most to an address that is silent: SYNs after 0, 1 and 3 s, of 80 bytes over IPv6."""
+
+KNOCK_BYTES = 90
+"""A probe over IPv6, with headers."""
+
+KNOCKS = 24
+"""To one address that is silent."""
+
+MOST_KNOCKS = 64
+"""To all of them of a session."""
 
 _MAPPINGS = tuple(Mapping)
 """Their places are their numbers on the wire; new ones are appended."""
@@ -35,6 +47,7 @@ class Hello(Message, frozen=True):
 
     `udp` is empty where we have no UDP. Of a NAT that counts, the one that answers tells `step` (what is added each time, plus
     32768) and `following` (the port that should come next, 0: not known). The session's token is the exclusive or of both tokens.
+    `padding` makes it as long as what it has the other side send blind: the addresses may be somebody else's.
     """
 
     token: Token
@@ -44,6 +57,7 @@ class Hello(Message, frozen=True):
     udp_mapping: Number = 0
     step: PortStep = STEP_ORIGIN
     following: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    padding: Annotated[bytes, msgspec.Meta(max_length=MAX_MESSAGE_BYTES)] = b""
 
 
 class Go(Message, frozen=True):
@@ -75,6 +89,12 @@ def counted(message: H, count: PortCount | None) -> H:
     if count is None:
         return message
     return msgspec.structs.replace(message, step=count.step + STEP_ORIGIN, following=count.following)
+
+
+def padded(hello: Hello) -> Hello:
+    """`hello`, long enough to pay for what its addresses cost the other side."""
+    cost = DIAL_BYTES * len(hello.tcp) + KNOCK_BYTES * min(MOST_KNOCKS, KNOCKS * len(hello.udp))
+    return msgspec.structs.replace(hello, padding=bytes(max(0, cost - len(encode(hello)))))
 
 
 def count_in(message: Hello | Go) -> PortCount | None:

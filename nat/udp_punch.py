@@ -14,6 +14,7 @@ from random import Random
 
 from nat.datagrams import PROOF_BYTES, Ack, Probe, decode, encode
 from nat.observed import HARD, Mapping
+from nat.punch_messages import KNOCKS, MOST_KNOCKS
 
 
 class Way(StrEnum):
@@ -52,9 +53,9 @@ class PunchOptions:
 
     lifetime: float = 6.0
     interval: float = 0.1
-    knocks: int = 24
+    knocks: int = KNOCKS
     """Datagrams to one address that nothing was heard from."""
-    unheard: int = 144
+    unheard: int = MOST_KNOCKS
     """Datagrams of a session to all such addresses together. A witness's word allows 1,024 more."""
     guess_after: float = 0.1
     guesses: int = 1024

@@ -65,6 +65,8 @@ class MuxedConnection(IMuxedConn):
         self.path_kind: PathKind | None = None
         """Set by whoever made the connection in a special way, such as by hole punching."""
         self.since = trio.current_time()
+        self.received = 0
+        """Bytes that came, without what secures them."""
         self.cause = ""
         """Why it ended: one word for the counters."""
         self.detail = ""
@@ -256,6 +258,7 @@ class MuxedConnection(IMuxedConn):
                 self._end("peer", "the peer closed it")
                 return
             self._times_heard += 1
+            self.received += len(received)
             self._heard.set()
             for effect in self._machine.receive(received):
                 self._apply(effect)

@@ -21,6 +21,7 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 from multiaddr import Multiaddr
 
+from daemon.transport.blind_credit import relayed
 from daemon.transport.gateway import Gateway
 from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.muxer import MuxedConnection
@@ -185,8 +186,8 @@ class RelayService:
         return [Multiaddr(address) for address in found]
 
     async def _sees(self, peer: ID, host: str) -> bool:
-        relayed = self.puncher._relayed(peer)
-        addresses = relayed.get_transport_addresses() if relayed is not None else []
+        over = relayed(self._swarm, peer)
+        addresses = over.get_transport_addresses() if over is not None else []
         if not addresses:
             return False
         relay, _ = relay_of(str(addresses[0]).split("/p2p-circuit")[0])

@@ -16,6 +16,7 @@ from libp2p.peer.peerstore import PeerStoreError
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from multiaddr import Multiaddr
 
+from daemon.transport.blind_credit import BlindCredit, all_relayed, relayed
 from daemon.transport.gossip_guard import Budgets
 from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.muxer import MuxedConnection
@@ -27,13 +28,25 @@ from daemon.transport.udp_paths import UdpPaths
 from nat.addresses import Reach, dial_order, multiaddr_of, parse, reach_of
 from nat.observed import HARD, Mapping
 from nat.port_count import PortCount
-from nat.punch_messages import MAX_MESSAGE_BYTES, PROTOCOL, Go, Hello, count_in, counted, mapping_of
+from nat.punch_messages import (
+    DIAL_BYTES,
+    KNOCK_BYTES,
+    MAX_MESSAGE_BYTES,
+    MOST_KNOCKS,
+    PROTOCOL,
+    Go,
+    Hello,
+    count_in,
+    counted,
+    mapping_of,
+)
 from protocol.wire.codec import encode, frame
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId
 
 DCUTR = TProtocol("/libp2p/dcutr")
 MAX_ADDRESSES = 8
+_MAX_KNOWN = 4
 _MAX_SESSIONS = 16
 _IDENTIFY_SECONDS = 0.5
 _UNILATERAL_SECONDS = 3.0
@@ -68,6 +81,7 @@ class Puncher:
         self._answering: dict[ID, trio.Event] = {}
         self._punching: dict[ID, float] = {}
         self._sessions = Budgets(rate=0.1, burst=4)
+        self._credit = BlindCredit(self._swarm)
         self._changed = trio.Event()
         self._swarm.watchers.append(self._watch)
         self.nursery: trio.Nursery | None = None
@@ -80,7 +94,7 @@ class Puncher:
         if (waiting := self._waiting.pop(peer, None)) is not None:
             waiting.cancel()  # it has come anew, so that another try is due now
         pause = self._options.punch_again
-        while peer not in self._under_way and self._relayed(peer) is not None:
+        while peer not in self._under_way and relayed(self._swarm, peer) is not None:
             if self._may_start(peer):
                 await self._try(peer)
             if self._swarm.direct(peer):
@@ -115,18 +129,18 @@ class Puncher:
             for attempt in range(self._options.punch_attempts):
                 if peer in self._answering:
                     await self._answering[peer].wait()
-                relayed = self._relayed(peer)
-                if relayed is None:
+                over = relayed(self._swarm, peer)
+                if over is None:
                     break
-                await self._lead(peer, relayed)
+                await self._lead(peer, over)
                 await trio.sleep(2.0**attempt)
             nursery.cancel_scope.cancel()
 
-    async def _lead(self, peer: ID, relayed: MuxedConnection) -> None:
+    async def _lead(self, peer: ID, over: MuxedConnection) -> None:
         """Run a session as its starter, until the peer leads one."""
         with trio.CancelScope() as self._leading[peer]:
             try:
-                await self._session(peer, relayed)
+                await self._session(peer, over)
             except UnsupportedError:
                 await self._dcutr_session(peer)
             except (TransportError, RemoteError, trio.TooSlowError) as error:
@@ -150,7 +164,7 @@ class Puncher:
             return
         with trio.move_on_after(_UNILATERAL_SECONDS):
             async with trio.open_nursery() as nursery:
-                for address in self._dialable(known):
+                for address in self._affordable(peer, self._dialable(known)[:_MAX_KNOWN]):
                     # From a port of its own: the punch needs the way from the listening port for itself.
                     nursery.start_soon(self._dial_plainly, peer, address)
 
@@ -163,12 +177,12 @@ class Puncher:
 
     # ---- sessions between two of us
 
-    async def _session(self, peer: ID, relayed: MuxedConnection) -> None:
+    async def _session(self, peer: ID, over: MuxedConnection) -> None:
         """Start a session: both Hellos in one round trip, then Go, and punch when it arrives."""
         ours = self._hello()
         sent = trio.current_time()
         with trio.fail_after(2 * self._options.punch_timeout):
-            stream = await open_stream(PeerId(peer.to_base58()), relayed, PROTOCOL, early=frame(encode(ours)))
+            stream = await open_stream(PeerId(peer.to_base58()), over, PROTOCOL, early=frame(encode(ours)))
             try:
                 theirs = await receive_message(stream, Hello, MAX_MESSAGE_BYTES)
                 half = min((trio.current_time() - sent) / 2, 2.0)
@@ -231,7 +245,8 @@ class Puncher:
 
         async def by_udp() -> None:
             await trio.sleep(0 if any(hard) else _TCP_HEAD_START)
-            await self._udp.punch(peer, starter, ours, theirs, lambda host: self._witness(peer, host))
+            knocks = self._credit.afford(peer, KNOCK_BYTES, MOST_KNOCKS)
+            await self._udp.punch(peer, starter, (ours, theirs), lambda host: self._witness(peer, host), knocks)
 
         async def by_tcp() -> None:
             await trio.sleep(_UDP_HEAD_START if all(hard) else 0)
@@ -303,7 +318,7 @@ class Puncher:
     async def _dial_all(self, peer: ID, targets: list[Multiaddr], patience: float | None) -> None:
         """Dial every target from our listening port; with `patience` as the session's starter."""
         async with trio.open_nursery() as nursery:
-            for target in targets:
+            for target in self._affordable(peer, targets):
                 nursery.start_soon(self._dial, peer, target, patience)
 
     async def _dial(self, peer: ID, address: Multiaddr, patience: float | None) -> None:
@@ -334,6 +349,9 @@ class Puncher:
         ordered = [text for text in dial_order(texts, ours) if reach_of(text) is not Reach.RELAYED]
         return [Multiaddr(text) for text in ordered if (at := parse(text)) is not None and at.transport == "tcp"][:MAX_ADDRESSES]
 
+    def _affordable(self, peer: ID, targets: list[Multiaddr]) -> list[Multiaddr]:
+        return targets[: self._credit.afford(peer, DIAL_BYTES, len(targets))]
+
     async def _until_direct(self, peer: ID, won: trio.CancelScope) -> None:
         while not self._swarm.direct(peer):
             await self._changed.wait()
@@ -353,10 +371,10 @@ class Puncher:
     def _lost(self, conn: INetConn) -> None:
         """Look for another direct path where one is gone, as when the peer changed networks, and the relayed one stands."""
         peer = conn.muxed_conn.peer_id
-        relayed = self._relayed(peer)
+        left = relayed(self._swarm, peer)
         if conn.get_connection_type() == ConnectionType.RELAYED or self._swarm.direct(peer):
             return
-        if relayed is None or relayed.is_initiator:
+        if left is None or left.is_initiator:
             return
         if self.nursery is not None:
             self.nursery.start_soon(self.upgrade, peer)
@@ -367,20 +385,13 @@ class Puncher:
         try:
             await trio.sleep(self._options.relayed_grace)
             with trio.move_on_after(self._options.max_circuit_duration):
-                while self._swarm.direct(peer) and any(map(_in_use, self._all_relayed(peer))):  # noqa: ASYNC110 - seldom, not urgent
+                while self._swarm.direct(peer) and any(map(_in_use, all_relayed(self._swarm, peer))):  # noqa: ASYNC110 - seldom, not urgent
                     await trio.sleep(self._options.relayed_grace / 4)
             if self._swarm.direct(peer):
-                for conn in self._all_relayed(peer):
+                for conn in all_relayed(self._swarm, peer):
                     await conn.close()
         finally:
             self._retiring.discard(peer)
-
-    def _all_relayed(self, peer: ID) -> list[INetConn]:
-        return [c for c in self._swarm.get_connections(peer) if c.get_connection_type() == ConnectionType.RELAYED]
-
-    def _relayed(self, peer: ID) -> MuxedConnection | None:
-        live = [conn.muxed_conn for conn in self._all_relayed(peer) if not conn.is_closed]
-        return next((muxed for muxed in live if isinstance(muxed, MuxedConnection)), None)
 
 
 def _in_use(conn: INetConn) -> bool:

@@ -22,7 +22,7 @@ from daemon.transport.udp_port import Address, UdpPort, bound_socket, receive_fr
 from nat.addresses import multiaddr_of, punch_targets
 from nat.datagrams import MAGIC, Knock, encode
 from nat.observed import Mapping
-from nat.punch_messages import Endpoint, Hello, count_in, joint_token, mapping_of, number_of
+from nat.punch_messages import Endpoint, Hello, count_in, joint_token, mapping_of, number_of, padded
 from nat.udp_punch import Effect, Found, OpenSockets, Over, PunchOptions, Send, UdpPunch, Way, way_of
 
 log = logging.getLogger(__name__)
@@ -90,13 +90,14 @@ class UdpPaths:
 
     def hello(self, tcp: tuple[Endpoint, ...], tcp_mapping: Mapping) -> Hello:
         """What we tell a peer before a punch."""
-        return Hello(
+        hello = Hello(
             token=self._nonce(16),
             tcp=tcp,
             udp=self.mapping.candidates(),
             tcp_mapping=number_of(tcp_mapping),
             udp_mapping=number_of(self.mapping.kind()),
         )
+        return padded(hello)
 
     def knock(self, host: str, port: int, nonce: bytes) -> None:
         """One datagram with `nonce`, for a peer that asked to be knocked at."""
@@ -107,8 +108,12 @@ class UdpPaths:
 
     # ---- punching
 
-    async def punch(self, peer: ID, starter: bool, ours: Hello, theirs: Hello, witness: Witness) -> None:
-        """Look for a path and, where there is one, leave the connection over it to the background. Raises nothing."""
+    async def punch(self, peer: ID, starter: bool, hellos: tuple[Hello, Hello], witness: Witness, knocks: int) -> None:
+        """Look for a path and, where there is one, leave the connection over it to the background. Raises nothing.
+
+        `hellos` are ours and theirs; at most `knocks` datagrams go to addresses from which nothing came.
+        """
+        ours, theirs = hellos
         port = self._port()
         way = way_of(mapping_of(ours.udp_mapping), mapping_of(theirs.udp_mapping), self._birthday, starter)
         named = punch_targets(((endpoint.host, endpoint.port) for endpoint in theirs.udp), self.mapping.hosts())
@@ -123,7 +128,7 @@ class UdpPaths:
         if token in port.punches:  # the peer, which answers last, chose that of another session
             log.debug("a punch session of %s has the token of another one", peer)
             return
-        machine = UdpPunch(starter, (token, self._nonce(16)), way, targets, self._rng, PunchOptions())
+        machine = UdpPunch(starter, (token, self._nonce(16)), way, targets, self._rng, PunchOptions(unheard=knocks))
         run = _Punch(self, port, peer, starter, machine)
         if way is Way.SPREAD:
             async with self._spreading:  # 256 sockets once

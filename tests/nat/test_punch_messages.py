@@ -26,8 +26,8 @@ PEER = "12D3KooWEpM6P3PhcP5Qsvk2dRc4Kph2FYCVDvPbrZapzwMibzY2"
 AT = ["203.0.113.9", 4711]
 
 GOLDEN = [
-    (Hello(TOKEN), [TOKEN, [], [], 0, 0, 32768, 0]),
-    (Hello(TOKEN, (Endpoint(*AT),), (Endpoint(*AT),), 5, 4, 32769, 40007), [TOKEN, [AT], [AT], 5, 4, 32769, 40007]),
+    (Hello(TOKEN), [TOKEN, [], [], 0, 0, 32768, 0, b""]),
+    (Hello(TOKEN, (Endpoint(*AT),), (Endpoint(*AT),), 5, 4, 32769, 40007, b"\0"), [TOKEN, [AT], [AT], 5, 4, 32769, 40007, b"\0"]),
     (Go(), [1, 32768, 0]),
     (counted(Go(), PortCount(40007, -2)), [1, 32766, 40007]),
     (WitnessRequest(PEER, "203.0.113.9"), [PEER, "203.0.113.9"]),
@@ -53,7 +53,7 @@ def test_what_is_out_of_bounds_is_refused(plain):
 
 
 def test_a_hello_of_a_later_version_is_read():
-    later = decode_hello(msgpack.packb([TOKEN, [], [], 77, 0, 32768, 0, "new"]))
+    later = decode_hello(msgpack.packb([TOKEN, [], [], 77, 0, 32768, 0, b"", "new"]))
     assert mapping_of(later.tcp_mapping) is Mapping.UNKNOWN
 
 
