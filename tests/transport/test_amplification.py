@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from libp2p.peer.id import ID
 
-from nat.datagrams import Ack, Ask, Knock, Probe, Tell, encode
+from daemon.transport.quic_pipe import ALPN
+from nat.datagrams import Ack, Ask, Knock, Probe, Tell, decode, encode
+from nat.punch_messages import Endpoint, Hello, joint_token
 
 pytestmark = pytest.mark.live
 
@@ -59,6 +65,51 @@ async def test_many_questions_draw_few_answers(running: Any) -> None:
         sent, received = await drawn(port, DATAGRAMS["ask"], 200)
         assert 0 < received <= 25 * (HEADERS + 39), "twenty at once, then five a second"
         assert received < sent / 4
+
+
+def initial(ticket: bytes) -> bytes:
+    """A real client's first packet."""
+    client = QuicConnection(configuration=QuicConfiguration(alpn_protocols=[ALPN], token=ticket))
+    client.connect(("127.0.0.1", 1), 0.0)
+    return bytes(client.datagrams_to_send(0.0)[0][0])
+
+
+async def test_quic_begins_for_none_but_who_receives_at_its_address(running: Any) -> None:
+    """In a session whose peer may forge sources: what it sends from an address draws less, until it says what came there."""
+    async with running(1) as (ours,), trio.open_nursery() as nursery:
+        udp, there = ours.relay.udp, (Endpoint("203.0.113.9", 4001),)
+        hello, theirs = Hello(os.urandom(16), udp=there), Hello(os.urandom(16), udp=there)
+        nobody = ID.from_base58("12D3KooWRpRMTtJfBF5tJFtLWhaB8XHSurC2eFeDhudVYzMT6DS3")
+
+        async def no_witness(_host: str) -> bool:
+            return False
+
+        nursery.start_soon(udp.punch, nobody, True, (hello, theirs), no_witness, 0)
+        probe = encode(Probe(joint_token(hello.token, theirs.token), False, bytes(8)))
+        with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            await stranger.bind(("127.0.0.1", 0))
+
+            async def answers(payload: bytes) -> list[bytes]:
+                found: list[bytes] = []
+                await stranger.sendto(payload, ("127.0.0.1", udp.ports[0].port))
+                with trio.move_on_after(QUIET_SECONDS):
+                    while True:
+                        found.append(await stranger.recv(65536))
+                return found
+
+            await trio.testing.wait_all_tasks_blocked()
+            assert await answers(initial(bytes(8))) == [], "nothing came from there yet"
+            (ack,) = await answers(probe)
+            print(f"probe: {HEADERS + len(probe)} bytes draw {HEADERS + len(ack)}")
+            assert len(ack) < len(probe)
+            said = decode(ack)
+            assert isinstance(said, Ack)
+            for ticket in (b"", bytes(8), said.proof[:-1], said.proof + b"x"):
+                assert await answers(initial(ticket)) == []
+            begun = await answers(initial(said.proof))
+            print(f"QUIC: 1228 bytes draw {sum(HEADERS + len(one) for one in begun)}, once the address is proved")
+            assert begun
+        nursery.cancel_scope.cancel()
 
 
 OPENINGS = {
