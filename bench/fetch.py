@@ -1,6 +1,6 @@
 """A model file from one, two and four peers on loopback, beside Lattica's bitswap in one run. Decides what is compared.
 
-    python -m bench.fetch [--mib 256] [--rounds 3] [--json] [--check]
+    python -m bench.fetch [--mib 256] [--rounds 3] [--holders N ...] [--no-faults] [--json] [--check]
 
 Both sides have four holders of the same bytes, each a process; the fetcher is connected to those that take part. Ours checks
 every chunk and writes a file; Lattica's checks every block and keeps it in its store. Rounds alternate; a rate is the median.
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,26 +59,30 @@ class Row:
 @click.command()
 @click.option("--mib", type=click.IntRange(8, 4096), default=256, show_default=True, help="Size of the file.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds whose median counts.")
+@click.option(
+    "--holders", type=click.IntRange(1, max(HOLDERS)), multiple=True, default=HOLDERS, help="From how many; may be repeated."
+)
+@click.option("--faults/--no-faults", default=True, help="Whether to kill a holder and let one lie, too.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print the figures as JSON instead of the table.")
 @click.option("--check", is_flag=True, help="Exit 1, naming each figure, where one is short of its target.")
-def main(mib: int, rounds: int, json_wanted: bool, check: bool) -> None:
+def main(mib: int, rounds: int, holders: tuple[int, ...], faults: bool, json_wanted: bool, check: bool) -> None:
     """Measure fetching a file from several peers."""
     try:
         with tempfile.TemporaryDirectory(prefix="bench-fetch-") as folder:
             model = Path(folder) / "model.gguf"
             write_model(model, mib)
-            rows = compare(model, rounds)
-            faults = {"killed": killed(model), "lying": lying(model)}
+            rows = compare(model, rounds, sorted(set(holders)))
+            faulty = {"killed": killed(model), "lying": lying(model)} if faults else {}
     except StartError as error:
         raise click.ClickException(str(error)) from None
     if json_wanted:
         shape = [{**{name: getattr(row, name) for name in Row.__slots__}, "ratio": row.ratio} for row in rows]
-        click.echo(json.dumps({"mib": mib, "rounds": rounds, "rows": shape, "faults": faults}, indent=1))
+        click.echo(json.dumps({"mib": mib, "rounds": rounds, "rows": shape, "faults": faulty}, indent=1))
     else:
-        click.echo(table(rows, faults, mib, rounds))
+        click.echo(table(rows, faulty, mib, rounds))
     short = [row for row in rows if row.ratio < TARGET]
     missed = [f"short: {row.holders} holders: {row.ratio:.2f} times Lattica, target {TARGET:g}" for row in short]
-    missed += [f"short: {name}: the file is not the one that was shared" for name, fault in faults.items() if not fault["whole"]]
+    missed += [f"short: {name}: the file is not the one that was shared" for name, fault in faulty.items() if not fault["whole"]]
     for line in missed if check else ():
         click.echo(line, err=True)
     if check and missed:
@@ -114,20 +118,21 @@ def table(rows: list[Row], faults: dict[str, dict[str, Any]], mib: int, rounds: 
             f"{row.holders:>7}  {row.ours:>11.0f}  {row.theirs:>12.0f}  {row.ratio:>5.2f}  {verdict:>10}  "
             f"{row.our_cpu:>10.1f}  {row.their_cpu:>11.1f}"
         )
-    killed, lying = faults["killed"], faults["lying"]
-    lines.append(f"a holder killed (-9) in mid-fetch: whole {killed['whole']}, {killed['seconds']:.1f} s")
-    lines.append(f"a lying holder: whole {lying['whole']}, {lying['seconds']:.1f} s, dropped {lying['dropped']}")
+    if faults:
+        killed, lying = faults["killed"], faults["lying"]
+        lines.append(f"a holder killed (-9) in mid-fetch: whole {killed['whole']}, {killed['seconds']:.1f} s")
+        lines.append(f"a lying holder: whole {lying['whole']}, {lying['seconds']:.1f} s, dropped {lying['dropped']}")
     return "\n".join(lines)
 
 
-def compare(model: Path, rounds: int) -> list[Row]:
+def compare(model: Path, rounds: int, counts: Sequence[int]) -> list[Row]:
     """Both sides, alternating."""
     with ExitStack() as stack:
         processes = stack.enter_context(Processes())
         ours = _Ours(processes, model)
         theirs = stack.enter_context(_Theirs(model))
         rows = []
-        for holders in HOLDERS:
+        for holders in counts:
             ours.share(holders)
             fetcher = theirs.fetcher(holders)
             samples = [(*ours.fetch(), *fetcher.fetch()) for _ in range(rounds)]
