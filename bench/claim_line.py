@@ -14,6 +14,7 @@ import trio
 
 from crdt_store.replica import Replica
 from crdt_store.store import ClaimStore
+from crdt_store.sync_events import Verify
 from crdt_store.sync_messages import HeadsRequest, RangeRequest, serve_heads, serve_range
 from daemon.claim_sync import ClaimSync, in_thread
 from protocol.wire.codec import decode, encode
@@ -27,6 +28,7 @@ class Exchange:
     """One sync: what it moved and how long it took; `cpu` seconds of all cores, `stall_ms` the longest that the loop was late."""
 
     claims: int = 0
+    signatures: int = 0
     missing_bytes: int = 0
     wire_bytes: int = 0
     seconds: float = 0.0
@@ -42,10 +44,10 @@ class Wire:
         self._sources = sources
         self.bytes = 0
 
-    def driver(self, store: ClaimStore) -> ClaimSync:
-        """What a daemon pulls with, on this end of the lines."""
+    def driver(self, store: ClaimStore, fold: bool = False) -> "CountingSync":
+        """What a daemon pulls with, on this end of the lines; `fold`: what is missing in bulk may come in checkpoints."""
         here: Any = self
-        return ClaimSync(store, here, here, Random(1), in_thread)
+        return CountingSync(store, here, here, Random(1), in_thread, fold)
 
     def serve(self, method: str, handler: Any) -> None:
         """Nobody asks us."""
@@ -75,12 +77,22 @@ class Wire:
         return raw
 
 
-async def sync_once(store: ClaimStore, source: Replica) -> Exchange:
+class CountingSync(ClaimSync):
+    """The daemon's own, and how many signatures it had checked."""
+
+    signatures = 0
+
+    async def _check(self, verify: Verify) -> None:
+        self.signatures += len(verify.claims)
+        await super()._check(verify)
+
+
+async def sync_once(store: ClaimStore, source: Replica, fold: bool = False) -> Exchange:
     """Pull everything by the daemon's own driver into a file."""
     result, wire = Exchange(), Wire({PEER: source})
     before, held = store.replica.total_bytes, len(store.replica)
     gaps: list[float] = []
-    sync = wire.driver(store)
+    sync = wire.driver(store, fold)
 
     async def watch() -> None:
         while True:
@@ -101,7 +113,7 @@ async def sync_once(store: ClaimStore, source: Replica) -> Exchange:
         nursery.cancel_scope.cancel()
     result.cpu = time.process_time() - used
     result.claims, result.missing_bytes = len(store.replica) - held, store.replica.total_bytes - before
-    result.wire_bytes = wire.bytes
+    result.wire_bytes, result.signatures = wire.bytes, sync.signatures
     gaps.sort()
     result.stall_ms, result.stall_p99_ms = 1000 * gaps[-1], 1000 * gaps[len(gaps) * 99 // 100]
     return result

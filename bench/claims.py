@@ -5,9 +5,11 @@
 """
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -21,6 +23,7 @@ from nacl.bindings import crypto_sign_open
 from bench import claim_flood
 from bench.claim_line import PEER, Exchange, sync_once
 from bench.command import run
+from crdt_store.checkpoints import expand
 from crdt_store.claims import DOMAIN, NO_HASH, Claim, Kind, SignedClaim, read_claim
 from crdt_store.memory import MemoryStorage
 from crdt_store.own_log import Statement
@@ -113,12 +116,13 @@ def openssl_rate(jobs: list[Signed]) -> float:
     return len(jobs) / (time.perf_counter() - begun)
 
 
-Curve = list[tuple[float, float]]
-"""The share of the claims that a fresh node has, and how far off its scores are then."""
+Curve = list[tuple[float, float, float]]
+"""What a fresh node has: its share of the claims; its bytes, as a share of all claims in full; and how far
+off its scores are then."""
 
 
 def early(corpus: Corpus, source: Replica, met: int) -> tuple[Curve, Curve]:
-    """How far off the scores of a fresh node are while it pulls all, at every fiftieth of the claims.
+    """How far off the scores of a fresh node are while it pulls all, as it does, in checkpoints; at every fiftieth of the claims.
 
     It probed `met` peers itself, ten questions in each of three skills: by these it knows whom to believe. How far off: the
     difference from its score at the end, relative to that; at the 95th percentile of a quarter of the peers in all skills, and
@@ -136,7 +140,8 @@ def early(corpus: Corpus, source: Replica, met: int) -> tuple[Curve, Curve]:
     places = [(name, skill) for name in corpus.names[::4] for skill in PLACES]
     known = [(corpus.names[subject], skill) for subject in probed for skill in PLACES] or places
     sync, peer, own = Sync(store), PEER, len(store.replica)
-    seen: list[tuple[int, list[int]]] = []
+    seen: list[tuple[int, int, list[int]]] = []
+    came = 0
     for _ in range(10):
         effects = sync.handle(Begin(peer), 0.0)
         while effects:
@@ -145,30 +150,32 @@ def early(corpus: Corpus, source: Replica, met: int) -> tuple[Curve, Curve]:
                 effects += sync.handle(HeadsArrived(peer, serve_heads(source, effect.request)), 0.0)
             elif isinstance(effect, AskRange):
                 for chunk in serve_range(source, effect.request):
+                    came += len(encode(chunk))
                     for inner in sync.handle(ChunkArrived(peer, chunk), 0.0):
                         assert isinstance(inner, Verify)
-                        effects += sync.handle(Verified(peer, inner.claims, ()), 0.0)
+                        effects += sync.handle(Verified(peer, list(map(expand, inner.claims)), ()), 0.0)
                 effects += sync.handle(RangeEnded(peer), 0.0)
                 arrived = len(store.replica) - own
                 if arrived >= len(source) or not seen or arrived >= seen[-1][0] + len(source) // 50:
-                    seen.append((arrived, [store.scores.score(*place, NOW).mean_milli for place in (*places, *known)]))
+                    seen.append((arrived, came, [store.scores.score(*place, NOW).mean_milli for place in (*places, *known)]))
     assert len(store.replica) == len(source) + own, "the fresh node did not get everything"
-    offs = [[abs(a - b) / max(b, 1) for a, b in zip(scores, seen[-1][1], strict=True)] for _, scores in seen]
-    shares = [have / len(source) for have, _ in seen]
+    offs = [[abs(a - b) / max(b, 1) for a, b in zip(scores, seen[-1][2], strict=True)] for *_, scores in seen]
+    shares = [(have / len(source), size / source.total_bytes) for have, size, _ in seen]
     every = [sorted(off[: len(places)])[len(places) * 95 // 100] for off in offs]
     of_known = [sorted(off[len(places) :])[len(known) // 2] for off in offs]
-    return list(zip(shares, every, strict=True)), list(zip(shares, of_known, strict=True))
+    together = [[(*share, off) for share, off in zip(shares, offs, strict=True)] for offs in (every, of_known)]
+    return together[0], together[1]
 
 
-def settled_at(curve: Curve) -> float:
-    """The share of the claims from which on scores are within 5% and stay there."""
-    last_wrong = max((i for i, (_, wrong) in enumerate(curve) if wrong > 0.05), default=-1)
-    return curve[last_wrong + 1][0] if last_wrong + 1 < len(curve) else 1.0
+def settled_at(curve: Curve) -> tuple[float, float]:
+    """The shares of the claims and of their bytes from which on scores are within 5% and stay there."""
+    last_wrong = max((i for i, (*_, wrong) in enumerate(curve) if wrong > 0.05), default=-1)
+    return curve[min(last_wrong + 1, len(curve) - 1)][:2]
 
 
 def off_at(curve: Curve, share: float) -> float:
     """How far off scores are once `share` of the claims arrived."""
-    return next((wrong for arrived, wrong in curve if arrived >= share), 0.0)
+    return next((wrong for arrived, _, wrong in curve if arrived >= share), 0.0)
 
 
 LOAD = """
@@ -209,6 +216,37 @@ def _read(store: ClaimStore, name: PeerId, skill: str, now: int) -> float:
     return time.perf_counter() - begun
 
 
+def compacted(folder: Path, full: ClaimStore, key: Ed25519PrivateKey) -> dict[str, float]:
+    """What a node keeps whose older claims were put together, all of them but the newest of every newest log."""
+    path = folder / "compacted.db"
+    store = ClaimStore(ClaimStorage(path), key, NOW)
+    trusted([entry.raw for entry in full.replica.claims()], store)
+    begun = time.process_time()
+    made = sum(store.compact(issuer, len(store.replica)) for issuer in store.replica.issuers())
+    took = time.process_time() - begun
+    assert store.replica.digest() == full.replica.digest(), "compacting changed what is held"
+    size, claims = store.replica.total_bytes, len(store.replica)
+    in_checkpoints = [(len(raw), held) for raw, held in records(store.replica) if held > 1]
+    store.close()
+    loaded = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("VACUUM")
+    memory, seconds, _ = loaded.stdout.split()
+    return {
+        "checkpoint_us": 1e6 * took / made,
+        "claim_bytes": sum(size for size, _ in in_checkpoints) / sum(held for _, held in in_checkpoints),
+        "mean_bytes": size / claims,
+        "memory_bytes": int(memory),
+        "disk_bytes": path.stat().st_size,
+        "load_seconds": float(seconds),
+    }
+
+
+def records(replica: Replica) -> list[tuple[bytes, int]]:
+    logs = [(issuer, head.epoch) for issuer in replica.issuers() for head in replica.heads(issuer).logs]
+    return [record for log in logs for record in replica.records(*log)]
+
+
 def measure(folder: Path) -> dict[str, Any]:
     corpus = build()
     key = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -237,7 +275,10 @@ def measure(folder: Path) -> dict[str, Any]:
         syncs[difference] = pull(difference)
     pulled = sorted((pull(DIFFERENCES[-1]) for _ in range(ROUNDS)), key=lambda exchange: exchange.seconds)
     largest = syncs[DIFFERENCES[-1]] = pulled[ROUNDS // 2]
+    path_of_fresh = folder / "fresh.db"
+    fresh = trio.run(sync_once, ClaimStore(ClaimStorage(path_of_fresh), key, NOW), full.replica, True)
     curves = {met: early(corpus, full.replica, met) for met in MET}
+    dense = compacted(folder, full, key)
     full.close()
     loaded = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
     memory, load_seconds, _ = loaded.stdout.split()
@@ -259,8 +300,13 @@ def measure(folder: Path) -> dict[str, Any]:
                      "ratio": s.wire_bytes / s.missing_bytes, "seconds": s.seconds}
             for n, s in syncs.items()
         },
-        "useful_at": {str(met): settled_at(curve) for met, (curve, _) in curves.items()},
-        "known_at": {str(met): settled_at(curve) for met, (_, curve) in curves.items()},
+        "useful_at": {str(met): settled_at(curve)[0] for met, (curve, _) in curves.items()},
+        "useful_at_bytes": {str(met): settled_at(curve)[1] for met, (curve, _) in curves.items()},
+        "known_at": {str(met): settled_at(curve)[0] for met, (_, curve) in curves.items()},
+        "fresh": {"claims": fresh.claims, "bytes": fresh.wire_bytes, "signatures": fresh.signatures, "seconds": fresh.seconds,
+                  "cpu_us": 1e6 * fresh.cpu / fresh.claims, "stall_ms": fresh.stall_ms, "stall_p99_ms": fresh.stall_p99_ms,
+                  "share": fresh.wire_bytes / size, "full_seconds": count * largest.seconds / largest.claims},
+        "compacted": dense,
         "off_at": {str(met): {f"{share:.0%}": off_at(curve, share) for share in (0.1, 0.2, 0.3, 0.5, 0.75)}
                    for met, (curve, _) in curves.items()},
         "memory_bytes": int(memory),
@@ -288,8 +334,10 @@ def short_of(found: dict[str, Any]) -> list[str]:
     rules = [
         (found["merge_share"] >= 0.8, f"merged {found['merge_share']:.0%} of the bare signature rate, target 80%"),
         (found["score_us"] < 50, f"a score takes {found['score_us']:.1f} us, target 50"),
-        *((share <= 0.5, f"a fresh node that probed {met} peers is within 5% only at {share:.0%} of the claims, target 50%")
-          for met, share in found["useful_at"].items()),
+        *((share <= 0.5, f"a fresh node that probed {met} peers is within 5% only at {share:.0%} of all bytes, target 50%")
+          for met, share in found["useful_at_bytes"].items()),
+        (found["fresh"]["stall_p99_ms"] <= 20,
+         f"the loop was {found['fresh']['stall_p99_ms']:.1f} ms late at p99 while a fresh node pulled all, target 20"),
         (sync["10000"]["seconds"] <= 10, f"10,000 claims took {sync['10000']['seconds']:.1f} s, target 10"),
         (found["stall_p99_ms"] <= 20, f"the loop was {found['stall_p99_ms']:.1f} ms late at the 99th percentile, target 20"),
         (found["stall_ms"] <= 20, f"the loop was {found['stall_ms']:.1f} ms late at worst, target 20"),
@@ -311,12 +359,21 @@ def as_table(found: dict[str, Any]) -> str:
         f"score read at {found['claims']}          {found['score_us']:8.1f} us median (target 50);"
         f" {found['score_uncached_us']:.0f} us where the evidence of some hundred witnesses is weighed anew",
         *(
-            f"fresh, probed {met:>2} peers itself     {share:8.0%} of the claims arrived:"
-            " within 5% of final from there on (target 50%);"
+            f"fresh, probed {met:>2} peers itself     {found['useful_at_bytes'][met]:8.0%} of the bytes of all claims in full"
+            f" arrived, {share:.0%} of the claims: within 5% of final from there on (target 50% of the bytes);"
             f" off by {', '.join(f'{off:.0%} at {at}' for at, off in found['off_at'][met].items())};"
             f" half of those that it {'probed' if int(met) else 'would ask'} from {found['known_at'][met]:.0%} on"
             for met, share in found["useful_at"].items()
         ),
+        f"fresh, pulls all in checkpoints  {found['fresh']['seconds']:7.1f} s   {found['fresh']['bytes'] / 1e6:.1f} MB,"
+        f" {found['fresh']['share']:.0%} of all claims in full, {found['fresh']['signatures']} signatures checked for"
+        f" {found['fresh']['claims']} claims; {found['fresh']['cpu_us']:.0f} us of CPU a claim; loop late"
+        f" {found['fresh']['stall_p99_ms']:.1f} ms at p99, {found['fresh']['stall_ms']:.1f} at most; in full, at the rate above:"
+        f" {found['fresh']['full_seconds']:.1f} s",
+        f"compacted                       {found['compacted']['claim_bytes']:8.0f} bytes a claim in a checkpoint,"
+        f" {found['compacted']['mean_bytes']:.0f} over all; memory, disk {found['compacted']['memory_bytes'] / 2**20:.1f} MiB,"
+        f" {found['compacted']['disk_bytes'] / 2**20:.1f} MiB; loaded in {found['compacted']['load_seconds']:.1f} s;"
+        f" {found['compacted']['checkpoint_us']:.0f} us to make one",
         claim_flood.as_line(found["flood"]),
         f"memory, disk                    {found['memory_bytes'] / 2**20:8.1f} MiB, {found['disk_bytes'] / 2**20:.1f} MiB;"
         f" loaded in {found['load_seconds']:.1f} s",

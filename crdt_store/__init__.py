@@ -6,7 +6,9 @@ Only `storage` touches a disk; everything else is pure. The public surface:
     claims.Kind                                      CALL_SERVED, CALL_FAILED, ROUND_WON, ROUND_TOOK_PART, ROUND_ABORTED
     claims.SignedClaim(claim, hash, raw)             a verified claim and the bytes it came in
     claims.sign_claim(claim, key) -> SignedClaim     claims.open_claim(raw) -> SignedClaim, raises RemoteError
-    forks.ForkProof(first, second)                   wire struct of two raw claims; forks.open_proof(proof) -> Fork
+    checkpoints.compact(entries) -> SignedClaim      many claims of a log under the last one's signature, as one record
+    checkpoints.read_record, open_record             as read_claim and open_claim, for claims and checkpoints
+    forks.ForkProof(first, second)                   wire struct of two records; forks.open_proof(proof) -> Fork
 
     replica.Replica(bounds=Bounds())                 the set itself, in memory
         .insert(raw) -> Inserted | Duplicate | Gap | Forked | Ignored      raises RemoteError for what is no valid claim

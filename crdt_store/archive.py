@@ -9,26 +9,31 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from crdt_store.checkpoints import is_checkpoint
 from crdt_store.forks import ForkProof
 from crdt_store.replica import Replica
 from protocol.wire.codec import decode, encode
 from protocol.wire.errors import RemoteError, SwarmdError
 from protocol.wire.ids import PeerId
-from protocol.wire.limits import MAX_CLAIM_BYTES
+from protocol.wire.limits import MAX_CHECKPOINT_BYTES, MAX_CLAIM_BYTES
 
 MAGIC = b"swarmdRA"
-VERSION = 1
+VERSION = 2
+"""1 had no checkpoints, and is still read."""
+
 HEADER = MAGIC + struct.pack(">H", VERSION)
 
-CLAIM, PROOF, END = b"C", b"F", b"E"
-MAX_BODY = {CLAIM: MAX_CLAIM_BYTES, PROOF: 2 * MAX_CLAIM_BYTES + 16, END: 8}
+_FIRST_HEADER = MAGIC + struct.pack(">H", 1)
+
+CLAIM, CHECKPOINT, PROOF, END = b"C", b"K", b"F", b"E"
+MAX_BODY = {CLAIM: MAX_CLAIM_BYTES, CHECKPOINT: MAX_CHECKPOINT_BYTES, PROOF: 2 * MAX_CHECKPOINT_BYTES + 16, END: 8}
 """The longest body of each frame, in bytes."""
 
 _CRC_BYTES = 4
 _HEAD_BYTES = 8
 
 Record = bytes | ForkProof
-"""One thing of an archive: a claim's signed bytes, or a proof."""
+"""One thing of an archive: a claim's signed bytes, a checkpoint, or a proof."""
 
 
 class ArchiveError(SwarmdError):
@@ -53,7 +58,10 @@ def write(records: Iterable[Record]) -> Iterator[bytes]:
     yield HEADER
     count = 0
     for record in records:
-        yield _frame(PROOF, encode(record)) if isinstance(record, ForkProof) else _frame(CLAIM, record)
+        if isinstance(record, ForkProof):
+            yield _frame(PROOF, encode(record))
+        else:
+            yield _frame(CHECKPOINT if is_checkpoint(record) else CLAIM, record)
         count += 1
     yield _frame(END, struct.pack(">Q", count))
 
@@ -65,9 +73,9 @@ def read(take: Callable[[int], bytes]) -> Iterator[Framed]:
     """
     source = _Source(take)
     header = source.exactly(len(HEADER), "an archive begins with its header")
-    if header != HEADER:
+    if header not in (HEADER, _FIRST_HEADER):
         wrong = next(place for place, byte in enumerate(header) if byte != HEADER[place])
-        known = "" if wrong < len(MAGIC) else f": version {int.from_bytes(header[-2:], 'big')}, and {VERSION} is known here"
+        known = "" if wrong < len(MAGIC) else f": version {int.from_bytes(header[-2:], 'big')}, and 1 to {VERSION} are known here"
         raise ArchiveError(wrong, f"this is no archive of claims that can be read{known}")
     count = 0
     while True:
@@ -78,7 +86,9 @@ def read(take: Callable[[int], bytes]) -> Iterator[Framed]:
         if kind == END:
             break
         count += 1
-        yield Framed(start, body if kind == CLAIM else _proof(body, start))
+        if (kind == CHECKPOINT) != (kind != PROOF and is_checkpoint(body)):
+            raise ArchiveError(start, "a claim in the frame of a checkpoint, or the other way round")
+        yield Framed(start, _proof(body, start) if kind == PROOF else body)
     if body != struct.pack(">Q", count):
         raise ArchiveError(start, f"the end speaks of another number of records than the {count} before it")
     if take(1):
@@ -168,7 +178,7 @@ _BY_TOP = {entry >> 24: index for index, entry in enumerate(_TABLE)}
 # The order of an archive, and a replica's part of it.
 
 Place = tuple[str, int, int]
-"""Issuer, epoch, seq of a record; (issuer, -1, -1) is the issuer's fork proof, which goes before its claims."""
+"""Issuer, epoch, seq of a record's last claim; (issuer, -1, -1) is the issuer's fork proof, which goes before its claims."""
 
 FIRST: Place = ("", 0, 0)
 """Before every record."""
@@ -208,6 +218,7 @@ def _behind(replica: Replica, after: Place) -> Iterator[tuple[Place, Record]]:
         for head in replica.heads(issuer).logs:
             if (issuer, head.epoch, head.length - 1) <= after:
                 continue
-            start = after[2] + 1 if after[:2] == (issuer, head.epoch) else 0
-            for seq, raw in enumerate(replica.raws(PeerId(issuer), head.epoch, start, head.length - start), start):
-                yield (issuer, head.epoch, seq), raw
+            seq = after[2] + 1 if after[:2] == (issuer, head.epoch) else 0
+            for raw, claims in replica.records(PeerId(issuer), head.epoch, seq):
+                seq += claims
+                yield (issuer, head.epoch, seq - 1), raw

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from crdt_store.archive import ArchiveError, Framed, read
-from crdt_store.claims import NO_HASH, SignedClaim, open_claim
+from crdt_store.checkpoints import open_record, stretch
+from crdt_store.claims import NO_HASH, SignedClaim
 from crdt_store.forks import Fork, ForkProof, open_proof
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import Hash
 
 CHECKSUM_BYTES = 16
 """Of the SHA-256 beside each row of a database."""
+
+
+_SEARCHED_BYTES = 8 << 10
 
 
 def checksum(*parts: bytes) -> bytes:
@@ -21,7 +25,7 @@ def checksum(*parts: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a database: a claim, or a proof (two parts; `seq` is -1). The key as its columns say it."""
+    """A row of a database: a claim or checkpoint, or a proof (two parts; `seq` is -1). The key as its columns say it."""
 
     issuer: str
     epoch: int
@@ -105,10 +109,11 @@ class Audit:
 
     def _claim(self, raw: bytes) -> SignedClaim:
         try:
-            entry = open_claim(raw)
+            entry = open_record(raw)
         except RemoteError as error:
             raise _Fault(error.message) from None
-        claim, before = entry.claim, self._before
+        said, before = stretch(entry), self._before
+        claim = said[0].claim
         follows, tip = 0, NO_HASH
         if before is not None and (before.claim.issuer, before.claim.epoch) == (claim.issuer, claim.epoch):
             follows, tip = before.claim.seq + 1, before.hash
@@ -117,7 +122,7 @@ class Audit:
         if claim.previous != Hash(tip):
             raise _Fault("it does not follow the claim before it: the chain of hashes is broken")
         self._before = entry
-        self.report.claims += 1
+        self.report.claims += len(said)
         return entry
 
 
@@ -126,12 +131,12 @@ class _Fault(Exception):
 
 
 def _changed_byte(content: bytes, kept: bytes) -> tuple[int, str]:
-    """The byte whose change alone explains the mismatch, by trying all (8 KiB: some seconds at most); else the row's first."""
+    """The byte whose change alone explains the mismatch, by trying all (up to 8 KiB: some seconds); else the row's first."""
     told = checksum(content)
     if len(kept) != CHECKSUM_BYTES or sum(a != b for a, b in zip(told, kept, strict=True)) == 1:
         return len(content), "its checksum was changed"
     prefix = sha256()
-    for place in range(len(content)):
+    for place in range(len(content) if len(content) <= _SEARCHED_BYTES else 0):
         rest = content[place + 1 :]
         for value in range(256):
             tried = prefix.copy()

@@ -1,6 +1,5 @@
 """One signed statement about a peer, and what makes its bytes valid. Knows no log, no replica and no storage."""
 
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import Annotated
 
@@ -9,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.wire.codec import Message, decoder, encode
 from protocol.wire.envelope import Envelope, require_signature, seal, statement_hash
-from protocol.wire.errors import LocalError, RemoteError, malformed
+from protocol.wire.errors import LocalError, malformed
 from protocol.wire.ids import Hash, HashField, PeerId, PeerIdField, is_peer_id
 from protocol.wire.limits import MAX_CLAIM_BYTES
 
@@ -26,6 +25,7 @@ NO_HASH = Hash(bytes(32))
 
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=MAX_EPOCH)]
 Seq = Annotated[int, msgspec.Meta(ge=0, lt=MAX_LOG_CLAIMS)]
+RawClaim = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_CLAIM_BYTES)]
 Skill = Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?\Z", max_length=63)]
 
 
@@ -110,31 +110,6 @@ def sign_claim(claim: Claim, key: Ed25519PrivateKey) -> SignedClaim:
 def open_claim(raw: bytes) -> SignedClaim:
     """Verify an encoded claim; raises RemoteError(malformed | oversized | bad_signature)."""
     return verify_claim(read_claim(raw))
-
-
-def open_claims(raws: Sequence[bytes]) -> list[SignedClaim | RemoteError]:
-    """Verify many, one result each. Touches no shared state, so that it may run in another thread."""
-    opened: list[SignedClaim | RemoteError] = []
-    for raw in raws:
-        try:
-            opened.append(open_claim(raw))
-        except RemoteError as error:
-            opened.append(error)
-    return opened
-
-
-def verify_claims(entries: Sequence[SignedClaim]) -> list[SignedClaim | RemoteError]:
-    """The signatures of claims that `read_claim` gave, one result each: with it, `open_claim`, but nothing is decoded twice.
-
-    Touches no shared state, so that it may run in another thread.
-    """
-    verified: list[SignedClaim | RemoteError] = []
-    for entry in entries:
-        try:
-            verified.append(verify_claim(entry))
-        except RemoteError as error:
-            verified.append(error)
-    return verified
 
 
 def verify_claim(entry: SignedClaim) -> SignedClaim:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isqrt
 
+from crdt_store.checkpoints import stretch
 from crdt_store.claims import Claim, Kind
 from crdt_store.outcomes import Forked, Inserted, Outcome
 from protocol.wire.ids import PeerId
@@ -144,7 +145,8 @@ class Ledger:
     def observe(self, outcome: Outcome) -> None:
         """Take what the replica did with a claim or a proof."""
         if isinstance(outcome, Inserted):
-            self._add(outcome.entry.claim)
+            for entry in stretch(outcome.entry):
+                self._add(entry.claim)
             for gone in outcome.dropped:
                 self._drop(gone.issuer, gone.epoch)
         elif isinstance(outcome, Forked):

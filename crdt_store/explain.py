@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from crdt_store.claims import Claim, Kind, SignedClaim, read_claim
+from crdt_store.claims import Claim, Kind, SignedClaim
 from crdt_store.evidence import MILLI, trials_of
 from crdt_store.replica import Replica
 from crdt_store.scores import Scores
@@ -64,7 +64,8 @@ def _about(replica: Replica, scores: Scores, subject: PeerId) -> list[SignedClai
     mentions = list(scores.ledger.mentions(subject))
     each = max(1, MAX_READ // max(1, len(mentions)))
     places = [(issuer, epoch, seq) for issuer, epoch, seqs in mentions for seq in seqs[-each:]]
-    entries = [read_claim(raw) for issuer, epoch, seq in places[:MAX_READ] for raw in replica.raws(issuer, epoch, seq, 1)]
+    found = (replica.entry(*place) for place in places[:MAX_READ])
+    entries = [entry for entry in found if entry is not None]
     return sorted(entries, key=lambda entry: (-entry.claim.time, entry.claim.issuer, entry.claim.epoch, entry.claim.seq))
 
 

@@ -1,24 +1,29 @@
 """Proofs that an issuer signed two histories of one epoch. Decides what proves that; the replica decides what follows."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import msgspec
 
-from crdt_store.claims import SignedClaim, open_claim
+from crdt_store.checkpoints import RawRecord, expand, is_checkpoint, open_record, stretch
+from crdt_store.claims import SignedClaim
 from protocol.wire.codec import Message
 from protocol.wire.errors import RemoteError, malformed
 from protocol.wire.ids import Hash, PeerId, sha256
-from protocol.wire.limits import MAX_CLAIM_BYTES
-
-RawClaim = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_CLAIM_BYTES)]
 
 
 class ForkProof(Message, frozen=True):
-    """Two signed claims of one issuer that no honest issuer signs both; anyone can check them."""
+    """Two claims of one issuer that no honest issuer signs both; anyone can check them.
 
-    first: RawClaim
-    second: RawClaim
+    Each in its envelope, or as the first row of a checkpoint: then the chain of hashes up to its signed claim is the signature.
+    """
+
+    first: RawRecord
+    second: RawRecord
+
+    @property
+    def plain(self) -> bool:
+        """Whether peers that know no checkpoints understand it."""
+        return not is_checkpoint(self.first) and not is_checkpoint(self.second)
 
 
 class Fork(msgspec.Struct, frozen=True):
@@ -45,10 +50,11 @@ def contradict(first: SignedClaim, second: SignedClaim) -> bool:
 
 
 def fork_of(first: SignedClaim, second: SignedClaim) -> Fork:
-    """The fork that two contradicting claims prove; raises RemoteError(malformed) where they do not contradict."""
-    if not contradict(first, second):
+    """The fork that the first claims of two records prove; raises RemoteError(malformed) where they do not contradict."""
+    one, other = stretch(expand(first))[0], stretch(expand(second))[0]
+    if not contradict(one, other):
         raise malformed("two claims that fit one log prove no fork")
-    return Fork(PeerId(first.claim.issuer), first.claim.epoch, first.claim.seq, ForkProof(first.raw, second.raw))
+    return Fork(PeerId(one.claim.issuer), one.claim.epoch, one.claim.seq, ForkProof(first.raw, second.raw))
 
 
 def proof_hash(proof: ForkProof) -> Hash:
@@ -58,7 +64,7 @@ def proof_hash(proof: ForkProof) -> Hash:
 
 def open_proof(proof: ForkProof) -> Fork:
     """Verify a proof from a peer; raises RemoteError(malformed | oversized | bad_signature)."""
-    return fork_of(open_claim(proof.first), open_claim(proof.second))
+    return fork_of(open_record(proof.first), open_record(proof.second))
 
 
 def open_proofs(proofs: Sequence[ForkProof]) -> list[Fork | RemoteError]:

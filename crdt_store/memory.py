@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from crdt_store.claims import SignedClaim
 from crdt_store.forks import ForkProof
-from crdt_store.outcomes import Forked
+from crdt_store.outcomes import Compacted, Forked, Inserted
 from crdt_store.own_log import next_epoch
 from crdt_store.store import Change, Stored
 from protocol.wire.ids import PeerId
@@ -40,8 +40,11 @@ class MemoryStorage:
                 self._drop([p for p in self._claims if p[0] == change.fork.issuer and p[1] >= change.fork.epoch])
             else:
                 claim = change.entry.claim
+                if isinstance(change, Compacted):
+                    places = ((claim.issuer, claim.epoch, seq) for seq in range(change.start, claim.seq))
+                    self._drop([place for place in places if place in self._claims])
                 self._claims[(claim.issuer, claim.epoch, claim.seq)] = change.entry.raw
-                for gone in change.dropped:
+                for gone in change.dropped if isinstance(change, Inserted) else ():
                     self._drop([p for p in self._claims if p[:2] == (gone.issuer, gone.epoch)])
 
     def close(self) -> None:

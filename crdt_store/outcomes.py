@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from crdt_store.checkpoints import CheckpointEntry
 from crdt_store.claims import SignedClaim
 from crdt_store.forks import Fork
 from protocol.wire.ids import PeerId
@@ -17,10 +18,24 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """The claim is new and kept. `dropped` names what had to go for it: older epochs of its issuer, or borrowed room."""
+    """The claim, or all of a checkpoint, is new and kept, as `entry` has it. `dropped` names what had to go for it: older epochs
+    of its issuer, or borrowed room."""
 
     entry: SignedClaim
     dropped: tuple[Dropped, ...] = ()
+
+    @property
+    def claims(self) -> int:
+        """How many are new."""
+        return 1 + len(self.entry.before) if isinstance(self.entry, CheckpointEntry) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """Claims from `start` on, up to that of `entry`, are kept as the checkpoint `entry` from now on. Nothing else changed."""
+
+    start: int
+    entry: SignedClaim
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,42 +13,24 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from crdt_store.claims import NO_HASH, SignedClaim, read_claim, verify_claim
+from crdt_store.checkpoints import CHECKPOINT_CLAIMS, CheckpointEntry, compact, expand, read_record, stretch, verify_record
+from crdt_store.claims import MAX_LOG_CLAIMS, SignedClaim
 from crdt_store.forks import Fork, ForkProof, fork_of, open_proof
-from crdt_store.heads import IssuerHeads, LogHead, LogRow, fork_id, fork_row, issuer_digest, log_id, log_row, replica_digest
-from crdt_store.outcomes import Dropped, Duplicate, Forked, Gap, Ignored, Inserted, Outcome
+from crdt_store.heads import IssuerHeads, LogRow, fork_id, fork_row, issuer_digest, log_id, log_row, replica_digest
+from crdt_store.logs import Log
+from crdt_store.outcomes import Compacted, Dropped, Duplicate, Forked, Gap, Ignored, Inserted, Outcome
 from crdt_store.room import Bounds, Room
 from crdt_store.sketch import Sketch
 from protocol.wire.ids import Hash, PeerId
 from protocol.wire.limits import MAX_CLAIM_BYTES
-
-HASH_BYTES = 32
 
 FROZEN_PLACE = -1
 """In place of an epoch: the issuer's fork proof."""
 
 
 @dataclass(slots=True)
-class _Log:
-    """One epoch: the raw claims by seq, and their hashes one behind the other."""
-
-    id: bytes
-    raws: list[bytes] = field(default_factory=list)
-    hashes: bytearray = field(default_factory=bytearray)
-
-    def hash(self, seq: int) -> Hash:
-        return Hash(bytes(self.hashes[HASH_BYTES * seq : HASH_BYTES * (seq + 1)]))
-
-    def tip(self) -> Hash:
-        return Hash(bytes(self.hashes[-HASH_BYTES:])) if self.raws else NO_HASH
-
-    def head(self, epoch: int) -> LogHead:
-        return LogHead(epoch, len(self.raws), self.tip())
-
-
-@dataclass(slots=True)
 class _Issuer:
-    logs: dict[int, _Log] = field(default_factory=dict)
+    logs: dict[int, Log] = field(default_factory=dict)
     epochs: list[int] = field(default_factory=list)
     """Ascending, as the keys of `logs`."""
     claims: int = 0
@@ -57,7 +39,7 @@ class _Issuer:
 
 
 _NOBODY = _Issuer()
-_NO_LOG = _Log(b"")
+_NO_LOG = Log(b"")
 
 
 class Replica:
@@ -94,38 +76,39 @@ class Replica:
         return self._bytes
 
     def insert(self, raw: bytes, trusted: bool = False) -> Outcome:
-        """Add one encoded claim; raises RemoteError for bytes that are no valid claim.
+        """Add one encoded claim or checkpoint; raises RemoteError for bytes that are none.
 
         `trusted` skips the signature: only for bytes that were verified before and kept under a checksum since.
         """
-        entry = read_claim(raw)
+        entry = read_record(raw)
         known = self.foresee(entry)
         if known is not None:
             return known
-        return self.insert_opened(entry if trusted else verify_claim(entry))
+        return self.insert_opened(expand(entry) if trusted else verify_record(entry))
 
     def foresee(self, entry: SignedClaim) -> Duplicate | Ignored | None:
-        """What becomes of a claim whatever its signature is: checking that costs ten times more than all the rest."""
+        """What becomes of a claim or checkpoint whatever its signature is: checking that costs ten times more than the rest."""
         claim = entry.claim
         issuer = PeerId(claim.issuer)
         state = self._issuers.get(issuer, _NOBODY)
         log = state.logs.get(claim.epoch, _NO_LOG)
-        if claim.seq < len(log.raws):
+        if claim.seq < log.length:
             return Duplicate() if log.hash(claim.seq) == entry.hash else None
         if _closed(state, claim.epoch, self._bounds):
             frozen = state.fork is not None and claim.epoch >= state.fork.epoch
             return Ignored("frozen" if frozen else "retired")
-        fits = claim.seq > len(log.raws) or claim.previous == log.tip()  # what does not fit proves a fork, and needs no room
+        start, previous = _beginning(entry)
+        fits = start > log.length or (start == log.length and previous == log.tip())  # else it proves a fork, and needs no room
         return Ignored("full") if fits and not self.room.has(issuer, len(entry.raw)) else None
 
     def insert_opened(self, entry: SignedClaim) -> Outcome:
-        """Add one claim whose signature was checked."""
+        """Add one claim whose signature was checked, or a checkpoint that was expanded besides."""
         claim = entry.claim
         issuer = PeerId(claim.issuer)
         state = self._issuers.get(issuer, _NOBODY)
         log = state.logs.get(claim.epoch, _NO_LOG)
-        length = len(log.raws)
-        if claim.seq != length or claim.previous != log.tip():
+        start, previous = _beginning(entry)
+        if start != log.length or previous != log.tip():
             return self.foresee(entry) or self._out_of_place(issuer, log, entry)
         if _closed(state, claim.epoch, self._bounds):
             return self.foresee(entry) or Ignored("retired")
@@ -134,22 +117,28 @@ class Replica:
             return Ignored("full")
         return self._append(issuer, entry)
 
-    def _out_of_place(self, issuer: PeerId, log: _Log, entry: SignedClaim) -> Outcome:
-        """What a claim does that is not the next one of its log: it waits, or proves a fork."""
-        seq = entry.claim.seq
-        if seq > len(log.raws):
-            return Gap(issuer, entry.claim.epoch, len(log.raws))
-        return self._freeze(fork_of(self._entry(log.raws[min(seq, len(log.raws) - 1)]), entry))
+    def _out_of_place(self, issuer: PeerId, log: Log, entry: SignedClaim) -> Outcome:
+        """What does not begin where its log ends: it waits, proves a fork, or brings something new behind what is known."""
+        said = stretch(entry)
+        start = said[0].claim.seq
+        if start > log.length:
+            return Gap(issuer, entry.claim.epoch, log.length)
+        if start == log.length:  # it denies our last claim
+            return self._freeze(fork_of(log.record(start - 1), entry))
+        for place, one in enumerate(said[: log.length - start]):
+            if log.hash(one.claim.seq) != one.hash:
+                return self._freeze(fork_of(log.record(one.claim.seq), compact(said[place:])))
+        return self.insert_opened(compact(said[log.length - start :]))
 
     def insert_proof(self, proof: ForkProof, trusted: bool = False) -> Outcome:
         """Add one fork proof; raises RemoteError for bytes that prove nothing. `trusted` as in `insert`."""
         if self.knows(proof):
             return Duplicate()
-        return self.insert_fork(fork_of(read_claim(proof.first), read_claim(proof.second)) if trusted else open_proof(proof))
+        return self.insert_fork(fork_of(read_record(proof.first), read_record(proof.second)) if trusted else open_proof(proof))
 
     def knows(self, proof: ForkProof) -> bool:
         """Whether `proof` freezes nothing more, be it valid or not; raises RemoteError for bytes that are no claims."""
-        claim = read_claim(proof.first).claim
+        claim = read_record(proof.first).claim
         held = self.fork_of(PeerId(claim.issuer))
         return held is not None and held.epoch <= claim.epoch
 
@@ -190,12 +179,12 @@ class Replica:
     def length(self, issuer: PeerId, epoch: int) -> int:
         """Claims held of one log."""
         log = self._log(issuer, epoch)
-        return 0 if log is None else len(log.raws)
+        return 0 if log is None else log.length
 
     def hash_at(self, issuer: PeerId, epoch: int, seq: int) -> Hash | None:
         """The hash of one claim; None where it is not held."""
         log = self._log(issuer, epoch)
-        return log.hash(seq) if log is not None and 0 <= seq < len(log.raws) else None
+        return log.hash(seq) if log is not None and 0 <= seq < log.length else None
 
     def place(self, log: bytes) -> tuple[PeerId, int] | None:
         """The issuer and epoch of a log id that is known; None for any other."""
@@ -241,16 +230,50 @@ class Replica:
         return not _closed(state, epoch, self._bounds) and self.room.has(issuer, MAX_CLAIM_BYTES)
 
     def raws(self, issuer: PeerId, epoch: int, start: int, count: int) -> tuple[bytes, ...]:
-        """At most `count` encoded claims of one log from `start` on."""
+        """At most `count` encoded claims of one log from `start` on; fewer where one has no signature of its own any more."""
         log = self._log(issuer, epoch)
-        return () if log is None else tuple(log.raws[start : start + count])
+        return () if log is None else log.plain(start, count)
+
+    def records(
+        self, issuer: PeerId, epoch: int, start: int = 0, count: int = MAX_LOG_CLAIMS, folded: bool = False
+    ) -> Iterator[tuple[bytes, int]]:
+        """At least `count` claims of one log from `start` on, where it has them, as records, and how many claims each holds.
+
+        As they are held; where `folded`, in as few records as may be.
+        """
+        log = self._log(issuer, epoch)
+        return iter(()) if log is None else log.records(start, count, folded)
+
+    def entry(self, issuer: PeerId, epoch: int, seq: int) -> SignedClaim | None:
+        """One claim, None where it is not held; its `raw` is empty where only a checkpoint vouches for it."""
+        log = self._log(issuer, epoch)
+        return log.entry(seq) if log is not None and 0 <= seq < log.length else None
 
     def claims(self, issuer: PeerId | None = None) -> Iterator[SignedClaim]:
-        """Every claim that counts, by issuer, epoch and seq."""
+        """Every claim that counts, by issuer, epoch and seq, as `entry` gives it."""
         for name in self.issuers() if issuer is None else (issuer,):
             state = self._issuers.get(name, _NOBODY)
             for epoch in tuple(state.epochs):
-                yield from (self._entry(raw) for raw in tuple(state.logs[epoch].raws))
+                yield from tuple(state.logs[epoch].entries())
+
+    def compact(self, issuer: PeerId, most: int, keep: int = CHECKPOINT_CLAIMS) -> list[Compacted]:
+        """Put claims of one issuer together into checkpoints, `most` at most: all of older logs, and of the newest those before
+        the last `keep`, once there are twice as many. What is held, and so every hash and score, stays the same.
+        """
+        state = self._issuers.get(issuer, _NOBODY)
+        changes: list[Compacted] = []
+        for epoch in state.epochs:
+            log = state.logs[epoch]
+            newest = epoch == state.epochs[-1]
+            if len(changes) >= most or len(log.raws) <= (2 * keep if newest and keep else 1):
+                continue
+            before = log.size
+            made = log.compact(keep if newest else 0, most - len(changes))
+            freed = before - log.size
+            self._bytes -= freed
+            self.room.release(issuer, freed)
+            changes += [Compacted(start, entry) for start, entry in made]
+        return changes
 
     def fork_of(self, issuer: PeerId) -> Fork | None:
         """The issuer's fork, None for an honest one."""
@@ -260,27 +283,23 @@ class Replica:
         """Every fork known, by issuer."""
         return tuple(fork for issuer in self.issuers() if (fork := self.fork_of(issuer)) is not None)
 
-    def _log(self, issuer: PeerId, epoch: int) -> _Log | None:
+    def _log(self, issuer: PeerId, epoch: int) -> Log | None:
         state = self._issuers.get(issuer)
         return None if state is None else state.logs.get(epoch)
-
-    @staticmethod
-    def _entry(raw: bytes) -> SignedClaim:
-        return read_claim(raw)  # held bytes were verified when they came in
 
     def _append(self, issuer: PeerId, entry: SignedClaim) -> Inserted:
         state = self._issuers.setdefault(issuer, _Issuer())
         epoch = entry.claim.epoch
         log = state.logs.get(epoch)
         if log is None:
-            log = state.logs[epoch] = _Log(log_id(issuer, epoch))
+            log = state.logs[epoch] = Log(log_id(issuer, epoch))
             insort(state.epochs, epoch)
             self._register(log.id, (issuer, epoch))
-        log.raws.append(entry.raw)
-        log.hashes += entry.hash
-        state.claims += 1
+        before = log.length
+        log.append(entry)
+        state.claims += log.length - before
         self._bytes += len(entry.raw)
-        self._count += 1
+        self._count += log.length - before
         self._changed(state, log.id)
         retired = _beyond_quota(state, None, self._bounds)
         dropped: tuple[Dropped, ...] = ()
@@ -317,10 +336,10 @@ class Replica:
     def _cut(self, issuer: PeerId, state: _Issuer, epoch: int) -> Dropped:
         log = state.logs.pop(epoch)
         state.epochs.remove(epoch)
-        size = sum(map(len, log.raws))
-        state.claims -= len(log.raws)
+        size = log.size
+        state.claims -= log.length
         self._bytes -= size
-        self._count -= len(log.raws)
+        self._count -= log.length
         self.room.release(issuer, size)
         self._changed(state, log.id)
         return Dropped(issuer, epoch)
@@ -348,6 +367,13 @@ class Replica:
         return 0 if row is None else int.from_bytes(row.pack(), "big")
 
 
+def _beginning(entry: SignedClaim) -> tuple[int, bytes]:
+    """The seq of a record's first claim, and the hash of the claim before it."""
+    if isinstance(entry, CheckpointEntry) and entry.checkpoint is not None:
+        return entry.start, entry.checkpoint.previous
+    return entry.claim.seq, entry.claim.previous
+
+
 def _closed(state: _Issuer, epoch: int, bounds: Bounds) -> bool:
     """Whether nothing more of this log is taken: its issuer is frozen from there on, or newer logs fill the quota."""
     if state.fork is not None and epoch >= state.fork.epoch:
@@ -366,5 +392,5 @@ def _beyond_quota(state: _Issuer, wanted: int | None, bounds: Bounds) -> tuple[i
         if claims >= bounds.issuer_claims or newer >= bounds.issuer_epochs:
             beyond.append(epoch)
         log = state.logs.get(epoch)
-        claims += 0 if log is None else len(log.raws)
+        claims += 0 if log is None else log.length
     return tuple(beyond)

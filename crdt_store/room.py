@@ -22,7 +22,8 @@ class Bounds:
     """What a replica holds at most.
 
     `issuer_claims` 10,000 is the quota per author; a last epoch may exceed it by its own length. Issuers are at most `strangers`
-    and `vouched`, together as many as the directory knows peers. `total_bytes` of raw claims: 64 MiB is about 200,000 claims.
+    and `vouched`, together as many as the directory knows peers. `total_bytes` of records: 64 MiB is 200,000 claims, or five
+    times as many in checkpoints.
     """
 
     issuer_claims: int = 10_000

@@ -14,12 +14,14 @@ from typing import Self
 from crdt_store.audit import Row, checksum
 from crdt_store.claims import SignedClaim
 from crdt_store.forks import Fork, ForkProof
-from crdt_store.outcomes import Forked, Inserted
+from crdt_store.outcomes import Compacted, Forked, Inserted
 from crdt_store.own_log import next_epoch
 from crdt_store.store import Change, StorageError, Stored
 from protocol.wire.ids import PeerId
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Since 2 a row of `claims` may be a checkpoint, under the key of its last claim; the tables are those of 1."""
+
 APPLICATION_ID = 0x73776D64
 """"swmd": tells our file from any other SQLite file."""
 
@@ -105,6 +107,9 @@ class ClaimStorage:
             with self._transaction(durable=True):
                 for statement in _SCHEMA:
                     self._db.execute(statement)
+        elif self._pragma("user_version") < SCHEMA_VERSION:
+            with self._transaction(durable=True):
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def open_epoch(self, issuer: PeerId, above: int, now_ms: int) -> int:
         with self._transaction(durable=True):
@@ -158,6 +163,13 @@ class ClaimStorage:
                 rows = []
                 if isinstance(change, Forked):
                     self._freeze(change.fork)
+                elif isinstance(change, Compacted):
+                    claim = change.entry.claim
+                    self._db.execute(
+                        "DELETE FROM claims WHERE issuer = ? AND epoch = ? AND seq >= ? AND seq < ? AND own = 0",
+                        (claim.issuer, claim.epoch, change.start, claim.seq),
+                    )
+                    self._insert_foreign([_row(change.entry)])
                 else:
                     self._insert_foreign([_row(change.entry)])
                     self._db.executemany(
@@ -188,7 +200,7 @@ class ClaimStorage:
             return " ".join(str(self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]).split())
 
     def rows(self, after: tuple[str, int, int], limit: int) -> list[Row]:
-        """At most `limit` claims behind the key `after` (issuer, epoch, seq), by key; own ones of a forked log are among them."""
+        """At most `limit` records behind the key `after` (issuer, epoch, seq), by key; own ones of a forked log too."""
         with self._faults():
             found = self._db.execute(
                 "SELECT issuer, epoch, seq, raw, checksum FROM claims WHERE (issuer, epoch, seq) > (?, ?, ?)"

@@ -7,9 +7,11 @@ verified claim or proof, or closes what was asked of that peer until its row cha
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from crdt_store.claims import SignedClaim, read_claim
+from crdt_store import sync_plan
+from crdt_store.checkpoints import read_record
+from crdt_store.claims import SignedClaim
 from crdt_store.forks import Fork, ForkProof, open_proof
-from crdt_store.heads import ROW_HEAD_BYTES, LogRow, fork_id, log_id
+from crdt_store.heads import ROW_HEAD_BYTES, LogRow, fork_id
 from crdt_store.outcomes import Forked, Ignored, Inserted, Outcome
 from crdt_store.replica import Replica
 from crdt_store.sketch import ITEM_BYTES, MAX_CELLS, difference, unpack
@@ -29,12 +31,11 @@ from crdt_store.sync_events import (
     Verified,
     Verify,
 )
-from crdt_store.sync_exchange import Exchange, Phase, State
+from crdt_store.sync_exchange import Exchange, Ids, Phase, State, cost_of, rows_of, too_much
 from crdt_store.sync_messages import (
+    FOLDED,
     MAX_ASKED,
     MAX_LISTED_ROWS,
-    MAX_RANGE_BYTES,
-    MAX_RANGE_CLAIMS,
     Announcement,
     HeadsReply,
     HeadsRequest,
@@ -42,7 +43,7 @@ from crdt_store.sync_messages import (
     RangeRequest,
     unpack_rows,
 )
-from crdt_store.sync_plan import Want, part_of, plan, wants_of
+from crdt_store.sync_plan import NEVER, Want, part_of, plan, wants_of
 from protocol.wire.errors import RemoteError, malformed
 from protocol.wire.ids import Hash, PeerId
 
@@ -87,8 +88,10 @@ class Target(Protocol):
 class Sync:
     """Exchanges with many peers, one at a time with each; all pull into one target."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, fold: bool = True) -> None:
+        """`fold`: ask for checkpoints where much is missing, instead of every claim in its envelope."""
         self._target = target
+        self._fold = fold
         self._exchanges: dict[PeerId, Exchange] = {}
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -139,7 +142,7 @@ class Sync:
     def _announced(self, peer: PeerId, exchange: Exchange, announcement: Announcement, now: float) -> list[Effect]:
         if now < exchange.shunned_until:
             return []
-        for proof in announcement.proofs:
+        for proof in (*announcement.proofs, *announcement.folded):
             try:
                 if not self._target.replica.knows(proof):
                     self._target.insert_fork(open_proof(proof))
@@ -219,23 +222,25 @@ class Sync:
 
     def _chunk(self, peer: PeerId, exchange: Exchange, chunk: RangeChunk, now: float) -> list[Effect]:
         """Sort out what needs no signature checked: what is held already (by another peer's answer, say) or finds no room."""
-        exchange.received_claims += len(chunk.claims)
-        exchange.received_bytes += sum(map(len, chunk.claims)) + sum(len(p.first) + len(p.second) for p in chunk.proofs)
-        if exchange.received_claims > MAX_RANGE_CLAIMS or exchange.received_bytes > MAX_RANGE_BYTES:
+        raws = (*chunk.claims, *chunk.records)
+        exchange.received_claims += len(raws)
+        exchange.received_bytes += sum(map(len, raws)) + sum(len(p.first) + len(p.second) for p in chunk.proofs)
+        if too_much(exchange):
             return self._fault(peer, exchange, malformed("more claims than one answer may hold"), now, end=True)
         replica = self._target.replica
-        id_of = _Ids()
+        id_of = Ids()
         claims: list[SignedClaim] = []
         proofs: list[ForkProof] = []
         try:
             for proof in chunk.proofs:
                 if replica.knows(proof):
                     self._came(exchange, _PROVEN, True)
-                    self._came(exchange, fork_id(PeerId(read_claim(proof.first).claim.issuer)), True)
+                    self._came(exchange, fork_id(PeerId(read_record(proof.first).claim.issuer)), True)
                 else:
                     proofs.append(proof)
-            for raw in chunk.claims:
-                entry = read_claim(raw)
+            for raw in raws:
+                entry = read_record(raw)
+                exchange.received_claims += rows_of(entry)
                 known = replica.foresee(entry)
                 if known is None:
                     claims.append(entry)
@@ -243,9 +248,11 @@ class Sync:
                     self._came(exchange, id_of(entry), isinstance(known, Ignored))
         except RemoteError as error:
             return self._fault(peer, exchange, error, now)
+        if too_much(exchange):
+            return self._fault(peer, exchange, malformed("more claims than one answer may hold"), now, end=True)
         if not claims and not proofs:
             return []
-        at = exchange.allow(len(claims) + 2 * len(proofs), now)
+        at = exchange.allow(sum(map(cost_of, claims)) + 2 * len(proofs), now)
         return [Verify(peer, tuple(claims), tuple(proofs), at)]
 
     def _verified(
@@ -262,12 +269,13 @@ class Sync:
         outcomes += [self._target.insert_fork(fork) for fork in proven]
         if exchange.phase is not Phase.RANGES:
             return []
-        ids = [*map(_Ids(), opened), *(fork_id(fork.issuer) for fork in proven)]
+        ids = [*map(Ids(), opened), *(fork_id(fork.issuer) for fork in proven)]
         if proven:
             self._came(exchange, _PROVEN, True)
         for log, outcome in zip(ids, outcomes, strict=True):
             self._came(exchange, log, isinstance(outcome, Ignored))
-        exchange.inserted += sum(isinstance(outcome, Inserted | Forked) for outcome in outcomes)
+        exchange.inserted += sum(outcome.claims for outcome in outcomes if isinstance(outcome, Inserted))
+        exchange.inserted += sum(isinstance(outcome, Forked) for outcome in outcomes)
         error = next((wrong for wrong in (*claims, *forks) if isinstance(wrong, RemoteError)), None)
         return [] if error is None else self._fault(peer, exchange, error, now)
 
@@ -330,7 +338,9 @@ class Sync:
 
     def _plan(self, exchange: Exchange) -> RangeRequest:
         """What to ask about next; what was asked about goes behind what was not, so that every log gets its turn."""
-        planned = plan(self._target.replica, exchange.wants.values())
+        bulk = NEVER if not self._fold else 0 if exchange.bulk else sync_plan.BULK_CLAIMS
+        planned = plan(self._target.replica, exchange.wants.values(), bulk)
+        exchange.bulk = planned.request.records == FOLDED
         exchange.before = {want.row.id: (want, self._state(want)) for want in planned.asked}
         for want in planned.asked:
             del exchange.wants[want.row.id]
@@ -369,14 +379,4 @@ class Sync:
         exchange.received_bytes = exchange.received_claims = 0
         exchange.cells, exchange.rows, exchange.differing = [], [], []
         exchange.wants, exchange.before, exchange.useless = {}, {}, {}
-
-
-class _Ids(dict[tuple[str, int], bytes]):
-    """The ids of the few logs that one chunk holds claims of."""
-
-    def __call__(self, entry: SignedClaim) -> bytes:
-        return self[entry.claim.issuer, entry.claim.epoch]
-
-    def __missing__(self, place: tuple[str, int]) -> bytes:
-        found = self[place] = log_id(PeerId(place[0]), place[1])
-        return found
+        exchange.bulk = False

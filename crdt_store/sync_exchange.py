@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from crdt_store.heads import LogRow
-from crdt_store.sync_messages import HeadsRequest
+from crdt_store.checkpoints import CheckpointEntry
+from crdt_store.claims import SignedClaim
+from crdt_store.heads import LogRow, log_id
+from crdt_store.sync_messages import MAX_RANGE_BYTES, MOST_RANGE_CLAIMS, HeadsRequest
 from crdt_store.sync_plan import Want
 from protocol.wire.ids import Hash, PeerId
 
@@ -12,6 +14,9 @@ VERIFY_RATE = 500.0
 VERIFY_BURST = 12_000.0
 """Signatures checked for one peer: 500 a second, a tenth of one core, after a first 12,000, so that who was away for a day is
 not kept waiting for what he missed."""
+
+_ROWS_A_SIGNATURE = 8
+"""Rows that cost as much as a claim with its signature (20 of 160 us), so that a flood in checkpoints gains nothing."""
 
 State = tuple[int, int | None] | None
 """The length of a log and the epoch that its issuer is frozen from; None where the log is unknown."""
@@ -45,6 +50,8 @@ class Exchange:
     received_bytes: int = 0
     received_claims: int = 0
     requests: int = 0
+    bulk: bool = False
+    """So much is missing that it comes in checkpoints, to its end."""
     inserted: int = 0
     faults: int = 0
     fault_at: float = float("-inf")
@@ -55,8 +62,34 @@ class Exchange:
     barren: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     """Rows that this peer gave and that yielded nothing: not asked about again until they change."""
 
-    def allow(self, signatures: int, now: float) -> float:
+    def allow(self, signatures: float, now: float) -> float:
         """When so many signatures of this peer may be checked: at once within its allowance."""
         self.allowance = min(VERIFY_BURST, self.allowance + (now - self.allowed_at) * VERIFY_RATE) - signatures
         self.allowed_at = now
         return now + max(0.0, -self.allowance / VERIFY_RATE)
+
+
+def rows_of(entry: SignedClaim) -> int:
+    """Claims of a record that have no signature of their own."""
+    return entry.claim.seq - entry.start if isinstance(entry, CheckpointEntry) else 0
+
+
+def cost_of(entry: SignedClaim) -> float:
+    """Checking a record, in signatures."""
+    return 1 + rows_of(entry) / _ROWS_A_SIGNATURE
+
+
+def too_much(exchange: Exchange) -> bool:
+    """Whether an answer is longer than any may be."""
+    return exchange.received_claims > MOST_RANGE_CLAIMS or exchange.received_bytes > MAX_RANGE_BYTES
+
+
+class Ids(dict[tuple[str, int], bytes]):
+    """The ids of the few logs that one chunk holds claims of."""
+
+    def __call__(self, entry: SignedClaim) -> bytes:
+        return self[entry.claim.issuer, entry.claim.epoch]
+
+    def __missing__(self, place: tuple[str, int]) -> bytes:
+        found = self[place] = log_id(PeerId(place[0]), place[1])
+        return found

@@ -1,19 +1,22 @@
 """What peers say to each other to become equal, and the answering side, which is a function of the replica alone."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 
-from crdt_store.claims import MAX_EPOCH, MAX_LOG_CLAIMS, Epoch, Seq
-from crdt_store.forks import ForkProof, RawClaim
+from crdt_store.checkpoints import CHECKPOINT_CLAIMS, RawRecord
+from crdt_store.claims import MAX_EPOCH, MAX_LOG_CLAIMS, Epoch, RawClaim, Seq
+from crdt_store.forks import Fork, ForkProof
 from crdt_store.heads import IssuerHeads, LogRow
 from crdt_store.replica import FROZEN_PLACE, Replica
 from crdt_store.sketch import CELL_BYTES, ITEM_BYTES, MAX_CELLS, pack
 from protocol.wire.codec import Message
+from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import Hash, HashField, PeerId, PeerIdField
-from protocol.wire.limits import MAX_CHUNK_BYTES, MAX_CLAIM_BYTES
+from protocol.wire.limits import MAX_CHECKPOINT_BYTES, MAX_CHUNK_BYTES
 
 TOPIC = "/swarmd/heads/1"
 HEADS_METHOD = "claims.heads"
@@ -23,6 +26,12 @@ MAX_RANGE_BYTES = 256 << 10
 MAX_RANGE_CLAIMS = 1_000
 """One answer holds 256 KiB or 1,000 claims, whichever is less: a slow link carries it in seconds, a lost one costs little.
 (hashicorp/memberlist pushes up to 20 MiB at once, which suits a trusted LAN.)"""
+
+MOST_RANGE_CLAIMS = MAX_RANGE_CLAIMS + CHECKPOINT_CLAIMS
+"""Where the last one lies within a checkpoint, the rest of that comes with it."""
+
+AS_HELD, FOLDED = 1, 2
+"""How records are wanted: claims in their envelopes where the peer has these, or all in as few checkpoints as may be."""
 
 MAX_SUMMARIES = 2_048
 """Issuers in one page: 184 KiB of names and digests."""
@@ -45,12 +54,15 @@ MAX_PICKS = 1_000
 
 _ISSUER_BYTES = 64
 _HEAD_BYTES = 48
-_CHUNK_BYTES = MAX_CHUNK_BYTES - 2 * MAX_CLAIM_BYTES - 256
-"""A chunk is closed above this, so that the item that closes it (a proof is two claims) still fits 64 KiB."""
+_CHUNK_BYTES = MAX_CHUNK_BYTES - 2 * MAX_CHECKPOINT_BYTES - 256
+"""A chunk is closed above this, so that the item that closes it (a proof is two records) still fits 64 KiB."""
 
 MAX_CHUNK_CLAIMS = 64
 MAX_CHUNK_PROOFS = 16
 """Items that a receiver verifies in one go: 64 at 0.2 ms each keep its loop from standing still for 20 ms."""
+
+_CHUNK_ROWS = 128
+"""Claims that a receiver takes in in one go where they come in checkpoints: 30 us each on its loop."""
 
 
 class IssuerSummary(Message, frozen=True):
@@ -101,11 +113,15 @@ class Range(Message, frozen=True):
 
 
 class RangeRequest(Message, frozen=True):
-    """ "claims.range": what is missing, most wanted first: by name, by short name (`Pick`), and issuers whose fork proof is."""
+    """ "claims.range": what is missing, most wanted first: by name, by short name (`Pick`), and issuers whose fork proof is.
+
+    `records`: how claims may come (AS_HELD, FOLDED); 0 is said by who knows no checkpoints, and gets claims alone.
+    """
 
     ranges: Annotated[tuple[Range, ...], msgspec.Meta(max_length=MAX_RANGES)] = ()
     proofs: Annotated[tuple[PeerIdField, ...], msgspec.Meta(max_length=MAX_RANGES)] = ()
     picks: Annotated[bytes, msgspec.Meta(max_length=MAX_PICKS * _PICK_BYTES)] = b""
+    records: Annotated[int, msgspec.Meta(ge=0, le=0xFF)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +149,45 @@ def unpack_rows(packed: bytes) -> list[LogRow]:
 
 
 class RangeChunk(Message, frozen=True):
-    """One item of the answer's stream, at most 64 KiB: raw claims in the order asked, and fork proofs."""
+    """One item of the answer's stream, at most 64 KiB: what was asked for, in that order, and fork proofs.
+
+    `claims` to who knows no checkpoints, `records` (claims and checkpoints) to all others.
+    """
 
     claims: Annotated[tuple[RawClaim, ...], msgspec.Meta(max_length=MAX_CHUNK_CLAIMS)] = ()
     proofs: Annotated[tuple[ForkProof, ...], msgspec.Meta(max_length=MAX_CHUNK_PROOFS)] = ()
+    records: Annotated[tuple[RawRecord, ...], msgspec.Meta(max_length=MAX_CHUNK_CLAIMS)] = ()
 
 
 class Announcement(Message, frozen=True):
-    """Gossip: the author's replica hash, heads that just moved, and fork proofs that it just learned. Only proofs prove."""
+    """Gossip: the author's replica hash, heads that just moved, and fork proofs that it just learned. Only proofs prove.
+
+    `proofs` are of claims in their envelopes, which every version understands; `folded` has one with a checkpoint in it.
+    """
 
     digest: HashField
     heads: Annotated[tuple[IssuerHeads, ...], msgspec.Meta(max_length=8)] = ()
     proofs: Annotated[tuple[ForkProof, ...], msgspec.Meta(max_length=MAX_ANNOUNCED_PROOFS)] = ()
+    folded: Annotated[tuple[ForkProof, ...], msgspec.Meta(max_length=1)] = ()
+
+
+def take_proofs(waiting: deque[ForkProof]) -> tuple[ForkProof, ...]:
+    """Take from `waiting` what one announcement has room for: MAX_ANNOUNCED_PROOFS, one of them with a checkpoint in it."""
+    taken: list[ForkProof] = []
+    while waiting and len(taken) < MAX_ANNOUNCED_PROOFS:
+        if not waiting[0].plain and not all(proof.plain for proof in taken):
+            break
+        taken.append(waiting.popleft())
+    return tuple(taken)
 
 
 def announce(replica: Replica, issuer: PeerId, proofs: tuple[ForkProof, ...] = ()) -> Announcement:
     """What to gossip after `issuer` (usually ourselves) wrote a claim: its newest head alone."""
     heads = replica.heads(issuer)
     newest = IssuerHeads(issuer, heads.logs[-1:], heads.frozen_from)
-    return Announcement(replica.digest(), (newest,) if newest.logs else (), proofs[:MAX_ANNOUNCED_PROOFS])
+    plain = tuple(proof for proof in proofs if proof.plain)[:MAX_ANNOUNCED_PROOFS]
+    folded = tuple(proof for proof in proofs if not proof.plain)[:1]
+    return Announcement(replica.digest(), (newest,) if newest.logs else (), plain, folded)
 
 
 def serve_heads(replica: Replica, request: HeadsRequest) -> HeadsReply:
@@ -188,46 +224,79 @@ def _rows_or_cells(replica: Replica, request: HeadsRequest, digest: Hash) -> Hea
 
 
 def serve_range(replica: Replica, request: RangeRequest) -> Iterator[RangeChunk]:
-    """The answer to "claims.range", item by item: within MAX_RANGE_BYTES and MAX_RANGE_CLAIMS altogether."""
-    claims: list[bytes] = []
+    """The answer to "claims.range", item by item: within MAX_RANGE_BYTES and MOST_RANGE_CLAIMS altogether.
+
+    Raises RemoteError(unsupported) at its end where something can be had as a checkpoint alone, and the asker knows none: it has
+    what it can read, and nobody is to blame.
+    """
+    raws: list[bytes] = []
     proofs: list[ForkProof] = []
-    size = total = 0
-    for item in _items(replica, request):
+    size = rows = total = 0
+    unreadable = False
+    for item, claims in _items(replica, request):
+        if not claims and not isinstance(item, ForkProof):
+            unreadable = True
+            continue
         cost = len(item) if isinstance(item, bytes) else len(item.first) + len(item.second)
         total += cost + 8
         if total > MAX_RANGE_BYTES:
             break
         if isinstance(item, bytes):
-            claims.append(item)
+            raws.append(item)
         else:
             proofs.append(item)
         size += cost + 8
-        if size > _CHUNK_BYTES or len(claims) == MAX_CHUNK_CLAIMS or len(proofs) == MAX_CHUNK_PROOFS:
-            yield RangeChunk(tuple(claims), tuple(proofs))
-            claims, proofs, size = [], [], 0
-    if claims or proofs:
-        yield RangeChunk(tuple(claims), tuple(proofs))
+        rows += claims - 1
+        if size > _CHUNK_BYTES or rows >= _CHUNK_ROWS or len(raws) == MAX_CHUNK_CLAIMS or len(proofs) == MAX_CHUNK_PROOFS:
+            yield _chunk(request, raws, proofs)
+            raws, proofs, size, rows = [], [], 0, 0
+    if raws or proofs:
+        yield _chunk(request, raws, proofs)
+    if unreadable:
+        raise RemoteError(Code.UNSUPPORTED, "some of these claims are held as checkpoints alone: ask for records")
 
 
-def _items(replica: Replica, request: RangeRequest) -> Iterator[bytes | ForkProof]:
+def _chunk(request: RangeRequest, raws: list[bytes], proofs: list[ForkProof]) -> RangeChunk:
+    if request.records:
+        return RangeChunk((), tuple(proofs), tuple(raws))
+    return RangeChunk(tuple(raws), tuple(proofs))
+
+
+def _items(replica: Replica, request: RangeRequest) -> Iterator[tuple[bytes | ForkProof, int]]:
+    """What was asked for, and how many claims each item holds; (b"", 0) stands for what the asker cannot read."""
     for issuer in request.proofs:
-        fork = replica.fork_of(PeerId(issuer))
-        if fork is not None:
-            yield fork.proof
+        yield from _proof(replica.fork_of(PeerId(issuer)), request)
     left = MAX_RANGE_CLAIMS
     for issuer, epoch, start, count in _wanted(replica, request):
+        fork = replica.fork_of(issuer)
         if epoch == FROZEN_PLACE:
-            fork = replica.fork_of(issuer)
-            if fork is not None:
-                yield fork.proof
+            yield from _proof(fork, request)
             continue
-        raws = replica.raws(issuer, epoch, start, min(count, left))
-        if not raws and (fork := replica.fork_of(issuer)) is not None and fork.epoch <= epoch:
-            yield fork.proof  # proved since we said that we hold the log
-        left -= len(raws)
-        yield from raws
+        nothing = True
+        for raw, claims in _records(replica, (issuer, epoch, start, min(count, left)), request):
+            nothing = False
+            left -= claims
+            yield raw, claims
+        if nothing and fork is not None and fork.epoch <= epoch:
+            yield from _proof(fork, request)  # proved since we said that we hold the log
         if left <= 0:
             return
+
+
+def _records(replica: Replica, part: tuple[PeerId, int, int, int], request: RangeRequest) -> Iterator[tuple[bytes, int]]:
+    issuer, epoch, start, count = part
+    if request.records:
+        yield from replica.records(issuer, epoch, start, count, request.records == FOLDED)
+        return
+    raws = replica.raws(issuer, epoch, start, count)
+    yield from ((raw, 1) for raw in raws)
+    if len(raws) < min(count, replica.length(issuer, epoch) - start):
+        yield b"", 0
+
+
+def _proof(fork: Fork | None, request: RangeRequest) -> Iterator[tuple[bytes | ForkProof, int]]:
+    if fork is not None:
+        yield (fork.proof, 1) if request.records or fork.proof.plain else (b"", 0)
 
 
 def _wanted(replica: Replica, request: RangeRequest) -> Iterator[tuple[PeerId, int, int, int]]:

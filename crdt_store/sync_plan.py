@@ -3,14 +3,19 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from crdt_store.checkpoints import CHECKPOINT_CLAIMS
 from crdt_store.claims import MAX_LOG_CLAIMS
 from crdt_store.heads import FROZEN, IssuerHeads, LogRow, fork_row, log_id, log_row
 from crdt_store.replica import FROZEN_PLACE, Replica
-from crdt_store.sync_messages import MAX_PICKS, MAX_RANGE_CLAIMS, MAX_RANGES, Pick, Range, RangeRequest
+from crdt_store.sync_messages import AS_HELD, FOLDED, MAX_PICKS, MAX_RANGE_CLAIMS, MAX_RANGES, Pick, Range, RangeRequest
 from protocol.wire.ids import PeerId
 
 MIN_SLICE = 16
 """Claims of one log asked for at a time while many lack some: a newcomer hears a little of everybody before all of anybody."""
+
+BULK_CLAIMS = MAX_RANGE_CLAIMS
+"""Claims that are wanted at once, from which on they come in checkpoints. News comes with every signature: it is small, and what
+contradicts it is proved by two claims."""
 
 Place = tuple[PeerId, int]
 """An issuer and an epoch, or FROZEN_PLACE for the issuer's fork proof."""
@@ -76,13 +81,26 @@ class Plan:
     """Ids of wants about which there is nothing to ask any more."""
 
 
-def plan(replica: Replica, wants: Iterable[Want]) -> Plan:
-    """A request for a slice of each want, as far as one answer goes; proofs first, because they travel first."""
+NEVER = 1 << 62
+
+
+def plan(replica: Replica, wants: Iterable[Want], bulk: int = NEVER) -> Plan:
+    """A request for a slice of each want, as far as one answer goes; proofs first, because they travel first.
+
+    Where one answer would bring `bulk` claims or more, all of them may come in checkpoints.
+    """
+    wanted = list(wants)
+    planned, left = _plan(replica, wanted, MIN_SLICE, AS_HELD)
+    return planned if MAX_RANGE_CLAIMS - left < bulk else _plan(replica, wanted, CHECKPOINT_CLAIMS, FOLDED)[0]
+
+
+def _plan(replica: Replica, wants: Iterable[Want], least: int, records: int) -> tuple[Plan, int]:
+    """A plan with slices of `least` claims or more, and how many claims more its answer might hold."""
     proofs: list[Want] = []
     logs: list[Want] = []
     for want in wants:
         (proofs if want.row.length == FROZEN else logs).append(want)
-    slice_claims = max(MIN_SLICE, MAX_RANGE_CLAIMS // max(len(logs), 1))
+    slice_claims = max(least, MAX_RANGE_CLAIMS // max(len(logs), 1))
     done: list[bytes] = []
     asked: list[Want] = []
     ranges: list[Range] = []
@@ -108,4 +126,4 @@ def plan(replica: Replica, wants: Iterable[Want]) -> Plan:
         left -= 0 if part.start == FROZEN else count
         asked.append(want)
     packed = b"".join(pick.pack() for pick in picks)
-    return Plan(RangeRequest(tuple(ranges), tuple(issuers), packed), tuple(asked), frozenset(done))
+    return Plan(RangeRequest(tuple(ranges), tuple(issuers), packed, records), tuple(asked), frozenset(done)), left

@@ -9,7 +9,8 @@ from typing import Any
 
 from crdt_store.archive import Page, Place, page
 from crdt_store.audit import Audit, Report
-from crdt_store.claims import SignedClaim, open_claims, read_claim
+from crdt_store.checkpoints import claims_in, open_records, read_record
+from crdt_store.claims import SignedClaim
 from crdt_store.forks import ForkProof, open_proofs
 from crdt_store.outcomes import Duplicate, Forked, Gap, Ignored, Inserted, Outcome
 from crdt_store.storage import ClaimStorage
@@ -33,15 +34,15 @@ class Taken:
     proofs: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
-    def note(self, outcome: Outcome | RemoteError) -> None:
-        """Count one outcome."""
+    def note(self, outcome: Outcome | RemoteError, claims: int = 1) -> None:
+        """Count one outcome, of a record that holds so many claims."""
         match outcome:
             case Inserted():
-                self.inserted += 1
+                self.inserted += outcome.claims
             case Forked():
                 self.proofs += 1
             case Duplicate():
-                self.duplicate += 1
+                self.duplicate += claims
             case Gap():
                 self.refused["gap"] += 1
             case Ignored(reason):
@@ -73,8 +74,8 @@ class ClaimArchive:
             if known is None:
                 unknown.append(raw)
             else:
-                taken.note(known)
-        opened = await in_thread(lambda: open_claims(unknown))
+                taken.note(known, 1 if isinstance(known, RemoteError) else claims_in(raw))
+        opened = await in_thread(lambda: open_records(unknown))
         good = [entry for entry in opened if isinstance(entry, SignedClaim)]
         for outcome in [*self._store.insert_opened(good), *(bad for bad in opened if isinstance(bad, RemoteError))]:
             taken.note(outcome)
@@ -88,7 +89,7 @@ class ClaimArchive:
 
     def _known(self, raw: bytes) -> Outcome | RemoteError | None:
         try:
-            return self._store.replica.foresee(read_claim(raw))
+            return self._store.replica.foresee(read_record(raw))
         except RemoteError as error:
             return error
 

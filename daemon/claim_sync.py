@@ -38,6 +38,11 @@ _ANNOUNCE_SECONDS = 0.2
 _SAVE_SECONDS = 0.1
 """Copies of others' claims wait this long for more: a transaction costs as much as fifty of them, and peers give them again."""
 
+_COMPACT_SECONDS = 600.0
+_COMPACT_AT_ONCE = 4
+_COMPACT_PAUSE = 0.05
+"""Checkpoints are made every ten minutes, 4 of them in 4 ms, and then others' turn comes: a tenth of a core at most."""
+
 _MAX_PROOFS = 256
 """Fork proofs that wait to be announced; what is beyond reaches others as they sync."""
 
@@ -52,15 +57,17 @@ async def in_thread(work: Callable[[], Any]) -> Any:
 
 
 class ClaimSync:
-    """Exchanges claims with peers. `aside` is `in_thread` but in simulations."""
+    """Exchanges claims with peers. `aside` is `in_thread` but in simulations; `fold` as in `sync.Sync`."""
 
-    def __init__(self, store: ClaimStore, calls: Calls, transport: Transport, rng: Random, aside: "Aside[Any]") -> None:
+    def __init__(
+        self, store: ClaimStore, calls: Calls, transport: Transport, rng: Random, aside: "Aside[Any]", fold: bool = True
+    ) -> None:
         self._store = store
         self._calls = calls
         self._transport = transport
         self._rng = rng
         self._aside = aside
-        self._sync = sync.Sync(store)
+        self._sync = sync.Sync(store, fold)
         self._nursery: trio.Nursery | None = None
         self._news = trio.Event()
         self._unsaved = trio.Event()
@@ -89,6 +96,7 @@ class ClaimSync:
                 await self._transport.subscribe(sync_messages.TOPIC, self._on_gossip)
                 nursery.start_soon(self._announce_news)
                 nursery.start_soon(self._save)
+                nursery.start_soon(self._compact)
                 task_status.started()
                 while True:
                     await trio.sleep(sync.SYNC_EVERY * self._rng.uniform(0.8, 1.2))
@@ -229,12 +237,21 @@ class ClaimSync:
             async with self.storing:
                 await self._aside(self._store.save)
 
+    async def _compact(self) -> None:
+        """Older claims lose their signatures to checkpoints, a few at a time, so that no call waits for it."""
+        while True:
+            await trio.sleep(_COMPACT_SECONDS * self._rng.uniform(0.8, 1.2))
+            for issuer in self._store.replica.issuers():
+                while self._store.compact(issuer, _COMPACT_AT_ONCE):
+                    self._unsaved.set()
+                    await trio.sleep(_COMPACT_PAUSE)
+
     async def _announce_news(self) -> None:
         while True:
             await self._news.wait()
             await trio.sleep(_ANNOUNCE_SECONDS)
             self._news = trio.Event()
-            proofs = tuple(self._proofs.popleft() for _ in range(min(len(self._proofs), sync_messages.MAX_ANNOUNCED_PROOFS)))
+            proofs = sync_messages.take_proofs(self._proofs)
             announcement = sync_messages.announce(self._store.replica, self._store.me, proofs)
             if self._proofs:
                 self._news.set()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from crdt_store.claims import Kind, SignedClaim, read_claim
+from crdt_store.claims import Kind, SignedClaim
 from crdt_store.explain import MAX_READ, Line, explain
 from crdt_store.replica import Replica
 from crdt_store.scores import Scores
@@ -45,9 +45,11 @@ def _newest(replica: Replica) -> Iterator[SignedClaim]:
         for head in reversed(replica.heads(issuer).logs):
             if wanted <= 0:
                 break
-            raws = replica.raws(issuer, head.epoch, max(0, head.length - wanted), wanted)
-            wanted -= len(raws)
-            yield from map(read_claim, raws)
+            for seq in range(max(0, head.length - wanted), head.length):
+                entry = replica.entry(issuer, head.epoch, seq)
+                if entry is not None:
+                    yield entry
+            wanted -= head.length
 
 
 def _scores(scores: Scores, peer: PeerId, now_ms: int) -> list[dict[str, Any]]:
@@ -107,4 +109,5 @@ def _claim_view(entry: SignedClaim) -> dict[str, Any]:
         "evidence": claim.evidence.hex(),
         "time": claim.time / 1000,
         "hash": entry.hash.hex(),
+        "compacted": not entry.raw,
     }

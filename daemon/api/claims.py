@@ -11,7 +11,8 @@ from starlette.routing import Route
 
 from crdt_store.archive import FIRST, Page, Place
 from crdt_store.audit import Report
-from crdt_store.forks import ForkProof, RawClaim
+from crdt_store.checkpoints import RawRecord
+from crdt_store.forks import ForkProof
 from crdt_store.store import StorageError
 from daemon.api.errors import ApiError, json_response
 from daemon.api.requests import read_body
@@ -25,12 +26,12 @@ class _Export(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Proof(msgspec.Struct, forbid_unknown_fields=True):
-    first: RawClaim
-    second: RawClaim
+    first: RawRecord
+    second: RawRecord
 
 
 class _Import(msgspec.Struct, forbid_unknown_fields=True):
-    claims: Annotated[tuple[RawClaim, ...], msgspec.Meta(max_length=MAX_RECORDS)] = ()
+    claims: Annotated[tuple[RawRecord, ...], msgspec.Meta(max_length=MAX_RECORDS)] = ()
     proofs: Annotated[tuple[_Proof, ...], msgspec.Meta(max_length=MAX_RECORDS)] = ()
 
 

@@ -92,7 +92,10 @@ def why(peer: str, skill: str | None, as_json: bool, **given: Path | None) -> No
 
 
 def show_evidence(reply: dict[str, Any]) -> None:
-    """Print a peer's scores for people, and every claim behind them."""
+    """Print a peer's scores for people, and every claim behind them.
+
+    "compacted": a later claim of the same issuer vouches for it; its own signature is kept here no longer.
+    """
     _print_peer(reply)
     lines = reply.get("evidence") or []
     if lines:
@@ -140,7 +143,8 @@ def _line(line: dict[str, Any]) -> tuple[object, ...]:
         at = f"{at} ({line.get('skill')})"
     adds = [f"{sign}{_trials(line.get(name))} {name.split('_')[1]}" for sign, name in _ADDS if line.get(name)]
     issuer = "this peer" if line.get("own") else line.get("issuer")
-    return age, issuer, at, line.get("counts_for"), milli(line.get("weight_milli")), ", ".join(adds), line.get("note")
+    note = f"{line.get('note')} (compacted)" if line.get("compacted") else line.get("note")
+    return age, issuer, at, line.get("counts_for"), milli(line.get("weight_milli")), ", ".join(adds), note
 
 
 _ADDS = (("+", "adds_right_milli"), ("+", "adds_wrong_milli"))

@@ -21,6 +21,9 @@ MAX_ANSWER_BYTES = 64 << 10
 MAX_CLAIM_BYTES = 4 << 10
 """One signed claim in its envelope."""
 
+MAX_CHECKPOINT_BYTES = 16 << 10
+"""One checkpoint: a signed claim and rows of 63 before it, at most 14 KiB where every field is as long as it may be."""
+
 MAX_TOKENS = 4096
 """Completion tokens that a peer may ask of another."""
 

@@ -10,7 +10,7 @@ import pytest
 import crdt_store.audit
 from crdt_store.archive import FIRST, HEADER, ArchiveError, _frame, page, read, write
 from crdt_store.audit import Audit
-from crdt_store.claims import open_claim
+from crdt_store.checkpoints import open_record
 from crdt_store.forks import ForkProof, open_proof
 from crdt_store.replica import Replica
 from crdt_store.storage import ClaimStorage
@@ -22,8 +22,8 @@ NOW = 1_700_000_000_000
 
 @pytest.fixture
 def one_verdict_per_claim(monkeypatch):
-    """`open_claim` and `open_proof` are pure functions: the same bytes need them once."""
-    monkeypatch.setattr(crdt_store.audit, "open_claim", cache(open_claim))
+    """`open_record` and `open_proof` are pure functions: the same bytes need them once."""
+    monkeypatch.setattr(crdt_store.audit, "open_record", cache(open_record))
     monkeypatch.setattr(crdt_store.audit, "open_proof", cache(open_proof))
 
 
@@ -127,7 +127,7 @@ def test_hostile_archives_are_refused_at_their_byte(alice, bob):
         "begins late": (whole(_frame(b"C", other[1].raw)), 18),
         "forged": (whole(_frame(b"C", good[0].raw[:-1] + bytes([good[0].raw[-1] ^ 1]))), 18),
         "miscounted": (HEADER + _frame(b"E", struct.pack(">Q", 1)), 18),
-        "newer": (b"swarmdRA\x00\x02", 9),
+        "newer": (b"swarmdRA\x00\x03", 9),
         "other file": (b"GIF89a" + bytes(100), 0),
         "nothing": (b"", 0),
     }

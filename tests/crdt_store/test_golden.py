@@ -7,13 +7,25 @@ import msgpack
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from crdt_store.claims import Claim, Kind, open_claim, sign_claim
+from crdt_store.checkpoints import compact, open_record, stretch
+from crdt_store.claims import Claim, Kind, open_claim, read_claim, sign_claim
 from crdt_store.forks import ForkProof, open_proof
 from crdt_store.heads import IssuerHeads, LogHead, LogRow, fork_id, log_id
 from crdt_store.outcomes import Forked, Inserted
 from crdt_store.replica import Replica
-from crdt_store.sync_messages import Announcement, HeadsReply, HeadsRequest, IssuerSummary, Pick, Range, RangeChunk, RangeRequest
+from crdt_store.sync_messages import (
+    FOLDED,
+    Announcement,
+    HeadsReply,
+    HeadsRequest,
+    IssuerSummary,
+    Pick,
+    Range,
+    RangeChunk,
+    RangeRequest,
+)
 from protocol.wire.codec import decode, encode
+from protocol.wire.ids import public_key_of
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
@@ -34,9 +46,9 @@ MESSAGES = {
     "heads reply": HeadsReply(
         H, (IssuerSummary(A, H),), True, (IssuerHeads(A, (LogHead(1, 2, H),), 3),), 7, b"c" * 16, ROW
     ),
-    "range request": RangeRequest((Range(A, 1_700_000_000_000, 5, 1000),), (B,), Pick(b"log name", 5, 20).pack()),
-    "range chunk": RangeChunk((b"claim",), (ForkProof(b"one", b"two"),)),
-    "announcement": Announcement(H, (IssuerHeads(A, (LogHead(1, 2, H),)),), ()),
+    "range request": RangeRequest((Range(A, 1_700_000_000_000, 5, 1000),), (B,), Pick(b"log name", 5, 20).pack(), FOLDED),
+    "range chunk": RangeChunk((b"claim",), (ForkProof(b"one", b"two"),), (b"record",)),
+    "announcement": Announcement(H, (IssuerHeads(A, (LogHead(1, 2, H),)),), (), (ForkProof(b"one", b"two"),)),
 }
 
 
@@ -89,9 +101,35 @@ def test_short_names_of_logs_and_proofs():
     assert fork_id(A).hex() == "7916c77026b83487"
 
 
-@pytest.mark.parametrize("name", ["heads request", "heads reply", "range request"])
-def test_messages_of_before_there_were_sketches_are_understood(name):
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("heads request", 3),
+        ("heads reply", 4),
+        ("range request", 2),
+        ("range request", 3),
+        ("range chunk", 2),
+        ("announcement", 3),
+    ],
+)
+def test_messages_of_before_there_were_sketches_and_checkpoints_are_understood(name, fields):
     message = MESSAGES[name]
-    fields = 3 if name == "heads request" else 4 if name == "heads reply" else 2
     old = decode(type(message), msgpack.packb(msgpack.unpackb(encode(message))[:fields]))
     assert msgpack.unpackb(encode(old))[:fields] == msgpack.unpackb(encode(message))[:fields]
+
+
+@pytest.mark.parametrize("row", rows("claims_checkpoint.jsonl"), ids=lambda row: row["name"])
+def test_checkpoints(row):
+    """The bytes of a checkpoint follow from the claims, and the claims, and their hashes, from its bytes."""
+    entries = [read_claim(bytes.fromhex(raw)) for raw in row["claims"]]
+    made = compact(entries)
+    assert made.raw.hex() == row["raw"]
+    opened = open_record(bytes.fromhex(row["raw"]))
+    assert [(one.claim, one.hash) for one in stretch(opened)] == [(one.claim, one.hash) for one in entries]
+    previous, subjects, skills, told, claim = msgpack.unpackb(made.raw)
+    assert (previous, claim) == (entries[0].claim.previous, entries[-1].raw)
+    for entry, (subject, kind, skill, value, later, evidence) in zip(entries, told, strict=False):
+        said = entry.claim
+        assert subjects[32 * subject : 32 * subject + 32] == public_key_of(said.subject)
+        assert (kind, skills[skill], value, entries[-1].claim.time + later) == (said.kind, said.skill, said.value, said.time)
+        assert (evidence or bytes(32)) == said.evidence

@@ -1,5 +1,6 @@
 """What peers claim of each other reaches every peer, whatever was cut or lost; and lies cost who tells them."""
 
+import pytest
 import trio
 import trio.testing
 
@@ -65,6 +66,27 @@ async def test_a_newcomer_gets_everything_from_one_neighbour(swarm: Swarm, autoj
     (carol,) = await swarm(1, connected=False)
     await carol.transport.connect(bob.id)
     await until(lambda: len(digests(alice, bob, carol)) == 1, 5)
+
+
+async def test_old_claims_are_compacted_in_time_and_nobody_sees_a_difference(
+    swarm: Swarm, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.claim_sync._COMPACT_SECONDS", 5.0)
+    alice, bob = await swarm(2)
+    say(alice, bob, 300)
+    await until(lambda: len(bob.store.replica) == 300, 60)
+    view = bob.reputation.view(bob.id)
+    await until(lambda: bob.store.replica.total_bytes < alice.store.replica.total_bytes / 2, 20)
+    assert all(len(raw) < 1_000 for raw, _ in alice.store.replica.records(alice.id, alice.store.epoch)), "our own keep theirs"
+    assert len(digests(alice, bob)) == 1
+    later = bob.reputation.view(bob.id)
+    assert sum(row.pop("compacted") for row in later["claims_list"]) == 232
+    assert [row.pop("compacted") for row in view["claims_list"]] == [False] * 300
+    assert later["claims_list"] == view["claims_list"]
+    (carol,) = await swarm(1, connected=False)
+    await carol.transport.connect(bob.id)
+    await until(lambda: len(digests(alice, bob, carol)) == 1, 60)
+    assert sum(sum(peer.reputation.faults.values()) for peer in (alice, bob, carol)) == 0
 
 
 async def test_heads_without_claims_cost_their_sender(swarm: Swarm, autojump_clock: Clock) -> None:

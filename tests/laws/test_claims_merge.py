@@ -1,6 +1,7 @@
 """The laws of the claim set: merge commutes, associates and repeats without effect; order, loss and duplication do not matter.
 
-Authors are honest and not: the pool holds several epochs, forked logs, bad signatures and garbage.
+Authors are honest and not: the pool holds several epochs, forked logs, bad signatures and garbage; and checkpoints of all of
+these, also of claims that were never signed one by one. Replicas compact what they hold at any moment, or never.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from crdt_store import sync_plan
+from crdt_store.checkpoints import compact
 from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, sign_claim
 from crdt_store.forks import contradict
 from crdt_store.memory import MemoryStorage
@@ -47,6 +50,12 @@ KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in
 NAMES = [peer_id_of(public_bytes(key)) for key in KEYS]
 
 
+@pytest.fixture(autouse=True)
+def little_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs here are short: checkpoints are asked for from the first claim on."""
+    monkeypatch.setattr(sync_plan, "BULK_CLAIMS", 1)
+
+
 def log_of(author: int, epoch: int, length: int, value: int, base: Iterable[SignedClaim] = ()) -> list[SignedClaim]:
     log = list(base)
     while len(log) < length:
@@ -66,8 +75,31 @@ def pool() -> list[SignedClaim]:
     return honest + list({entry.raw: entry for entry in forked + three}.values())
 
 
+def checkpoints(claims: Iterable[SignedClaim]) -> list[SignedClaim]:
+    """Every stretch of the claims in one record, along every branch."""
+    by_hash = {entry.hash: entry for entry in claims}
+    made = []
+    for end in by_hash.values():
+        behind = [end]
+        while behind[0].claim.previous in by_hash:
+            behind.insert(0, by_hash[behind[0].claim.previous])  # type: ignore[index]
+            made.append(compact(behind))
+    return made
+
+
+def unsigned() -> list[SignedClaim]:
+    """Dave's second claim has no signature of his own; only his third, which he signed, vouches for it. His fifth denies it."""
+    log = log_of(3, 7, 3, 0)
+    other = log_of(3, 7, 3, 5, log[:1])
+    signed = [log[0], log[2], other[2]]
+    return [*signed, compact(log), compact(log[1:]), compact(other[1:])]
+
+
 POOL = pool()
+FOLDED = [*checkpoints(POOL), *unsigned()]
+RECORDS = [entry.raw for entry in [*POOL, *FOLDED]]
 GARBAGE = [b"", b"\x90" * 50, POOL[0].raw[:-1], POOL[1].raw[:-1] + bytes([POOL[1].raw[-1] ^ 1]), POOL[2].raw + b"\x00"]
+GARBAGE += [FOLDED[0].raw[:-1] + bytes([FOLDED[0].raw[-1] ^ 1]), FOLDED[0].raw[:40] + bytes(20) + FOLDED[0].raw[60:]]
 
 
 def put(replica: Replica, raw: bytes) -> None:
@@ -95,13 +127,33 @@ def merge(first: Replica, second: Replica) -> Replica:
     for replica in (first, second):
         for fork in replica.forks():
             merged.insert_proof(fork.proof)
-        for entry in replica.claims():
-            merged.insert(entry.raw)
+        for raw in records_of(replica):
+            merged.insert(raw)
     return merged
 
 
-subsets = st.lists(st.sampled_from([entry.raw for entry in POOL] + GARBAGE), max_size=25)
-replicas = st.builds(settle, subsets)
+def records_of(replica: Replica) -> list[bytes]:
+    return [
+        raw
+        for issuer in replica.issuers()
+        for head in replica.heads(issuer).logs
+        for raw, _ in replica.records(issuer, head.epoch)
+    ]
+
+
+def compacted(replica: Replica, yes: bool) -> Replica:
+    before, held = replica.digest(), [entry.hash for entry in replica.claims()]
+    for issuer in replica.issuers() if yes else ():
+        replica.compact(issuer, 100, keep=0)
+    assert (replica.digest(), [entry.hash for entry in replica.claims()]) == (before, held)
+    assert replica.total_bytes == sum(map(len, records_of(replica)))
+    return replica
+
+
+DELIVERED = [*RECORDS, *GARBAGE]
+anything = st.integers(0, len(DELIVERED) - 1).map(lambda place: DELIVERED[place])
+subsets = st.lists(anything, max_size=25)
+replicas = st.builds(compacted, st.builds(settle, subsets), st.booleans())
 
 
 @LAW
@@ -118,6 +170,16 @@ def test_merge_commutes_associates_and_is_idempotent(first: Replica, second: Rep
 def test_order_duplication_and_garbage_do_not_matter(raws: list[bytes], shuffled: st.DataObject) -> None:
     again = shuffled.draw(st.permutations(raws + raws[: len(raws) // 2] + GARBAGE))
     assert settle(raws).digest() == settle(again).digest()
+
+
+@LAW
+@given(start=st.integers(0, 2), order=st.data())
+def test_checkpoints_say_the_same_as_the_claims_in_them(start: int, order: st.DataObject) -> None:
+    """All claims of the pool one by one, all stretches of them alone, and both mixed, in any order."""
+    plain = [entry.raw for entry in POOL]
+    folded = [entry.raw for entry in checkpoints(POOL)] + [entry.raw for entry in POOL if entry.claim.seq == 0]
+    told = order.draw(st.permutations((folded, plain + folded, folded[start:] + plain)[start]))
+    assert settle(told).digest() == settle(plain).digest()
 
 
 def test_every_order_of_a_small_fork_ends_equal() -> None:
@@ -175,6 +237,17 @@ class Mesh(RuleBasedStateMachine):
     bounds = Bounds()
     loss_free = True
 
+    @rule(who=st.integers(0, REPLICAS - 1), most=st.integers(1, 3))
+    def compact(self, who: int, most: int) -> None:
+        for issuer in self.stores[who].replica.issuers():
+            self.stores[who].compact(issuer, most, keep=0)
+        self.stores[who].save()
+
+    @rule(bulk=st.booleans())
+    def ask_for_checkpoints_or_claims(self, bulk: bool) -> None:
+        for sync in self.syncs:
+            sync._fold = bulk
+
     @initialize()
     def start(self) -> None:
         self.stores = [ClaimStore(MemoryStorage(), KEYS[i], 10, self.bounds) for i in range(REPLICAS)]
@@ -191,14 +264,14 @@ class Mesh(RuleBasedStateMachine):
             return
         assert all(a.hash == b.claim.previous for a, b in pairwise(entries))
 
-    @rule(who=st.integers(0, REPLICAS - 1), raws=st.lists(st.sampled_from([e.raw for e in POOL] + GARBAGE), max_size=6))
+    @rule(who=st.integers(0, REPLICAS - 1), raws=st.lists(anything, max_size=6))
     def hostile_delivery(self, who: int, raws: list[bytes]) -> None:
         self.stores[who].insert_many(raws)
 
     @rule(who=st.integers(0, REPLICAS - 1), source=st.integers(0, REPLICAS - 1), order=st.randoms(use_true_random=False))
     def deliver_twice_in_any_order(self, who: int, source: int, order: Random) -> None:
         """What `source` holds arrives as from a stranger: every claim twice, shuffled, whatever is cut."""
-        raws = [entry.raw for entry in self.stores[source].replica.claims()] * 2
+        raws = records_of(self.stores[source].replica) * 2
         order.shuffle(raws)
         self.stores[who].insert_many(raws[:12])
 
@@ -255,6 +328,8 @@ class Mesh(RuleBasedStateMachine):
                 for b in range(REPLICAS):
                     pull(self.syncs[a], b, replicas[b])
         assert len({replica.digest() for replica in replicas}) == 1
+        evidence = [{key: (cell.totals, cell.steps) for key, cell in store.scores.ledger._cells.items()} for store in self.stores]
+        assert all(one == evidence[0] for one in evidence), "who compacted scores as who did not"
         if self.loss_free:
             assert {entry.hash for entry in replicas[0].claims()} == model
 

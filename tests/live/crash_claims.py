@@ -2,9 +2,9 @@
 
     python tests/live/crash_claims.py [--kills 500] [--seed 1]
 
-A victim writes claims of its own, singly and in groups, and copies of another's, and says on a pipe what it was told is durable;
-the parent kills it at a moment drawn by the seed, opens the file, and checks it against all that was acknowledged. The
-full disk is a tmpfs of 1 MiB in a mount namespace of its own (needs root; else it says that it was skipped).
+A victim writes claims of its own, singly and in groups, and copies of another's, which it compacts, and says on a pipe what it
+was told is durable; the parent kills it at a moment drawn by the seed, opens the file, and checks it against all that was
+acknowledged. The full disk is a tmpfs of 1 MiB in a mount namespace of its own (needs root; else it says that it was skipped).
 """
 
 import argparse
@@ -20,6 +20,7 @@ from random import Random
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from crdt_store.checkpoints import claims_in
 from crdt_store.claims import NO_HASH, Claim, Kind, read_claim, sign_claim
 from crdt_store.own_log import Statement
 from crdt_store.replica import Replica
@@ -50,6 +51,9 @@ def load(path: Path, writer: int, number: int) -> None:
             copy = sign_claim(claim, OTHER)
             store.insert_many([copy.raw])
             previous, seq = copy.hash, seq + 1
+        if seq % 8 == 0:
+            store.compact(other, 10, keep=0)
+            store.save()
 
 
 def kill_one(path: Path, number: int, rng: Random) -> list[bytes]:
@@ -83,10 +87,14 @@ def check(path: Path, acknowledged: set[bytes], witness: Replica, fresh: list[by
     with closing(storage):
         stored = storage.load()
     held = set(stored.claims)
+    copies = Replica()
+    for raw in stored.claims:
+        copies.insert(raw, trusted=True)
+    holes = sum(map(claims_in, stored.claims)) - len(copies)
     me = peer_id_of(public_bytes(KEY))
     for raw in [*fresh, *(raw for raw in stored.claims if read_claim(raw).claim.issuer == me)]:
         witness.insert(raw, trusted=True)
-    return len(acknowledged - held), len(witness.forks()), int(stored.damaged > 0)
+    return len(acknowledged - held), len(witness.forks()), int(stored.damaged > 0 or holes != 0)
 
 
 def kills(count: int, seed: int) -> int:

@@ -2,6 +2,7 @@
 
     python -m tests.sim.claim_network [--seeds 1000] [--jobs 2]       SEED=7 python -m tests.sim.claim_network
 
+Every third peer compacts what it holds, all the time, and every second one asks for checkpoints where it lacks eight claims.
 Stores, sync machine, messages and signatures are the real ones; each distinct signature is checked once for all fifty, and
 gossip and calls are modelled: a call is lost with a chance of 5%; a gossiped message is a heartbeat late with one of 20%, and
 lost with one of 4%.
@@ -13,6 +14,7 @@ import itertools
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +22,9 @@ from random import Random
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, sign_claim, verify_claims
+from crdt_store import sync_plan
+from crdt_store.checkpoints import compact, verify_records
+from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, sign_claim
 from crdt_store.forks import open_proofs
 from crdt_store.memory import MemoryStorage
 from crdt_store.own_log import OwnLogFrozen, Statement
@@ -40,7 +44,7 @@ from crdt_store.sync_events import (
     Verified,
     Verify,
 )
-from crdt_store.sync_messages import Announcement, announce, serve_heads, serve_range
+from crdt_store.sync_messages import Announcement, announce, serve_heads, serve_range, take_proofs
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId, peer_id_of
@@ -64,7 +68,7 @@ _checked: dict[bytes, SignedClaim | RemoteError] = {}
 def checked(entry: SignedClaim) -> SignedClaim | RemoteError:
     """A real check, made once for all peers."""
     if entry.raw not in _checked:
-        _checked[entry.raw] = verify_claims([entry])[0]
+        _checked[entry.raw] = verify_records([entry])[0]
     return _checked[entry.raw]
 
 
@@ -96,7 +100,8 @@ class Network:
         self._order = itertools.count()
         self._storages = [MemoryStorage() for _ in KEYS]
         self.stores = [self._open(number) for number in range(PEERS)]
-        self.syncs = [Sync(store) for store in self.stores]
+        self.syncs = [Sync(store, number % 2 == 0) for number, store in enumerate(self.stores)]
+        sync_plan.BULK_CLAIMS = 8
         self.life = [0] * PEERS
         self.online = [True] * PEERS
         self.side = [0] * PEERS
@@ -123,8 +128,9 @@ class Network:
         """One event for one peer's machine, and what it wants done."""
         effects = self.syncs[number].handle(event, self.now)
         learned = self.stores[number].take_new_forks()
-        if learned and not isinstance(event, Announced):
-            self.gossip(number, announce(self.stores[number].replica, NAMES[number], tuple(f.proof for f in learned)))
+        waiting = deque(fork.proof for fork in learned if not isinstance(event, Announced))
+        while waiting:
+            self.gossip(number, announce(self.stores[number].replica, NAMES[number], take_proofs(waiting)))
         for effect in effects:
             self._carry_out(number, effect)
 
@@ -188,7 +194,7 @@ class Network:
         def back() -> None:
             self.stores[number].save()
             self.stores[number] = self._open(number)
-            self.syncs[number] = Sync(self.stores[number])
+            self.syncs[number] = Sync(self.stores[number], number % 2 == 0)
             self.online[number] = True
             self.meet(number)
 
@@ -206,13 +212,24 @@ class Network:
             self.give(number, Begin(NAMES[self.rng.choice(others)]))
         self.at(SYNC_EVERY * self.rng.uniform(0.8, 1.2), lambda: self.periodic(number))
 
+    def compact(self, number: int) -> None:
+        store = self.stores[number]
+        for issuer in store.replica.issuers():
+            store.compact(issuer, 4, keep=0)
+        store.save()
+        self.at(3 * self.rng.uniform(0.8, 1.2), lambda: self.compact(number))
+
     def fork(self, forker: int) -> None:
-        """Two histories of one epoch, one shown to each half."""
+        """Two histories of one epoch, one shown to each half: in claims one by one to the first, in a checkpoint to the other."""
         epoch = self.stores[forker].epoch + 1
         for side in (0, 1):
             witness = self.rng.choice([n for n in self.honest if self.side[n] == side and self.online[n]])
-            place = (NAMES[forker], epoch, 0, NO_HASH, NAMES[witness], Kind.CALL_SERVED, "", side, NO_HASH, 0)
-            self.stores[witness].insert_many([sign_claim(Claim(*place), KEYS[forker]).raw])
+            history: list[SignedClaim] = []
+            for seq in range(3):
+                previous = history[-1].hash if history else NO_HASH
+                place = (NAMES[forker], epoch, seq, previous, NAMES[witness], Kind.CALL_SERVED, "", side, NO_HASH, 0)
+                history.append(sign_claim(Claim(*place), KEYS[forker]))
+            self.stores[witness].insert_many([compact(history).raw] if side else [entry.raw for entry in history])
             self.gossip(witness, announce(self.stores[witness].replica, NAMES[forker]))
 
 
@@ -223,6 +240,8 @@ def play(seed: int) -> Outcome:  # noqa: C901 - one history, told from top to bo
     split_at, heal_at = rng.uniform(4, 8), rng.uniform(20, 30)
     for number in range(PEERS):
         net.at(rng.uniform(0, SYNC_EVERY), lambda n=number: net.periodic(n))  # type: ignore[misc]
+        if number % 3 == 0:
+            net.at(rng.uniform(0, SYNC_EVERY), lambda n=number: net.compact(n))  # type: ignore[misc]
         for _ in range(rng.randint(1, 2)):
             net.at(rng.uniform(0, QUIET_AT), lambda n=number: net.write(n))  # type: ignore[misc]
     for number in rng.sample(net.honest, 6):
