@@ -208,6 +208,7 @@ class Committee:
                 judge_ms=config.judge_timeout_ms,
             ),
             fold=planned.fold,
+            rationale=request.rationale,
         )
 
 

@@ -46,7 +46,7 @@ class RoundEffects:
                 nursery.start_soon(self._pull, role, hashes, peers)
             case ev.WakeAt(time):
                 role.wake = time
-            case ev.Generate() | ev.Judge():
+            case ev.Generate() | ev.Judge() | ev.Explain():
                 role.work = trio.CancelScope()
                 nursery.start_soon(self._run_work, role, effect, role.work)
             case _:
@@ -82,7 +82,7 @@ class RoundEffects:
             role.tell(ev.Pulled(self._me, tuple(held_by(others, PullRequest(role.machine.round, hashes)))))
         await self._links.pull(role.machine.round, hashes, [peer for peer in peers if peer != self._me], arrived)
 
-    async def _run_work(self, role: Role, effect: ev.Generate | ev.Judge, scope: trio.CancelScope) -> None:
+    async def _run_work(self, role: Role, effect: ev.Generate | ev.Judge | ev.Explain, scope: trio.CancelScope) -> None:
         if isinstance(effect, ev.Generate) and role.requester != self._me:
             effect = ev.Generate(self._serving.within_limits(effect.job), effect.seconds)
         with scope:

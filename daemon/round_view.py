@@ -6,6 +6,7 @@ from typing import Any
 from daemon.round_archive import Note
 from protocol.round.conduct import self_preference
 from protocol.round.fold import Result
+from protocol.round.rationale import decisive
 from protocol.round.transcript import MemberRow, Replayed
 from protocol.wire.ids import short
 
@@ -24,6 +25,7 @@ def round_view(note: Note, replayed: Replayed, size: int) -> dict[str, Any]:
         "members": [_member(row, replayed) for row in replayed.members],
         "arm": replayed.header.fold.arm,
         "ballots": ballot_rows(replayed),
+        "rationales": _rationales(replayed),
         "pairs": _pairs(result) if result is not None else [],
         "classes": _classes(result, replayed.answers) if result is not None else [],
         "winner": replayed.winner,
@@ -76,6 +78,21 @@ def ballot_rows(replayed: Replayed) -> list[dict[str, Any]]:
         }
         for seat, judgements in sorted(replayed.ballots.items())
         for judgement in judgements
+    ]
+
+
+def _rationales(replayed: Replayed) -> list[dict[str, Any]]:
+    """What judges said in words, and of which judgement: text of strangers, which counted for nothing."""
+    surest = {seat: decisive(replayed.ballots[seat]) for seat in sorted(replayed.rationales)}
+    return [
+        {
+            "peer_id": replayed.members[seat].peer_id,
+            "preferred": said.first if said.log_odds_milli > 0 else said.second,
+            "over": said.second if said.log_odds_milli > 0 else said.first,
+            "text": replayed.rationales[seat],
+        }
+        for seat, said in surest.items()
+        if said is not None
     ]
 
 

@@ -1,34 +1,41 @@
-"""What a round asks of our own engine: one answer, or the judge's letters with their log-probabilities. Knows no peer."""
+"""What a round asks of our own engine: an answer, a judge's letters with log-probabilities, a sentence on them. Knows no peer."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import structlog
 import trio
 
 from daemon.serving import ROUNDS, Serving
 from protocol.round import events as ev
 from protocol.round.judging import log_odds_milli
+from protocol.round.messages import MAX_RATIONALE_BYTES
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.limits import MAX_ANSWER_BYTES
 
+log = structlog.get_logger("swarmd.rounds")
+
 T = TypeVar("T")
+Done = ev.Answered | ev.AnswerFailed | ev.Judged | ev.JudgeFailed | ev.Explained
 
 RETRY_SECONDS = 0.5
 """Pause before a full engine is asked again; a member that gives up at once would lose a seat to a moment's load."""
 
 
 class RoundWork:
-    """Runs `Generate` and `Judge` on the engine within the seconds they carry; a failure becomes an event, never an exception."""
+    """Runs `Generate`, `Judge`, `Explain` on the engine in the seconds they carry; a failure is an event, never an exception."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._judging: trio.CapacityLimiter | None = None
 
-    async def run(self, effect: ev.Generate | ev.Judge) -> ev.Answered | ev.AnswerFailed | ev.Judged | ev.JudgeFailed:
+    async def run(self, effect: ev.Generate | ev.Judge | ev.Explain) -> Done:
         """Do the work and say how it went."""
+        if isinstance(effect, ev.Explain):
+            return await self._explain(effect)
         failed: type[ev.AnswerFailed] | type[ev.JudgeFailed]
         failed = ev.AnswerFailed if isinstance(effect, ev.Generate) else ev.JudgeFailed
-        outcome: ev.Answered | ev.AnswerFailed | ev.Judged | ev.JudgeFailed = failed("the engine took too long")
+        outcome: Done = failed("the engine took too long")
         with trio.move_on_after(effect.seconds):
             try:
                 outcome = await (self._answer(effect) if isinstance(effect, ev.Generate) else self._judge(effect))
@@ -72,6 +79,20 @@ class RoundWork:
             for place, question in enumerate(effect.questions):
                 nursery.start_soon(ask, place, question, nursery.cancel_scope)
         return ev.JudgeFailed(errors[0].message[:200]) if errors else ev.Judged(tuple(odds))
+
+    async def _explain(self, effect: ev.Explain) -> ev.Explained:
+        """What came in time; no words are no reason to be late with a ballot or to leave."""
+        pieces: list[str] = []
+        with trio.move_on_after(effect.seconds):
+            try:
+                async with self._serving.generate(effect.job, caller=ROUNDS) as chunks:
+                    async for chunk in chunks:
+                        pieces.append(chunk.text)
+                        if sum(map(len, pieces)) > MAX_RATIONALE_BYTES:
+                            break
+            except RemoteError as error:
+                log.debug("our engine gave no rationale", reason=error.message)
+        return ev.Explained("".join(pieces))
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """`work`, again while the engine is full; the caller bounds the time."""

@@ -175,7 +175,8 @@ class Client:
         """Ask the mesh; yields events as they come, the last one being "result". Closing the iterator cancels the question.
 
         `prompt` is a text or a list of chat messages. `strategy` is "route" (one peer), "majority" or "rank" (a committee).
-        `options` are committee, peer, model, max_tokens, temperature and verify (another engine checks the answer).
+        `options` are committee, peer, model, max_tokens, temperature, verify (another engine checks the answer) and rationale (a
+        round's judges say in words what decided them).
         Raises ApiError where the daemon refuses or fails.
         """
         body: dict[str, Any] = {"strategy": strategy, "timeout_s": timeout_s}

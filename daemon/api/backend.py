@@ -42,6 +42,8 @@ class AskRequest:
     wish: PeerWish | None = None
     verify: bool = False
     """Have another engine of the same configuration say whether the answer is that model's (strategy "route" alone)."""
+    rationale: bool = False
+    """Let a round's judges say in words what decided them (not strategy "route")."""
     is_probe: bool = False
     """Our own question, whose answer is known: no peer can tell."""
     plant: Callable[[str], str] | None = None

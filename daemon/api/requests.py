@@ -126,6 +126,7 @@ class ControlAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] | None = None
     verify: bool = False
+    rationale: bool = False
 
 
 class ControlProbe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -184,9 +185,12 @@ def read_control(body: bytes) -> AskRequest:
     messages = ask.messages if ask.messages is not None else [ChatMessage("user", ask.prompt or "")]
     if ask.peer is not None and not is_peer_id(ask.peer):
         raise ApiError(400, "invalid_value", "'peer' is not a peer id (12D3KooW...)", "peer")
+    if ask.rationale and ask.strategy == "route":
+        raise ApiError(400, "invalid_value", "'rationale' is what judges say: it goes with a round", "rationale")
     sampling = Sampling(ask.max_tokens or DEFAULT_TOKENS, round((ask.temperature or 0.0) * 1000))
     job = _job(messages, sampling, ask.model or "")
-    return AskRequest(job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0, verify=ask.verify)
+    told = {"verify": ask.verify, "rationale": ask.rationale}
+    return AskRequest(job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0, **told)
 
 
 def read_probe(body: bytes) -> ProbeRequest:

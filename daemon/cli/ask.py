@@ -28,6 +28,7 @@ STRATEGIES = ("route", "majority", "rank", "auto")
 @click.option("--temperature", type=click.FloatRange(min=0), help="0 gives the likeliest answer.")
 @click.option("--watch", is_flag=True, help="Show every member as the round goes on.")
 @click.option("--verify", is_flag=True, help="Have another engine say whether the offered model gave this answer.")
+@click.option("--rationale", is_flag=True, help="Let a round's judges say in words what decided them.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for all of it.")
 @json_option
 def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **given: Any) -> None:
@@ -38,11 +39,13 @@ def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **gi
         raise click.UsageError("--peer asks one peer, so it goes with --strategy route")
     if given["verify"] and strategy != "route":
         raise click.UsageError("--verify checks one peer's answer, so it goes with --strategy route")
+    if given["rationale"] and strategy in ("route", "majority"):
+        raise click.UsageError("--rationale is what judges say, so it goes with --strategy rank or auto")
     prompt = _standard_input() if question == "-" else question
     if not prompt.strip():
         raise click.UsageError("the question is empty")
     options = {name: given[name] for name in ("committee", "peer", "model", "max_tokens", "temperature")}
-    options["verify"] = given["verify"] or None
+    options |= {name: given[name] or None for name in ("verify", "rationale")}
     shown = _Shown(as_json, given["watch"])
     for event in client_of(given).ask(prompt, strategy=strategy, timeout_s=timeout, **options):
         shown.take(event.name, event.fields)

@@ -133,6 +133,9 @@ def show_round(reply: dict[str, Any], err: bool = False, ballots: bool = False) 
             for row in reply.get("pairs") or []
         ]
         print_table(("PAIR", "JUDGES", "PREFERRED"), pairs, err)
+    for row in reply.get("rationales") or []:
+        about = f"{cell(row.get('preferred'))} over {cell(row.get('over'))}"
+        click.echo(f"{cell(row.get('peer_id'))} on {about}: \"{cell(row.get('text'))}\"", err=err)
     for reason in reply.get("why") or []:
         click.echo(f"because {cell(reason)}", err=err)
     if reply.get("verdict_hash"):

@@ -5,9 +5,12 @@
     requester.py   RequesterMachine(key, header)                      .handle(event, now) -> list[Effect]
     member.py      MemberMachine(key, header_raw, entropy, unix_ms, judge_prompt)   raises RemoteError: the header is refused
                    both: .round (Hash), .closed (bool), .serve(hashes) -> list[bytes] for "round.pull"
-    events.py      events in:   Started, Received, Pulled, Answered, AnswerFailed, Judged, JudgeFailed, PeerGone, Woken, Stopped
-                   effects out: Send, Pull, WakeAt, Generate, Judge, StopWork, Progress, Fault, Equivocation, Folded, Closed
+    events.py      events in:   Started, Received, Pulled, Answered, AnswerFailed, Judged, JudgeFailed, PeerGone, Woken, Stopped,
+                                Explained
+                   effects out: Send, Pull, WakeAt, Generate, Judge, StopWork, Progress, Fault, Equivocation, Folded, Closed,
+                                Explain
     judging.py     judge_turns(style, job, own_answer, (first, second), seed), log_odds_milli(log_probabilities)
+    rationale.py   what a judge adds in words once its ballot is sealed
     transcript.py  replay(raw) -> Replayed: everything checked again, every table
     fold.py        fold(...) -> Result; verdict_hash(result)
 

@@ -1,4 +1,4 @@
-"""Who sits: a weighted draw without replacement that anyone can repeat. Decides seats, never weights.
+"""Who sits: a weighted draw without replacement that anyone can repeat; and what each seat samples by. Decides no weights.
 
 The seed hashes the header and every accepted candidate's nonce. A candidate sends its nonce to the requester alone, before it
 knows any other, so no key or nonce it tries moves its chance; the requester, whose question it is, could still ask again.
@@ -6,9 +6,14 @@ knows any other, so no key or nonce it tries moves its chance; the requester, wh
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
+from protocol.job import Job
 from protocol.round.messages import Acceptance, Header, Held, Roster, open_message
 from protocol.wire.errors import malformed
 from protocol.wire.ids import Hash, PeerId, sha256
+
+_SAMPLING_SEEDS = 2**31
 
 
 def draw_seed(round_id: Hash, nonces: Sequence[bytes]) -> Hash:
@@ -41,6 +46,12 @@ def seats_of(header: Header, round_id: Hash, nonces: Mapping[str, bytes]) -> tup
     seed = draw_seed(round_id, [nonces[candidate.peer_id] for candidate in accepted])
     drawn = draw(seed, [candidate.weight_milli for candidate in accepted], header.committee)
     return tuple(PeerId(accepted[index].peer_id) for index in drawn)
+
+
+def sampled_job(job: Job, round_id: Hash, member: PeerId) -> Job:
+    """What a member asks its own engine: a seed of its own, so that one model in two seats may say two things."""
+    seed = int.from_bytes(sha256(b"swarmd/1/round/sampling", round_id, member.encode())[:8], "big") % _SAMPLING_SEEDS
+    return msgspec.structs.replace(job, model="", sampling=msgspec.structs.replace(job.sampling, seed=seed))
 
 
 def check_roster(header: Header, round_id: Hash, roster: Roster) -> None:

@@ -65,6 +65,13 @@ class JudgeFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Explained:
+    """What our engine said to `Explain` in its time, as far as it came; may be empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class PeerGone:
     """The connection to a peer was lost and is not coming back soon: do not wait for it. A late message still counts."""
 
@@ -83,7 +90,7 @@ class Stopped:
     reason: str
 
 
-Event = Started | Received | Pulled | Answered | AnswerFailed | Judged | JudgeFailed | PeerGone | Woken | Stopped
+Event = Started | Received | Pulled | Answered | AnswerFailed | Judged | JudgeFailed | Explained | PeerGone | Woken | Stopped
 
 # --- effects
 
@@ -138,8 +145,16 @@ class Judge:
 
 
 @dataclass(frozen=True, slots=True)
+class Explain:
+    """Ask our engine for a sentence on a judgement, within `seconds`; then `Explained`, whatever came."""
+
+    job: Job
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class StopWork:
-    """What `Generate` or `Judge` started is no longer wanted."""
+    """What `Generate`, `Judge` or `Explain` started is no longer wanted."""
 
 
 MemberState = Literal[
@@ -221,4 +236,4 @@ class Closed:
     transcript: bytes
 
 
-Effect = Send | Pull | WakeAt | Generate | Judge | StopWork | Progress | Fault | Equivocation | Folded | Closed
+Effect = Send | Pull | WakeAt | Generate | Judge | Explain | StopWork | Progress | Fault | Equivocation | Folded | Closed

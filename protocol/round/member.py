@@ -5,10 +5,10 @@ It believes nobody: the draw, every list and the verdict are checked from signed
 
 from collections.abc import Callable
 
-import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.round.commitment import answer_commitment, ballot_commitment
+from protocol.round.draw import sampled_job
 from protocol.round.events import (
     Answered,
     AnswerFailed,
@@ -17,6 +17,7 @@ from protocol.round.events import (
     Effect,
     Equivocation,
     Event,
+    Explained,
     Fault,
     Generate,
     Judge,
@@ -55,13 +56,14 @@ from protocol.round.messages import (
     check_invitation,
     sign,
 )
+from protocol.round.rationale import decisive, explanation, rationale_of
 from protocol.round.record import Record
 from protocol.round.tally import Tally
 from protocol.round.transcript import check_verdict, write
 from protocol.round.wants import Wants
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import Code, LocalError, RemoteError
-from protocol.wire.ids import Hash, PeerId, peer_id_of, sha256
+from protocol.wire.ids import Hash, PeerId, peer_id_of
 from protocol.wire.limits import MAX_ANSWER_BYTES, MAX_TOKENS
 
 VERDICT_GRACE_S = 5.0
@@ -72,8 +74,6 @@ REQUESTER_GRACE_S = 10.0
 
 NUDGE_S = 1.0
 """How long after the joining phase a candidate that heard nothing repeats its acceptance; then twice as long each time."""
-
-SEED_SPACE = 2**31
 
 
 class MemberMachine:
@@ -96,6 +96,7 @@ class MemberMachine:
         self._answer: tuple[str, int] | None = None
         self._opening: tuple[Judgement, ...] = ()
         self._judgements: tuple[Judgement, ...] | None = None
+        self._rationale: str | None = ""  # None while our engine is asked for it
         self._working = False
         self._judge_until: float | None = None
         self._give_up_at: float | None = None
@@ -140,8 +141,8 @@ class MemberMachine:
             case Pulled():
                 for raw in event.raws:
                     self._receive(event.sender, raw, now)
-            case Answered():
-                self._answered(event)
+            case Answered() | Explained():
+                self._spoke(event)
             case Judged():
                 self._judged(event, now)
             case AnswerFailed() | JudgeFailed():
@@ -198,8 +199,11 @@ class MemberMachine:
         if by_requester:
             self._close(NoResult("the requester signed two different statements for one step"))
 
-    def _answered(self, event: Answered) -> None:
+    def _spoke(self, event: Answered | Explained) -> None:
         self._working = False
+        if isinstance(event, Explained):
+            self._rationale = rationale_of(event.text)
+            return
         text = event.text.encode("utf-8", "replace")[:MAX_ANSWER_BYTES].decode("utf-8", "ignore")
         if not text.strip():
             self._leave("the engine gave an empty answer")
@@ -268,10 +272,8 @@ class MemberMachine:
         if self._me not in self._tally.seats:
             self._close(NoResult("not drawn for a seat"))
             return False
-        job = self.header.job
-        seed = int.from_bytes(sha256(b"swarmd/1/round/sampling", self.round, self._me.encode())[:8], "big") % SEED_SPACE
-        job = msgspec.structs.replace(job, model="", sampling=msgspec.structs.replace(job.sampling, seed=seed))
         self._working = True
+        job = sampled_job(self.header.job, self.round, self._me)
         self._effects.append(Generate(job, self.header.durations.answer_ms / 1000))
         return True
 
@@ -312,8 +314,9 @@ class MemberMachine:
             self._contribute(Reveal(self.round, tally.head, text, self._salts[Step.SEAL], tokens), tally.head)
         elif step is Step.BALLOT_SEAL:
             self._judge(now)
-        elif step is Step.BALLOT and self._judgements is not None:
-            self._contribute(Ballot(self.round, tally.head, self._salts[Step.BALLOT_SEAL], self._judgements), tally.head)
+        elif step is Step.BALLOT and self._judgements is not None and self._rationale is not None:
+            salt = self._salts[Step.BALLOT_SEAL]
+            self._contribute(Ballot(self.round, tally.head, salt, self._judgements, self._rationale), tally.head)
 
     def _judge(self, now: float) -> None:
         plan = self._tally.plan(self._seat)
@@ -323,16 +326,24 @@ class MemberMachine:
             salt = self._salts.setdefault(Step.BALLOT_SEAL, self._entropy(32))
             commitment = ballot_commitment(self.round, self._me, salt, self._judgements)
             self._contribute(Seal(self.round, self._tally.head, "ballot_seal", commitment), self._tally.head)
+            self._explain(self._judgements)
         elif self._judge_until is None:
             self._judge_until = now + self.header.durations.judge_ms / 1000
             self._ask_engine(plan, self.header.durations.judge_ms / 1000)
 
-    def _ask_engine(self, plan: tuple[tuple[int, int], ...], seconds: float) -> None:
-        own = "" if self._answer is None else self._answer[0]
-        self._working = True
-        self._effects.append(Judge(tuple(self._question(first, second, own) for first, second in plan), seconds))
+    def _explain(self, said: tuple[Judgement, ...]) -> None:
+        """Ask for words now that the ballot is sealed."""
+        surest = decisive(said)
+        if self.header.rationale and surest is not None and self._style == "instructed":  # a tiny model has letters alone
+            self._working, self._rationale = True, None
+            self._effects.append(explanation(self._question(surest.first, surest.second), surest, self.header.durations))
 
-    def _question(self, first: int, second: int, own: str) -> PairQuestion:
+    def _ask_engine(self, plan: tuple[tuple[int, int], ...], seconds: float) -> None:
+        self._working = True
+        self._effects.append(Judge(tuple(self._question(first, second) for first, second in plan), seconds))
+
+    def _question(self, first: int, second: int) -> PairQuestion:
+        own = "" if self._answer is None else self._answer[0]
         shown = (self._tally.classes[first].text, self._tally.classes[second].text)
         turns = judge_turns(self._style, self.header.job, own, shown, judge_seed(self.round, self._me))
         return PairQuestion(first, second, turns, CHOICES)

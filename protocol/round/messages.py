@@ -38,6 +38,9 @@ right excludes a member, narrow enough that an old round cannot be replayed to m
 
 MAX_REASON_CHARS = 200
 MAX_JUDGED_CLASSES = 9
+MAX_RATIONALE_BYTES = 240
+"""A sentence: a ballot with its 45 judgements still fits MAX_SEAT_MESSAGE_BYTES."""
+
 MAX_JUDGEMENTS = 45
 """36 pairs of 9 classes, and a quarter of them asked again the other way round."""
 
@@ -135,7 +138,9 @@ class FoldParameters(Message, frozen=True):
 
 
 class Header(Message, frozen=True, tag="header"):
-    """What the requester asks, of whom, and by which rules. `quorum_milli` 666 is two thirds for any committee up to 50."""
+    """What the requester asks, of whom, and by which rules. `quorum_milli` 666 is two thirds for any committee up to 50.
+    `rationale`: whether judges may say in words what decided them, once their ballots are sealed.
+    """
 
     job: Job
     candidates: Annotated[tuple[Candidate, ...], msgspec.Meta(min_length=1, max_length=MAX_CANDIDATES)]
@@ -146,6 +151,7 @@ class Header(Message, frozen=True, tag="header"):
     quorum_milli: Annotated[int, msgspec.Meta(ge=500, le=1000)] = 666
     durations: Durations = Durations()
     fold: FoldParameters = FoldParameters()
+    rationale: bool = False
 
 
 class Acceptance(Message, frozen=True, tag="accept"):
@@ -219,12 +225,14 @@ class Judgement(Message, frozen=True):
 
 
 class Ballot(Message, frozen=True, tag="ballot"):
-    """The sealed judgements and their salt; parent is the list of ballot seals."""
+    """The sealed judgements and their salt; parent is the list of ballot seals. `rationale`, where the header asks for it, is for
+    people: it is signed and counts for nothing, and it is not sealed, as it is made after the seal, which it cannot change."""
 
     round: HashField
     parent: HashField
     salt: Salt
     judgements: Annotated[tuple[Judgement, ...], msgspec.Meta(max_length=MAX_JUDGEMENTS)]
+    rationale: Annotated[str, msgspec.Meta(max_length=MAX_RATIONALE_BYTES)] = ""
 
 
 class Verdict(Message, frozen=True, tag="verdict"):
@@ -269,6 +277,8 @@ def open_message(raw: bytes, limit: int = MAX_MESSAGE_BYTES) -> Held:
     message = decode(cast("type[RoundMessage]", RoundMessage), opened.payload, limit)
     if isinstance(message, Reveal) and len(message.answer.encode()) > MAX_ANSWER_BYTES:
         raise RemoteError(Code.OVERSIZED, f"an answer is longer than {MAX_ANSWER_BYTES} bytes")
+    if isinstance(message, Ballot) and len(message.rationale.encode()) > MAX_RATIONALE_BYTES:
+        raise RemoteError(Code.OVERSIZED, f"a rationale is longer than {MAX_RATIONALE_BYTES} bytes")
     return Held(raw, opened.signer, opened.hash, message)
 
 

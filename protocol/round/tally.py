@@ -107,6 +107,8 @@ class Tally:
         if isinstance(message, Reveal):
             commitment = answer_commitment(self.record.round, held.signer, message.salt, message.answer)
         else:
+            if message.rationale and not self.record.header.rationale:
+                raise malformed("a ballot with a rationale that nobody asked for")
             commitment = ballot_commitment(self.record.round, held.signer, message.salt, message.judgements)
             pairs, first = tuple((judgement.first, judgement.second) for judgement in message.judgements), self.plan(seat)
             opening = message.judgements[: len(first)]
@@ -162,6 +164,12 @@ class Tally:
         """The revealed ballots by seat."""
         counted = self.counted.get(Step.BALLOT, {})
         return {seat: held.message.judgements for seat, held in counted.items() if isinstance(held.message, Ballot)}
+
+    def rationales(self) -> dict[int, str]:
+        """What judges said in words, by seat."""
+        counted = self.counted.get(Step.BALLOT, {})
+        said = {seat: held.message.rationale for seat, held in counted.items() if isinstance(held.message, Ballot)}
+        return {seat: text for seat, text in said.items() if text}
 
     def result(self) -> Result:
         """The result that follows once `complete`."""

@@ -71,6 +71,8 @@ class Replayed:
     messages: int
     ballots: Mapping[int, tuple[Judgement, ...]] = field(default_factory=dict)
     """What each seat that judged said of its pairs of `answers`."""
+    rationales: Mapping[int, str] = field(default_factory=dict)
+    """What seats said in words of the judgement they were surest of; a stranger's text."""
 
     @property
     def winner(self) -> str | None:
@@ -126,6 +128,7 @@ def replay(raw: bytes) -> Replayed:
         attested_by=attested,
         messages=len(transcript.messages),
         ballots=tally.ballots(),
+        rationales=tally.rationales(),
     )
 
 

@@ -49,6 +49,7 @@ ROUND = {
     "messages": 1,
     "bytes": 1,
     "why": ["four of five agreed"],
+    "rationales": [{"peer_id": PEER, "preferred": 0, "over": 1, "text": "2 and 2\x1b[31m make 4"}],
 }
 READS = [
     (("status",), "GET", "/status", STATUS),
@@ -170,6 +171,7 @@ def test_rounds_and_why_for_people(ask_daemon: Call, server: Any) -> None:
     assert ranking[2].split() == ["1", "4", "4", "4000", "1.750", "9"]
     assert ranking[3].split() == ["2", "5", "1", "1000", "0.250", "-3"]
     assert "because four of five agreed" in explained.out
+    assert f'{PEER} on 0 over 1: "2 and 2 make 4"' in explained.out
     assert "verdict " + "ab" * 32 + ", confidence 0.930, attested by 1" in explained.out
 
 

@@ -1,7 +1,7 @@
 """Rounds over whole peers: one verdict everywhere, whoever dies when; flaps and cut links; users who leave; garbage; bounds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
@@ -16,13 +16,14 @@ from daemon.round_links import GONE_SECONDS, METHOD, PULL_METHOD
 from daemon.round_role import Finished
 from protocol.job import Job
 from protocol.round import events as ev
+from protocol.round.judging import CHOICES
 from protocol.round.messages import Acceptance, Candidate, Durations, Header, Leave, sign
 from protocol.round.pulling import PullRequest, read_reply
 from protocol.round.transcript import replay
 from protocol.wire.codec import encode
 from protocol.wire.errors import Code
 from protocol.wire.ids import Hash
-from tests.daemon.conftest import FakeEngine, Peer, Swarm, failure, full, job, unix_ms, until
+from tests.daemon.conftest import FakeEngine, Peer, Swarm, failure, full, job, model, unix_ms, until
 
 pytestmark = pytest.mark.usefixtures("one_verification_per_signature")
 
@@ -336,3 +337,26 @@ async def test_a_member_with_a_full_engine_waits_for_a_slot_instead_of_leaving(
     nursery.start_soon(take)
     finished = await peers[0].rounds.ask(header(peers[0], peers), Shown().report)
     assert all(row.revealed for row in replay(finished.transcript).members)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.0, "41 is odd and six sevens are even"), (60.0, "")])
+async def test_judges_words_are_in_the_transcript_and_a_slow_engine_is_not_waited_for(
+    swarm: Swarm, autojump_clock: Clock, seconds: float, words: str
+) -> None:
+    peers = []
+    for transport, answer in zip(swarm.mesh(3, connected=True), ANSWERS, strict=False):
+        fake = FakeEngine(model=replace(model(), judge_prompt="instructed"))
+
+        def say(job: Job, fake: FakeEngine = fake, answer: str = answer) -> str:
+            if job.turns[-2:-1] and job.turns[-2].content in CHOICES:
+                fake.pause = seconds
+                return "41 is odd and six sevens are even"
+            return answer
+
+        fake.says = say
+        peers.append(await swarm.start(transport, fake))
+    finished = await peers[0].rounds.ask(header(peers[0], peers, rationale=True), Shown().report)
+    replayed = replay(finished.transcript)
+    assert all(row.judged for row in replayed.members)
+    assert set(replayed.rationales.values()) == ({words} if words else set())
+    assert trio.current_time() < 5

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.job import Job, Role, Turn
 from protocol.round import events as ev
+from protocol.round.judging import Style
 from protocol.round.member import MemberMachine
 from protocol.round.messages import Candidate, Durations, FoldParameters, Header, open_message, sign, slot_of
 from protocol.round.requester import RequesterMachine
@@ -56,6 +57,8 @@ class Behaviour:
 
     answer: Callable[[int], str] = lambda number: "42"
     judge: Callable[[int, ev.PairQuestion], int] = lambda number, question: 0
+    explain: Callable[[int, ev.Explain], str] = lambda number, effect: "the other one is wrong"
+    style: Style = "compact"
     answer_s: tuple[float, float] = (0.2, 1.0)
     judge_s: tuple[float, float] = (0.1, 0.5)
     late: dict[int, float] = field(default_factory=dict)
@@ -182,7 +185,7 @@ class RoundNetwork:
     def _invite(self, peer: _Peer, raw: bytes) -> None:
         entropy = seeded(self.random.getrandbits(64)).randbytes
         try:
-            machine = MemberMachine(peer.key, raw, entropy, UNIX_MS + self.random.randint(-30_000, 30_000), "compact")
+            machine = MemberMachine(peer.key, raw, entropy, UNIX_MS + self.random.randint(-30_000, 30_000), self.behaviour.style)
         except Exception:  # noqa: BLE001 - a later message overtook the header: the requester repeats it
             return
         peer.machines["member"] = machine
@@ -219,6 +222,9 @@ class RoundNetwork:
             case ev.Judge():
                 judged = ev.Judged(tuple(self.behaviour.judge(peer.number, question) for question in effect.questions))
                 self._later(self.random.uniform(*self.behaviour.judge_s), lambda: self._feed(me, role, judged))
+            case ev.Explain():
+                explained = ev.Explained(self.behaviour.explain(peer.number, effect))
+                self._later(self.random.uniform(*self.behaviour.judge_s), lambda: self._feed(me, role, explained))
             case _:
                 self._note(me, role, effect)
 

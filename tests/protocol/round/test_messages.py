@@ -67,6 +67,7 @@ MESSAGES: dict[str, RoundMessage] = {
     "list": Listing(ROUND, PARENT, Step.REVEAL, (OTHER,), (Conflict(PARENT, OTHER),)),
     "reveal": Reveal(ROUND, PARENT, "42", b"\x77" * 32, 3),
     "ballot": Ballot(ROUND, PARENT, b"\x88" * 32, (Judgement(0, 1, -1500), Judgement(1, 0, 8000))),
+    "ballot_rationale": Ballot(ROUND, PARENT, b"\x88" * 32, (Judgement(0, 1, -1500),), "41 is odd, 6*7 is even"),
     "verdict": Verdict(ROUND, PARENT, b"\x99" * 32),
     "verdict_none": Verdict(ROUND, PARENT, b"", "too few"),
     "attestation": Attestation(ROUND, PARENT, b"\x99" * 32),
