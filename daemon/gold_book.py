@@ -1,6 +1,7 @@
 """What our own rounds on questions of known answer showed: how sure they were of what, and who erred with whom. Kept on disk.
 
-It names blocks and gains for the next round's header; what a member's record is worth is the claims' business.
+It names blocks and gains for the next round's header; what a member's record is worth is the claims' business. To find them takes
+some 60 ms with a full book: `save` does it, which runs in a thread, and whoever asks gets what was found last.
 """
 
 from collections import deque
@@ -12,7 +13,7 @@ import structlog
 
 from daemon.paths import write_durably
 from protocol.round.blocks import Errors, blocks
-from protocol.round.calibration import Trial, gain_milli
+from protocol.round.calibration import Trial, gain_milli, prior_of
 
 log = structlog.get_logger("swarmd.rounds")
 
@@ -36,39 +37,41 @@ class GoldBook:
         self._path = path
         self._rounds: deque[GoldRound] = deque(maxlen=MAX_ROUNDS)
         self._gains: dict[str, int] = {}
-        self._blocks: tuple[frozenset[str], ...] | None = None
+        self._blocks: tuple[frozenset[str], ...] = ()
         self._is_saved = True
         self._load()
+        self._fit()
 
     def note(self, found: GoldRound) -> None:
         """Remember one round more."""
         self._rounds.append(found)
-        self._gains.clear()
-        self._blocks = None
         self._is_saved = False
 
     def gain_milli(self, arm: str) -> int:
-        """The gain under which confidences of this arm were right; 1000 where nothing is known."""
-        if arm not in self._gains:
-            self._gains[arm] = gain_milli([one.trials[arm] for one in self._rounds if arm in one.trials])
-        return self._gains[arm]
+        """The gain under which confidences of this arm were right; what is expected of the arm where nothing is known."""
+        return self._gains.get(arm, prior_of(arm)[0])
 
     def blocks(self) -> tuple[frozenset[str], ...]:
         """Peers that err together far beyond chance."""
-        if self._blocks is None:
-            self._blocks = blocks(one.errors for one in self._rounds)
         return self._blocks
 
     def save(self) -> None:
-        """Write what is new; a failure is logged and tried again with the next."""
+        """Learn from what is new, and write it; a failure is logged and tried again with the next. For a thread."""
         if self._is_saved:
             return
         self._is_saved = True  # before they are copied: what is noted while they are written is for the next time
+        self._fit()
         try:
             write_durably(self._path, msgspec.json.encode(tuple(self._rounds)))
         except OSError as error:
             self._is_saved = False
             log.error("what gold rounds showed could not be stored", file=str(self._path), reason=error.strerror)
+
+    def _fit(self) -> None:
+        rounds = tuple(self._rounds)
+        arms = {arm for one in rounds for arm in one.trials}
+        self._gains = {arm: gain_milli([one.trials[arm] for one in rounds if arm in one.trials], arm) for arm in arms}
+        self._blocks = blocks(one.errors for one in rounds)
 
     def _load(self) -> None:
         try:

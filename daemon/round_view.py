@@ -1,10 +1,12 @@
 """A replayed round as the control API shows it, with the sentences that explain its winner. Pure; reads nothing."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from daemon.round_archive import Note
-from protocol.round.conduct import self_preference
+from protocol.round.calibration import prior_of
+from protocol.round.conduct import SelfPreference, self_preference
 from protocol.round.fold import Result
 from protocol.round.rationale import decisive
 from protocol.round.transcript import MemberRow, Replayed
@@ -14,6 +16,7 @@ from protocol.wire.ids import short
 def round_view(note: Note, replayed: Replayed, size: int) -> dict[str, Any]:
     """The JSON of GET /swarmd/v1/rounds/{id}. `size` is the transcript's length in bytes."""
     result = replayed.result
+    selves = _self_preferences(replayed)
     return {
         "round_id": note.round_id,
         "strategy": replayed.header.strategy,
@@ -22,7 +25,7 @@ def round_view(note: Note, replayed: Replayed, size: int) -> dict[str, Any]:
         "reason": replayed.reason,
         "requester": replayed.requester,
         "created": note.created,
-        "members": [_member(row, replayed) for row in replayed.members],
+        "members": [_member(row, replayed, selves[row.seat]) for row in replayed.members],
         "arm": replayed.header.fold.arm,
         "ballots": ballot_rows(replayed),
         "rationales": _rationales(replayed),
@@ -36,11 +39,11 @@ def round_view(note: Note, replayed: Replayed, size: int) -> dict[str, Any]:
         "timings_ms": dict(note.timings_ms),
         "messages": replayed.messages,
         "bytes": size,
-        "why": _why(replayed, result),
+        "why": _why(replayed, result, selves),
     }
 
 
-def _member(row: MemberRow, replayed: Replayed) -> dict[str, Any]:
+def _member(row: MemberRow, replayed: Replayed, self_preferred: SelfPreference | None) -> dict[str, Any]:
     candidate = next(one for one in replayed.header.candidates if one.peer_id == row.peer_id)
     return {
         "peer_id": row.peer_id,
@@ -57,14 +60,13 @@ def _member(row: MemberRow, replayed: Replayed) -> dict[str, Any]:
         "favourite_weight_milli": candidate.favourite_weight_milli,
         "strength_milli": candidate.strength_milli,
         "block": candidate.block,
-        "self_preference": _self_preference(row, replayed),
+        "self_preference": None if self_preferred is None else asdict(self_preferred),
     }
 
 
-def _self_preference(row: MemberRow, replayed: Replayed) -> dict[str, int] | None:
+def _self_preferences(replayed: Replayed) -> dict[int, SelfPreference | None]:
     class_of = {each.seat: each.class_index for each in replayed.members if each.class_index is not None}
-    found = self_preference(row.seat, replayed.ballots, class_of)
-    return None if found is None else asdict(found)
+    return {row.seat: self_preference(row.seat, replayed.ballots, class_of) for row in replayed.members}
 
 
 def ballot_rows(replayed: Replayed) -> list[dict[str, Any]]:
@@ -118,7 +120,7 @@ def _classes(result: Result, answers: tuple[str, ...]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["rank"])
 
 
-def _why(replayed: Replayed, result: Result | None) -> list[str]:
+def _why(replayed: Replayed, result: Result | None, selves: Mapping[int, SelfPreference | None]) -> list[str]:
     header = replayed.header
     seats = len(replayed.members)
     drawn = f"{seats} of {len(header.candidates)} candidates were drawn, seeded by the header and the members' nonces"
@@ -150,17 +152,17 @@ def _why(replayed: Replayed, result: Result | None) -> list[str]:
         lead = (winner.score_micro - others[0].score_micro) / 1_000_000
         sentences.append(f"it leads the next class by {lead:.2f} nats")
     gain = header.fold.confidence_gain_milli
-    learned = "at a gain of 1, as gold says no other" if gain == 1000 else f"at the gain that was right on gold, {gain / 1000:g}"
+    learned = f"at a gain of {gain / 1000:g}" + ("" if gain == prior_of(header.fold.arm)[0] else ", which was right on gold")
     over = "every other answer given" if result.basis == "ranked" else "every other answer, also those that nobody gave"
     sentences.append(f"confidence {result.confidence_milli / 10:.1f}%: its leads over {over}, {learned}")
     names = [short(row.peer_id) for row in replayed.members]
-    sentences += _conduct(replayed, names)
+    sentences += _conduct(replayed, names, selves)
     sentences += [f"{names[seat]} sealed an answer and did not reveal it: last place" for seat in result.aborted]
     sentences += [f"{names[seat]} signed two different statements and was dropped" for seat in result.dropped]
     return sentences
 
 
-def _conduct(replayed: Replayed, names: list[str]) -> list[str]:
+def _conduct(replayed: Replayed, names: list[str], selves: Mapping[int, SelfPreference | None]) -> list[str]:
     """Who counts as one voice, and which judges prefer their own answers beyond what others see in them."""
     blocks: dict[int, list[str]] = {}
     numbers = {candidate.peer_id: candidate.block for candidate in replayed.header.candidates}
@@ -168,9 +170,9 @@ def _conduct(replayed: Replayed, names: list[str]) -> list[str]:
     for row in replayed.members:
         if numbers[row.peer_id]:
             blocks.setdefault(numbers[row.peer_id], []).append(names[row.seat])
-        found = _self_preference(row, replayed)
-        if found is not None and found["own_milli"] > found["others_milli"]:
-            own, others = found["own_milli"] / 10, found["others_milli"] / 10
+        found = selves[row.seat]
+        if found is not None and found.own_milli > found.others_milli:
+            own, others = found.own_milli / 10, found.others_milli / 10
             sentences.append(
                 f"{names[row.seat]} prefers its own answer with {own:.1f}%, where other judges do with {others:.1f}%"
             )

@@ -11,7 +11,9 @@ from typing import Protocol
 import msgspec
 
 from protocol.job import Job
-from protocol.round.expectation import Expected, Seat, of_round, of_route
+from protocol.round.calibration import prior_of
+from protocol.round.expectation import Expected, Seat, of_round, of_route, one_voice
+from protocol.round.fold import Voice
 from protocol.round.messages import Candidate, FoldParameters
 from protocol.round.normal_forms import kind_of
 from protocol.round.weights import Evidence, Known, Trials, choose_arm, shares_micro, trials_milli, weigh
@@ -44,7 +46,7 @@ class NoGoldRounds:
     """Nothing was shown yet."""
 
     def gain_milli(self, arm: str) -> int:
-        return 1000
+        return prior_of(arm)[0]
 
     def blocks(self) -> tuple[frozenset[str], ...]:
         return ()
@@ -93,7 +95,7 @@ class Weighing:
         """Weigh `candidates` for `job`. A majority counts voices: they weigh alike whatever gold says, and a block is one."""
         topic = skill_of(job)
         known = [self._known(PeerId(candidate.peer_id), topic) for candidate in candidates]
-        weighed = weigh(known)
+        weighed = weigh(known, committee)
         told = any(trials_milli(one.answering) for one in known)
         choice = choose_arm(weighed, prose=topic == GENERAL, known=told)
         alike = strategy == "majority"
@@ -116,6 +118,7 @@ class Weighing:
         seats = [
             Seat(answers[p] / 1e6, judges[p] / 1e6, placed[p].answer_weight_milli, placed[p].judge_weight_milli) for p in order
         ]
+        shared = [Voice.of(placed[p]).config_digest for p in order]
         best = max(answers, default=0)
         arm = "majority" if alike else choice.arm
         fold = FoldParameters(
@@ -131,7 +134,7 @@ class Weighing:
             fold,
             arm,
             "a majority counts every vote alike" if alike else choice.why,
-            of_round(seats, judged=not alike and arm != "best", rng=self._rng),
+            of_round(one_voice(seats, shared), judged=not alike and arm != "best", rng=self._rng),
             of_route(best / 1e6),
             frozenset(placed[p].peer_id for p in range(len(placed)) if told and answers[p] >= best - CLOSE_MICRO),
             told,

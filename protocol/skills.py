@@ -88,8 +88,12 @@ _CUES: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 def skill_of(job: Job) -> str:
     """The topic of the last thing that the user said: a toy skill, one of TOPICS, "general" where nothing fits."""
-    said = next((turn.content for turn in reversed(job.turns) if turn.role is Role.USER), job.turns[-1].content)
-    return skill_of_text(said)
+    return skill_of_text(last_said(job))
+
+
+def last_said(job: Job) -> str:
+    """The last thing that the user said, or anybody where the user said nothing."""
+    return next((turn.content for turn in reversed(job.turns) if turn.role is Role.USER), job.turns[-1].content)
 
 
 def skill_of_text(question: str) -> str:

@@ -16,7 +16,7 @@ from protocol.round.classes import classes_of
 from protocol.round.conduct import self_preference
 from protocol.round.fold import Contributions, Result, Voice, fold, leads_milli
 from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters, Judgement
-from protocol.round.weights import Trials, judge_weights_milli, strengths_milli, with_own
+from protocol.round.weights import Known, Trials, weigh
 from protocol.wire.ids import sha256
 
 Ballots = Mapping[int, tuple[Judgement, ...]]
@@ -93,7 +93,7 @@ def split(given: Set, gold: int, colluders: int, seed: int) -> Split:
     ours = {question: rank(question, given, ballots[question], weighed) for question in hidden}
     uniform = {question: rank(question, given, ballots[question], alike) for question in hidden}
     trials = [_left_out(given, ballots, order[:gold], place) for place in range(gold)]
-    gain = gain_milli(trials)
+    gain = gain_milli(trials, "rank")
     sure = tuple((confidence_milli(leads_milli(ours[q]), gain), _is_top(given, q, ours[q].winner_seat)) for q in hidden)
     pushed = mean(ours[question].winner_seat == targets[question] for question in hidden) if colluders else 0.0
     blocked = frozenset[int]().union(*blocks_of(given, ballots, order[:gold]))
@@ -176,12 +176,11 @@ def voices_of(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str]) -
                 held[0] += 500 * (1 + said * people)
                 held[1] += 500 * (1 - said * people)
     others, first, authors = ([Trials(*held) for held in part] for part in records)
-    mixed = [with_own(favourite, plain) for favourite, plain in zip(first, others, strict=True)]
-    weights, strengths = judge_weights_milli([*others, *mixed]), strengths_milli(authors)
+    weighed = weigh([Known(author, plain, own) for author, plain, own in zip(authors, others, first, strict=True)])
     shared = {seat: min(block) for block in blocks_of(given, ballots, gold) for seat in block}
     return {
-        seat: Voice(1000, weights[seat], bytes([shared.get(seat, seat)]), weights[count + seat], strengths[seat])
-        for seat in range(count)
+        seat: Voice(1000, one.judge_milli, bytes([shared.get(seat, seat)]), one.favourite_milli, one.strength_milli)
+        for seat, one in enumerate(weighed)
     }
 
 

@@ -63,7 +63,7 @@ def split(questions: Sequence[Question], gold: int, seed: int) -> Split:
     records = tally(shown, members)
     weights = answer_weights_milli(records)
     choice = choose_arm(weigh([Known(record, Trials()) for record in records]), prose=False, known=gold > 0)
-    gain = gain_milli([trial for place in range(gold) if (trial := left_out(shown, place, members)) is not None])
+    gain = gain_milli([trial for place in range(gold) if (trial := left_out(shown, place, members)) is not None], "fuse")
     equal = (1000,) * members
     hits: dict[str, list[bool]] = {"majority": [], "gold_best": [], "fuse": []}
     sure = []

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,13 +46,15 @@ class Node:
 
 
 class Mesh:
-    """Starts, watches and stops the nodes. Leaving the context stops every process and removes the folder, unless `keep`."""
+    """Starts, watches and stops the nodes, each with `settings`. Leaving the context stops every process and removes the folder,
+    unless `keep`."""
 
-    def __init__(self, models: Sequence[str], keep: bool) -> None:
+    def __init__(self, models: Sequence[str], keep: bool, settings: Mapping[str, object] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="swarmd-demo-"))
         self.nodes: list[Node] = []
         self.keep = keep
         self._models = models
+        self._settings = dict(settings or {})
 
     def __enter__(self) -> "Mesh":
         return self
@@ -81,7 +83,7 @@ class Mesh:
         folder = self.folder / f"node{index}"
         (folder / "run").mkdir(parents=True, mode=0o700)
         reading, writing = os.pipe()
-        settings = {"runtime_dir": folder / "run", "engine.threads": 1, "log.format": "json"}
+        settings = {"runtime_dir": folder / "run", "engine.threads": 1, "log.format": "json", **self._settings}
         # -P: a folder called swarmd in the working directory must not be taken for us.
         command = [
             sys.executable,

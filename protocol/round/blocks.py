@@ -36,6 +36,11 @@ class Errors(msgspec.Struct, frozen=True):
     answers: str
     pairs: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where a mark is missing."""
+        if any(len(marks) != len(self.members) for marks in (self.answers, *self.pairs)):
+            raise ValueError("a mark for each member is needed")
+
 
 def blocks(found: Iterable[Errors]) -> tuple[frozenset[str], ...]:
     """Members that err together, two or more each, in order of their least name."""

@@ -4,10 +4,11 @@ Members and judges are drawn as right or wrong by what gold says of them, harder
 makes real members err together; then votes and judgements are added up as the fold would.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import exp
 from random import Random
+from statistics import fmean
 
 from protocol.round.weights import WRONG_WAYS
 
@@ -27,12 +28,31 @@ WRONG_COST = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One expected member: its shares of right answers and judgements (0 to 1) and its weights (milli-nats)."""
+    """One expected voice: its shares of right answers and judgements (0 to 1) and its weights (milli-nats). `members` that are of
+    one configuration or block err together and share it."""
 
     answers: float
     judges: float
     answer_milli: int
     judge_milli: int
+    members: int = 1
+
+
+def one_voice(seats: Sequence[Seat], shared: Sequence[Hashable]) -> list[Seat]:
+    """`seats` with those of equal `shared` made one, as the fold counts them."""
+    groups: dict[Hashable, list[Seat]] = {}
+    for seat, voice in zip(seats, shared, strict=True):
+        groups.setdefault(voice, []).append(seat)
+    return [
+        Seat(
+            fmean(seat.answers for seat in group),
+            fmean(seat.judges for seat in group),
+            sum(seat.answer_milli for seat in group) // len(group),
+            sum(seat.judge_milli for seat in group) // len(group),
+            len(group),
+        )
+        for group in groups.values()
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +75,10 @@ def of_route(best: float) -> Expected:
 
 def of_round(seats: Sequence[Seat], judged: bool, rng: Random) -> Expected:
     """A committee of these members."""
-    judgements = len(seats) * PAIRS_PER_JUDGE * JUDGEMENT_COST if judged else 0.0
+    members = sum(seat.members for seat in seats)
+    judgements = members * PAIRS_PER_JUDGE * JUDGEMENT_COST if judged else 0.0
     right = sum(_right(seats, judged, HARDNESS_NATS[number % len(HARDNESS_NATS)], rng) for number in range(DRAWS)) / DRAWS
-    return Expected(len(seats) + judgements, right)
+    return Expected(members + judgements, right)
 
 
 def _right(seats: Sequence[Seat], judged: bool, hardness: float, rng: Random) -> bool:

@@ -7,10 +7,10 @@ fence), so no author can make them slow.
 
 import re
 
-from protocol.job import Job, Role
+from protocol.job import Job
 from protocol.round.classes import normalise
 from protocol.round.messages import AnswerKind
-from protocol.skills import GENERAL, broader, skill_of
+from protocol.skills import GENERAL, broader, last_said, skill_of
 
 MAX_SHORT_CHARS = 200
 """A longer number, choice or short text is an explanation: it keeps the exact key."""
@@ -59,7 +59,7 @@ def kind_of(job: Job) -> AnswerKind:
     """What the last thing that the user said calls for: a choice where it lists options, code or a number by its topic, a short
     text where it asks for a name or a truth value; else only equal words are equal (as in string tasks, where case counts).
     """
-    said = next((turn.content for turn in reversed(job.turns) if turn.role is Role.USER), "")[-4_000:]
+    said = last_said(job)[-4_000:]
     if len(set(_OPTION.findall(said))) >= MIN_OPTIONS:
         return "choice"
     topic = broader(skill_of(job))

@@ -5,9 +5,11 @@ Agreement with other peers never enters: measured, it ranks the best judge last 
 A share of right answers is the candidate's own record, drawn towards the mean of all candidates by as many trials as the records'
 own spread calls for (empirical Bayes): alike candidates stay alike, and one that stands out is believed.
 
-A vote counts `odds ** 2.5`. Log-odds would be right if errors were independent; real ones are shared: on questions that divide
-members, many weak votes for one answer say less than their number. The power runs from a majority (0) to the best member alone
-(large); on bench/ranking.py's data 2 to 3 is within a point of weights fitted to all answers, in every swarm tried.
+Log-odds would be right for votes if errors were independent; real ones are shared, and many weak votes for one answer say less
+than their number. A vote counts the geometric mean of two rules that allow for that. One is `odds ** 2.5`: the power runs from a
+majority (0) to the best member alone (large). The other is Fisher's discriminant where any two members' errors correlate by
+CORRELATION_MILLI: inverse covariance times lead over chance. Fifty questions do not tell one pair's correlation from another's,
+and each rule alone loses somewhere that the other does not (docs/decisions.md).
 
 A judgement counts its log-odds times their ratio to the best judge's: a judge at chance counts nothing, one below it by its
 opposite.
@@ -15,12 +17,19 @@ opposite.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Literal, Protocol
 
 from protocol.round.logistic import exp_fixed, log_milli
 from protocol.round.messages import WEIGHT_CLAMP_MILLI
 
 POWER_MILLI = 2_500
+
+CORRELATION_MILLI = 250
+"""Of any two members' errors, in thousandths. Real ones have 340 to 430 on average; less cuts fewer votes to nothing."""
+
+PRIOR_TRIALS_OF_LEAD = 30
+"""PRIOR_TRIALS of the records that the discriminant takes: it is led astray by chance more easily than the power."""
 
 WRONG_WAYS = 3
 """How many wrong answers there are in effect: two models that are both wrong agree in 32 to 44 of 100 cases (measured)."""
@@ -101,41 +110,58 @@ class RoundWeights:
     new_judge: bool
 
 
-def shares_micro(records: Sequence[Evidence]) -> tuple[int, ...]:
-    """The share of right answers to expect of each, in millionths, between 0.02 and 0.98; the mean where nothing is known."""
+def shares_micro(records: Sequence[Evidence], prior_trials: int = PRIOR_TRIALS) -> tuple[int, ...]:
+    """The share of right answers to expect of each, in millionths, between 0.02 and 0.98; the mean where nothing is known.
+    `prior_trials`: how far records are drawn to it before their spread says otherwise."""
     right = [record.right_milli for record in records]
     trials = [trials_milli(record) for record in records]
     total = sum(trials)
     mean = (sum(right) + _SCALE) * _MICRO // (total + 2 * _SCALE)
-    drawn = _drawn_milli(right, trials, mean)
+    drawn = _drawn_milli(right, trials, mean, prior_trials)
     shares = ((won * _MICRO + drawn * mean) // (count + drawn) for won, count in zip(right, trials, strict=True))
     return tuple(min(_MICRO - _LEAST, max(_LEAST, share)) for share in shares)
 
 
-def _drawn_milli(right: Sequence[int], trials: Sequence[int], mean: int) -> int:
+def _drawn_milli(right: Sequence[int], trials: Sequence[int], mean: int, prior_trials: int) -> int:
     """How many trials (thousandths) of the mean each record is mixed with: m (1 - m) / tau^2 - 1, tau^2 from the spread between
-    the records less what chance alone spreads them (method of moments), with a prior as strong as PRIOR_STRENGTH candidates."""
+    the records less what chance alone spreads them (method of moments), with a prior of `prior_trials` as strong as
+    PRIOR_STRENGTH candidates."""
     known = [(won, count) for won, count in zip(right, trials, strict=True) if count]
     if len(known) < 2:
-        return PRIOR_TRIALS * _SCALE
+        return prior_trials * _SCALE
     chance = mean * (_MICRO - mean)  # 10**-12
     total = sum(count for _, count in known)
     even = max(1, (total - sum(count * count for _, count in known) // total) // (len(known) - 1))  # trials each, in milli
     spread = sum(count * (won * _MICRO // count - mean) ** 2 for won, count in known) // (even * (len(known) - 1))
     excess = max(-chance * _SCALE // even, spread - chance * _SCALE // even)
-    prior = chance // (PRIOR_TRIALS + 1)
+    prior = chance // (prior_trials + 1)
     tau = (excess * (len(known) - 1) + PRIOR_STRENGTH * prior) // (len(known) - 1 + PRIOR_STRENGTH)
     tau = max(tau, 10**8)
     return max(_SCALE // 2, chance * _SCALE // tau - _SCALE)
 
 
-def answer_weights_milli(records: Sequence[Evidence]) -> tuple[int, ...]:
-    """What each vote counts for, in milli-nats, at least 1: the best has its log-odds against WRONG_WAYS wrong answers, and each
-    other one the share (odds / best odds) ** 2.5 of that."""
+def answer_weights_milli(records: Sequence[Evidence], seats: int | None = None) -> tuple[int, ...]:
+    """What each vote counts for, in milli-nats, at least 1, in a committee of `seats` of these (all of them): the best has its
+    log-odds against WRONG_WAYS wrong answers, and each other one its part of that by both rules."""
     shares = shares_micro(records)
     best = max(shares)
     top = max(1, log_milli(best * WRONG_WAYS, _MICRO - best))
-    return tuple(max(1, top * 10**18 // exp_fixed(_lead_milli(best, share))) for share in shares)
+    powers = [10**36 // exp_fixed(_lead_milli(best, share)) for share in shares]
+    parts = _discriminant(shares_micro(records, PRIOR_TRIALS_OF_LEAD), min(len(records), seats or len(records)))
+    most = max(parts)
+    alike = [10**18 if most <= 0 else max(0, part) * 10**18 // most for part in parts]
+    return tuple(max(1, top * isqrt(power * part) // 10**18) for power, part in zip(powers, alike, strict=True))
+
+
+def _discriminant(shares: Sequence[int], seats: int) -> list[int]:
+    """Inverse covariance times lead over chance, where all errors correlate by CORRELATION_MILLI: each one's lead in standard
+    deviations, less most of the mean such lead, over its standard deviation. Only ratios mean anything; below 0 a vote tells
+    less than its error's likeness to the others' does."""
+    chance = _MICRO // (WRONG_WAYS + 1)
+    deviations = [isqrt(share * (_MICRO - share)) for share in shares]
+    leads = [(share - chance) * _MICRO // deviation for share, deviation in zip(shares, deviations, strict=True)]
+    shared = sum(leads) * seats * CORRELATION_MILLI // (len(leads) * (1000 + (seats - 1) * CORRELATION_MILLI))
+    return [(lead - shared) * _MICRO // deviation for lead, deviation in zip(leads, deviations, strict=True)]
 
 
 def _lead_milli(best: int, share: int) -> int:
@@ -164,11 +190,12 @@ def _signed(numerator: int, denominator: int) -> int:
     return numerator // denominator if numerator >= 0 else -(-numerator // denominator)
 
 
-def weigh(candidates: Sequence[Known]) -> tuple[RoundWeights, ...]:
-    """All weights of one round, newcomers held to their part. Where everybody is new, all are alike."""
+def weigh(candidates: Sequence[Known], seats: int | None = None) -> tuple[RoundWeights, ...]:
+    """All weights of one round with a committee of `seats` (of all), newcomers held to their part. Where everybody is new, all
+    are alike."""
     new_answerers = [trials_milli(one.answering) < NEWCOMER_TRIALS * _SCALE for one in candidates]
     new_judges = [not (admitted(one.judging) or admitted(one.judging, one.favourite)) for one in candidates]
-    answers = _capped(answer_weights_milli([one.answering for one in candidates]), new_answerers)
+    answers = _capped(answer_weights_milli([one.answering for one in candidates], seats), new_answerers)
     count = len(candidates)
     favourites = [one.judging if one.favourite is None else with_own(one.favourite, one.judging) for one in candidates]
     judges = judge_weights_milli([*(one.judging for one in candidates), *favourites])

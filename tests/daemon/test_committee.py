@@ -362,7 +362,7 @@ async def test_a_block_is_one_voice_and_confidence_is_as_gold_says(swarm: Swarm,
         peers[2].transport.peer_id: 1,
     }
     assert any("one voice" in reason for reason in after["why"])
-    assert any("gain that was right on gold, 0.5" in reason for reason in after["why"])
+    assert any("at a gain of 0.5, which was right on gold" in reason for reason in after["why"])
     assert after["confidence_milli"] < before["confidence_milli"]
 
 

@@ -82,8 +82,8 @@ def test_the_table_is_the_logistic_function() -> None:
 
 
 def test_the_gain_is_the_one_whose_confidence_was_right() -> None:
-    assert gain_milli([]) == 1000
+    assert (gain_milli([], "fuse"), gain_milli([], "rank")) == (1000, 1400)
     too_sure = [((2000,), place % 10 < 6) for place in range(50)]
-    assert gain_milli(too_sure) < 700, "6 of 10 right where 0.88 was claimed"
-    assert abs(confidence_milli((2000,), gain_milli(too_sure)) - 600) < 180
-    assert gain_milli([((2000,), place % 100 < 98) for place in range(200)]) >= 1700
+    assert gain_milli(too_sure, "fuse") < 700, "6 of 10 right where 0.88 was claimed"
+    assert abs(confidence_milli((2000,), gain_milli(too_sure, "fuse")) - 600) < 180
+    assert gain_milli([((2000,), place % 100 < 98) for place in range(200)], "fuse") >= 1700
