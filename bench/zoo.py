@@ -92,7 +92,8 @@ def _live(count: int, recordings: Path, json_: bool) -> int:
         click.echo(
             f"{found.asked} questions to real daemons: the same answer as on the recording {found.same_answer}, the same verdict "
             f"to the bit {found.same_verdict}, largest gap of a share of wins {found.largest_wins_gap_milli} thousandths; "
-            f"right {found.right}"
+            f"log-odds differ in {found.other_judgements} of {found.judgements} judgements, by "
+            f"{found.largest_odds_gap_milli} millinats at most; right {found.right}"
         )
         for line in found.failed:
             click.echo(line)

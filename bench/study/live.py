@@ -25,9 +25,13 @@ class Live:
     asked: int
     same_answer: int
     same_verdict: int
-    """The same bytes: every class, pair, score and rank. Log-odds differ in the last digit with what else an engine computes."""
+    """The same bytes: every class, pair, score and rank. Log-odds differ in the last digit with how an engine computes a prompt."""
     largest_wins_gap_milli: int
     """Between a class's share of wins by the daemons and by the study."""
+    judgements: int
+    other_judgements: int
+    """Of `judgements` that both have, those whose log-odds differ; by `largest_odds_gap_milli` at most (milli-nats)."""
+    largest_odds_gap_milli: int
     right: int
     failed: tuple[str, ...]
 
@@ -35,6 +39,7 @@ class Live:
 def ask_daemons(recording: Recording, questions: Sequence[Said], pause: Callable[[], None], note: Callable[[str], None]) -> Live:
     """Start one daemon for each model, ask the first of them every question, and compare; `pause` waits a little."""
     same_answer = same_verdict = right = gap = 0
+    odds_gaps: list[int] = []
     failed: list[str] = []
     with Mesh(list(recording.models), keep=False) as mesh:
         mesh.start_bootstrap()
@@ -48,7 +53,9 @@ def ask_daemons(recording: Recording, questions: Sequence[Said], pause: Callable
             shown = [event.fields for event in events if event.name == "result"][-1]["round"]
             raw = next(mesh.nodes[0].folder.rglob(f"{shown['round_id']}.round")).read_bytes()
             theirs = replay(raw)
-            ours = play(theirs.round, said, committee_of(theirs, recording), "rank")
+            committee = committee_of(theirs, recording)
+            ours = play(theirs.round, said, committee, "rank")
+            odds_gaps += _odds_gaps(theirs, said, committee)
             if ours is None or theirs.result is None:
                 failed.append(f"{said.prompt}: {theirs.reason or 'no answer is recorded'}")
                 continue
@@ -59,7 +66,20 @@ def ask_daemons(recording: Recording, questions: Sequence[Said], pause: Callable
             gap = max([gap, *(abs(a.wins_milli - b.wins_milli) for a, b in pairs)])
             if ours.answer != theirs.winner:
                 failed.append(f"{said.prompt}: the daemons say {theirs.winner!r} and the recording {ours.answer!r}")
-    return Live(len(questions), same_answer, same_verdict, gap, right, tuple(failed))
+    other, most = sum(map(bool, odds_gaps)), max(odds_gaps, default=0)
+    return Live(len(questions), same_answer, same_verdict, gap, len(odds_gaps), other, most, right, tuple(failed))
+
+
+def _odds_gaps(theirs: Replayed, said: Said, committee: Committee) -> list[int]:
+    """By how much each judgement of the daemons differs from the recorded one of the same model on the same two texts."""
+    heard = said.pairs()
+    place = {index: said.texts.index(text) for index, text in enumerate(theirs.answers) if text in said.texts}
+    return [
+        abs(judgement.log_odds_milli - heard[place[judgement.first], place[judgement.second]][committee.members[seat]])
+        for seat, judgements in theirs.ballots.items()
+        for judgement in judgements
+        if judgement.first in place and judgement.second in place
+    ]
 
 
 def committee_of(theirs: Replayed, recording: Recording) -> Committee:

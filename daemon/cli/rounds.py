@@ -1,5 +1,6 @@
 """`swarmd rounds`, `why` and `verify`: what committees did, why a round or a routed question went so, and whether it replays."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,8 @@ def show_round(reply: dict[str, Any], err: bool = False, ballots: bool = False) 
         print_table(("PAIR", "JUDGES", "PREFERRED"), pairs, err)
     for row in reply.get("rationales") or []:
         about = f"{cell(row.get('preferred'))} over {cell(row.get('over'))}"
-        click.echo(f"{cell(row.get('peer_id'))} on {about}: \"{cell(row.get('text'))}\"", err=err)
+        quoted = json.dumps(cell(row.get("text")), ensure_ascii=False)
+        click.echo(f"{cell(row.get('peer_id'))} on {about}: {quoted}", err=err)
     for reason in reply.get("why") or []:
         click.echo(f"because {cell(reason)}", err=err)
     if reply.get("verdict_hash"):

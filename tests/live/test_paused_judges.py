@@ -1,0 +1,16 @@
+"""R9 with real processes: judges that are stopped in the middle of judging cost a round their ballots, never its quorum."""
+
+import pytest
+
+from bench.rounds import RIGHT, paused, shortfalls
+from daemon.cli.demo import MODELS
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+
+
+def test_half_of_the_judges_stopped_is_no_verdict_and_a_quarter_is_the_others() -> None:
+    quarter, half = paused(MODELS[:4], (1, 2))
+    assert (quarter["verdict"], quarter["judged"], quarter["answer"]) == (True, 3, RIGHT)
+    assert (half["verdict"], half["stopped"]) == (False, 2)
+    assert "2 of 4 members judged where 3 are needed" in half["reason"]
+    assert shortfalls({"quarter": quarter, "half": half}) == []
