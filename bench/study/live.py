@@ -25,7 +25,7 @@ class Live:
     asked: int
     same_answer: int
     same_verdict: int
-    """The same bytes: every class, pair, score and rank. Log-odds differ in the last digit with how an engine computes a prompt."""
+    """The same bytes: every class, pair, score and rank. Log-odds differ in the last digit with how an engine reads a prompt."""
     largest_wins_gap_milli: int
     """Between a class's share of wins by the daemons and by the study."""
     judgements: int
