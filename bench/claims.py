@@ -305,7 +305,9 @@ def measure(folder: Path) -> dict[str, Any]:
         "known_at": {str(met): settled_at(curve)[0] for met, (_, curve) in curves.items()},
         "fresh": {"claims": fresh.claims, "bytes": fresh.wire_bytes, "signatures": fresh.signatures, "seconds": fresh.seconds,
                   "cpu_us": 1e6 * fresh.cpu / fresh.claims, "stall_ms": fresh.stall_ms, "stall_p99_ms": fresh.stall_p99_ms,
-                  "share": fresh.wire_bytes / size, "full_seconds": count * largest.seconds / largest.claims},
+                  "share": fresh.wire_bytes / size, "merged_per_s": fresh.claims / fresh.seconds,
+                  "merge_share": fresh.claims / fresh.seconds / bare,
+                  "full_seconds": count * largest.seconds / largest.claims},
         "compacted": dense,
         "off_at": {str(met): {f"{share:.0%}": off_at(curve, share) for share in (0.1, 0.2, 0.3, 0.5, 0.75)}
                    for met, (curve, _) in curves.items()},
@@ -365,7 +367,9 @@ def as_table(found: dict[str, Any]) -> str:
             f" half of those that it {'probed' if int(met) else 'would ask'} from {found['known_at'][met]:.0%} on"
             for met, share in found["useful_at"].items()
         ),
-        f"fresh, pulls all in checkpoints  {found['fresh']['seconds']:7.1f} s   {found['fresh']['bytes'] / 1e6:.1f} MB,"
+        f"fresh, pulls all in checkpoints  {found['fresh']['seconds']:7.1f} s  "
+        f" {found['fresh']['merged_per_s']:.0f} claims a second, {found['fresh']['merge_share']:.0%} of the bare rate;"
+        f" {found['fresh']['bytes'] / 1e6:.1f} MB,"
         f" {found['fresh']['share']:.0%} of all claims in full, {found['fresh']['signatures']} signatures checked for"
         f" {found['fresh']['claims']} claims; {found['fresh']['cpu_us']:.0f} us of CPU a claim; loop late"
         f" {found['fresh']['stall_p99_ms']:.1f} ms at p99, {found['fresh']['stall_ms']:.1f} at most; in full, at the rate above:"

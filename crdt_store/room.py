@@ -73,9 +73,6 @@ class Room:
                 self._strangers -= 1
             self._vouched.add(issuer)
 
-    def vouches_for(self, issuer: PeerId) -> bool:
-        return issuer in self._vouched
-
     def has(self, issuer: PeerId, size: int) -> bool:
         """Whether `size` more bytes of `issuer` would find room, if need be at the cost of strangers who borrowed."""
         if issuer == self._owner:

@@ -69,13 +69,13 @@ def test_those_we_vouch_for_never_cost_each_other_anything(author):
 
 
 def test_a_store_vouches_for_the_subjects_of_its_own_good_claims_now_and_after_a_restart(alice, bob, author):
-    storage = MemoryStorage()
-    store = ClaimStore(storage, alice.key, 1)
+    storage, nobody_else = MemoryStorage(), Bounds(strangers=0, vouched=5, total_bytes=80 * SIZE)
+    store = ClaimStore(storage, alice.key, 1, nobody_else)
     store.record(Statement(bob.id, Kind.CALL_SERVED), 1)
     store.record(Statement(author(3).id, Kind.CALL_FAILED), 1)
-    for held in (store, ClaimStore(storage, alice.key, 2)):
-        assert held.replica.room.vouches_for(bob.id)
-        assert not held.replica.room.vouches_for(author(3).id)
+    for number, held in enumerate((store, ClaimStore(storage, alice.key, 2, nobody_else))):
+        assert isinstance(held.replica.insert(bob.claim(0, epoch=number).raw), Inserted)
+        assert held.replica.insert(author(3).claim(0, epoch=number).raw) == Ignored("full")
 
 
 def test_a_thousand_keys_of_one_attacker_leave_room_for_newcomers():
