@@ -297,6 +297,8 @@ class Directory:
             return []
         known.connected = True
         known.heard_at = now
+        if now < self._moved_at + self.config.settling:
+            known.owed = 0  # its other end of what we lost may have broken a call since
         return [*self._tell(peer, known, now), *self._fetch(peer, known, now)]
 
     def _met(self, event: Disconnected | CallFailed | CallSucceeded, peer: PeerId, now: float) -> list[Effect]:

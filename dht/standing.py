@@ -18,7 +18,8 @@ class Config:
     failed calls; the first failure asks for one, each further one for twice as many.
     `fetch_after` and `fetch_most` bound how often one peer is asked for its offer, `fetches` how many are asked per sweep.
     `remember`: a gone peer's counters are kept this long, twice the clock slack, so that no replay brings it back.
-    `settling`: so long after our own change of network a failed call to a peer that was not met since is not held against it.
+    `settling`: so long after our own change of network a failed call to a peer that was not met since is not held against it,
+    and whoever connects is trusted at once.
     `peers` is how many identities are known at most; a full directory forgets gone ones and refuses newcomers.
     """
 

@@ -31,6 +31,7 @@ class _Dial:
     """Set at the end of the dial, and at each connection with that peer which comes meanwhile; then there is another one."""
     error: SwarmException | None = None
     won: INetConn | None = None
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class Dialing:
@@ -61,6 +62,11 @@ class Dialing:
             if dial.error is not None and dial.answers_for.issuperset(first) and not self._swarm.live(peer_id):
                 raise dial.error
 
+    def again(self) -> None:
+        """Our network is another one: begin all dials anew, as those under way may wait for answers that cannot come."""
+        for dial in self._dials.values():
+            dial.scope.cancel()
+
     def _watch(self, conn: INetConn, opened: bool) -> None:
         """Whoever waits for a dial is helped as well by a connection that the peer made meanwhile."""
         dial = self._dials.get(conn.muxed_conn.peer_id)
@@ -80,7 +86,8 @@ class Dialing:
 
     async def _run(self, peer_id: ID, addresses: list[Multiaddr], dial: _Dial) -> None:
         try:
-            dial.won = await self._dial_any(peer_id, addresses)
+            with dial.scope:
+                dial.won = await self._dial_any(peer_id, addresses)
         except SwarmException as error:
             dial.error = error
             self._swarm.counters.dials_failed += 1

@@ -77,6 +77,7 @@ class RelayService:
         self.network.moved = self._moved
         self.moved: list[Callable[[], None]] = []
         """Called when connections of ours hang on an address that is gone."""
+        self._has_moved = False
         self.hop.willing = lambda: self.reachability.verdict.reachable is not False
         self.stranger_came = False
         """A peer came in over TCP from a public IP that we did not dial before."""
@@ -200,11 +201,15 @@ class RelayService:
         return list(dict.fromkeys([*([mapped] if mapped else []), *reversed(seen), *sorted(self.observations.listening_ports())]))
 
     def _moved(self) -> None:
+        self._has_moved = True
         self.keeping.moved()
         for told in self.moved:
             told()
 
     def _network_changed(self) -> None:
+        if self._has_moved:
+            self._has_moved = False
+            self._swarm.dialing.again()
         self.observations.forget()
         self.udp.forget()
         self.reachability.forget()

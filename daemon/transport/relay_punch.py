@@ -95,7 +95,7 @@ class Puncher:
             waiting.cancel()  # it has come anew, so that another try is due now
         pause = self._options.punch_again
         while peer not in self._under_way and relayed(self._swarm, peer) is not None:
-            if self._may_start(peer):
+            if not self._swarm.direct(peer) and self._may_start(peer):
                 await self._try(peer)
             if self._swarm.direct(peer):
                 if peer not in self._retiring:

@@ -147,6 +147,12 @@ def test_what_our_own_move_broke_is_held_against_nobody(directory, alice):
     directory.handle(Connected(alice.id), 8.0)
     directory.handle(CallFailed(alice.id), 9.0)
     assert not routed(directory, 9.0), "met in the new network, it answers for itself again"
+    directory.handle(Disconnected(alice.id), 9.0)
+    directory.handle(Connected(alice.id), 9.5)
+    assert routed(directory, 9.5) == [alice.id], "but what we lost has another end, which may break a call until it knows"
+    directory.handle(CallFailed(alice.id), 40.0)
+    directory.handle(Connected(alice.id), 41.0)
+    assert not routed(directory, 41.0), "long after"
 
 
 def test_whoever_stays_away_after_our_move_answers_for_it(directory, alice):

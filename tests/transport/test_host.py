@@ -107,6 +107,27 @@ async def test_a_connection_from_there_ends_the_wait_for_a_dial(running: Any) ->
         nursery.cancel_scope.cancel()
 
 
+async def test_a_dial_of_the_old_network_begins_anew_in_the_new_one(running: Any) -> None:
+    async with running(1) as (a,), trio.open_nursery() as nursery:
+        came: list[trio.SocketStream] = []
+        enough = {1: trio.Event(), 2: trio.Event()}
+
+        async def silent_line(incoming: trio.SocketStream) -> None:
+            came.append(incoming)
+            enough[len(came)].set()
+            await trio.sleep_forever()
+
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, silent_line, [listener])
+        peer = "12D3KooWRpRMTtJfBF5tJFtLWhaB8XHSurC2eFeDhudVYzMT6DS3"
+        with trio.fail_after(5):  # half of what a dial may take
+            nursery.start_soon(a.connect, peer, [f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{peer}"])
+            await enough[1].wait()
+            a._swarm.dialing.again()
+            await enough[2].wait()
+        nursery.cancel_scope.cancel()
+
+
 async def test_many_callers_share_one_dial(running: Any) -> None:
     async with running(2) as (a, b), trio.open_nursery() as nursery:
         for _ in range(10):
