@@ -14,7 +14,7 @@ MAX_LINES = 1_000
 """Claims explained at once, the newest ones."""
 
 MAX_READ = 5_000
-"""Claims read to find them (about 20 microseconds each); of each log the newest."""
+"""Claims read to find them (10 microseconds each, 28 out of a checkpoint); of each log the newest."""
 
 
 @dataclass(frozen=True, slots=True)
