@@ -107,6 +107,8 @@ def read_record(raw: bytes) -> SignedClaim:
     start = end.claim.seq - len(checkpoint.rows)
     if start < 0 or (start == 0) != (checkpoint.previous == NO_HASH):
         raise malformed("rows of a checkpoint that lie before the beginning of its log")
+    if end.raw != checkpoint.claim:
+        raise malformed("a checkpoint that is not in its one form")
     return CheckpointEntry(end.claim, end.hash, raw, end.envelope, checkpoint)
 
 

@@ -119,8 +119,14 @@ def verify_claim(entry: SignedClaim) -> SignedClaim:
 
 
 def read_claim(raw: bytes) -> SignedClaim:
-    """As `open_claim` but WITHOUT verifying the signature: for bytes whose integrity is known, and to look up duplicates."""
+    """As `open_claim` but WITHOUT verifying the signature: for bytes whose integrity is known, and to look up duplicates.
+
+    `raw` of the result is the envelope's shortest form: what somebody on the way appended is not the issuer's, and takes no room.
+    """
     envelope = _decode_envelope(raw)
+    shortest = encode(envelope)
+    if shortest != raw:
+        raw = shortest
     signer = PeerId(envelope.signer)
     return SignedClaim(_checked(signer, envelope.payload), statement_hash(DOMAIN, signer, envelope.payload), raw, envelope)
 

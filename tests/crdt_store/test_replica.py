@@ -2,8 +2,10 @@
 
 import itertools
 
+import msgpack
 import pytest
 
+from crdt_store.checkpoints import compact
 from crdt_store.claims import NO_HASH
 from crdt_store.forks import ForkProof
 from crdt_store.outcomes import Dropped, Duplicate, Forked, Gap, Ignored, Inserted
@@ -170,6 +172,24 @@ def test_one_statement_signed_twice_is_one_claim(alice):
     other[-1] ^= 1
     assert replica.insert(bytes(other)) == Duplicate()
     assert list(replica.claims()) == log
+
+
+def test_what_somebody_on_the_way_appended_takes_no_room(alice):
+    """Was wrong: a claim of an honest issuer, padded by whoever passed it on, was kept and served so, out of his share."""
+    log = alice.log(3)
+    padded = [msgpack.packb([*msgpack.unpackb(entry.raw), bytes(3_000)]) for entry in log]
+    replica = replica_of(*padded)
+    assert list(replica.claims()) == log
+    assert replica.total_bytes == sum(len(entry.raw) for entry in log)
+    previous, subjects, skills, rows, _ = msgpack.unpackb(compact(log).raw)
+    for claim in (padded[2], log[2].raw):
+        taken = Replica()
+        whole = msgpack.packb([previous, subjects, skills, rows, claim])
+        if claim == log[2].raw:
+            assert isinstance(taken.insert(whole), Inserted)
+            continue
+        with pytest.raises(RemoteError):
+            taken.insert(whole)
 
 
 def test_a_claim_that_would_block_its_log_is_not_signed(alice):
