@@ -1,5 +1,6 @@
 """The routing table: who gets a place, who keeps it, who loses it, and what one network can take."""
 
+from collections import Counter
 from random import Random
 
 import pytest
@@ -132,6 +133,12 @@ def test_counts_of_networks_are_never_wrong(program: list[tuple[int, bool]]) -> 
         assert sum(table._narrow.values()) == sum(table._wide.values()) == len(held)
         assert sum(table.sizes().values()) == len(table) == len(held)
         assert all(shared_bits(0, contact.place) < 3 for contact in table)
+        for bucket in table._buckets.values():
+            standing = [entry.contact for entry in bucket.entries.values()]
+            assert sorted(bucket.contacts, key=lambda c: c.place) == sorted(standing, key=lambda c: c.place)
+            networks = [contact.network for contact in standing if contact.network]
+            assert bucket.narrow == Counter(network.narrow for network in networks)
+            assert bucket.wide == Counter(network.wide for network in networks)
 
 
 @pytest.mark.parametrize("count", [1, 20])
