@@ -6,7 +6,7 @@ from dht.contacts import Contact
 from dht.density import Density
 from dht.keyspace import name_of_peer, place_of
 from dht.lookup import Lookup
-from dht.lookup_events import Begin, Done, LookupConfig
+from dht.lookup_events import Begin, Done, LookupConfig, Verdict
 from dht.provider_store import ProviderStore
 from dht.record_store import OpenRecord, RecordLimits, RecordStore
 from dht.responder import Responder
@@ -51,8 +51,8 @@ class Node:
         return Lookup(self.me.peer, place, bits, self._rng, config), Begin(begin, tuple(elders), self._silent)
 
     def concluded(self, lookup: Lookup, done: Done) -> None:
-        """A lookup ended: what it says of how many peers there are."""
-        if done.closest:
+        """A lookup ended: what it says of how many peers there are. One that had its answers did not look for all the nearest."""
+        if done.closest and (not lookup.config.answers or done.verdict is not Verdict.FOUND):
             self.density.note(lookup.place, [contact.place for contact in done.closest])
             self.records.close_bits = self.density.region_bits(HELD)
 

@@ -9,8 +9,9 @@ from dht.contacts import Contact, contact_of
 from dht.density import Density
 from dht.kad_messages import AddProvider, FindNode, GetProviders, GetValue, Ping, PutValue
 from dht.keyspace import MAX_POINT_BITS, name_of_peer, parts_of, place_of, point_in, shared_bits
+from dht.lookup_events import Done, Verdict
 from dht.node import Node
-from dht.queries import STORE, Providers, Values, holders
+from dht.queries import GET, STORE, Providers, Values, holders
 from dht.record_store import Opened
 from dht.table import Table
 from protocol.wire.errors import RemoteError, malformed
@@ -63,6 +64,18 @@ def test_the_mesh_is_estimated_within_a_factor_of_two_and_one_crowded_place_chan
     assert density.peers() < 2 * before
     members = sum(shared_bits(p, place) >= density.region_bits(20) for p in mesh)
     assert 5 <= members <= 90
+
+
+def test_a_lookup_that_had_its_answers_early_says_nothing_of_how_many_there_are() -> None:
+    node = Node(peer(), opened, Random(1))
+    for contact in (peer() for _ in range(60)):
+        node.answered(contact, 0.0)
+    for config, verdict, counts in ((GET, Verdict.FOUND, False), (GET, Verdict.ABSENT, True), (STORE, Verdict.FOUND, True)):
+        lookup, _ = node.lookup(b"name", config)
+        closest = tuple(sorted(node.table, key=lambda c: c.place ^ lookup.place)[:20])
+        before = len(node.density._samples)
+        node.concluded(lookup, Done(verdict, "", closest, (), 1, 20, 0, 4, 4, False))
+        assert (len(node.density._samples) > before) is counts
 
 
 def test_what_a_node_answers() -> None:
