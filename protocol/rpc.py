@@ -21,12 +21,12 @@ from protocol.rpc_events import (
     LinkBroken,
     NewCall,
 )
+from protocol.rpc_faults import error_of, fault_of
 from protocol.rpc_frames import (
     ITEM_OVERHEAD_BYTES,
     MAX_BODY_BYTES,
     MAX_CREDIT_BYTES,
     MAX_DEADLINE_MS,
-    MAX_FAULT_CHARS,
     MAX_OPEN_CALLS,
     MAX_OPEN_REQUEST_BYTES,
     MAX_TRACEPARENT_CHARS,
@@ -282,9 +282,8 @@ class RpcMachine:
             case Credit():
                 self._on_credit(call, received.allowance, effects)
             case Fault():
-                retry_after = None if received.retry_after_ms is None else received.retry_after_ms / 1000
                 self._close(call)
-                effects.append(CallFailed(call.id, RemoteError(_code(received.code), received.message, retry_after)))
+                effects.append(CallFailed(call.id, error_of(received)))
             case Cancel():
                 call.dropped = True
                 self._close(call)
@@ -380,9 +379,7 @@ class RpcMachine:
         return call
 
     def _fault(self, call: OpenCall, error: RemoteError) -> None:
-        hint = None if error.retry_after is None else min(MAX_DEADLINE_MS, max(0, round(error.retry_after * 1000)))
-        said = Fault(call.id, error.code.value, error.message[:MAX_FAULT_CHARS], hint)
-        self._queue.push(Lane() if call.dropped else call, encode_frame(said))
+        self._queue.push(Lane() if call.dropped else call, encode_frame(fault_of(call.id, error)))
         self._close(call)
 
     def _close(self, call: OpenCall) -> None:
@@ -395,10 +392,3 @@ class RpcMachine:
 
     def _break(self, breach: Breach, detail: str) -> list[Effect]:
         return [*self.lost("the link was closed"), LinkBroken(breach, detail)]
-
-
-def _code(text: str) -> Code:
-    try:
-        return Code(text)
-    except ValueError:
-        return Code.INTERNAL
