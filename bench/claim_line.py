@@ -108,7 +108,7 @@ async def sync_once(store: ClaimStore, source: Replica, fold: bool = False) -> E
             sync.begin(PEER)
             while sync.busy(PEER):  # noqa: ASYNC110 - as a driver of the daemon sees it from outside
                 await trio.sleep(0.002)
-        store.save()
+        await trio.to_thread.run_sync(store.save)
         result.seconds = time.perf_counter() - begun
         nursery.cancel_scope.cancel()
     result.cpu = time.process_time() - used
