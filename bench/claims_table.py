@@ -70,7 +70,8 @@ def as_table(found: dict[str, Any]) -> str:
     if rival.get("merged_per_s"):
         lines.append(f"pycrdt merges {rival['merged_per_s']:.0f} single updates a second.")
     lines.append(
-        "Ours: every claim checked, by its signature or as a link of a signed chain, forks proved, nothing forged or rolled back, on disk.\n"
+        "Ours: every claim checked, by its signature or as a link of a signed chain, forks proved, nothing forged or rolled"
+        " back, on disk.\n"
         "pycrdt: convergence among trusted peers; no signatures, no authorship, no bound on what one peer adds, in memory."
     )
     return "\n".join(lines)
