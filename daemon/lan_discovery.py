@@ -58,7 +58,7 @@ class LanDiscovery:
         self._addresses = addresses
         self._found = found
         self._service = f"_p2p-{network}._udp.local." if network else SERVICE
-        self.counters = {"announced": 0, "heard": 0, "ignored": 0}
+        self.counters = {"announced": 0, "heard": 0, "ignored": 0, "unanswered": 0}
 
     async def run(self) -> None:
         """Announce and listen until cancelled; where the network does not allow it, say so once and try ever more seldom."""
@@ -80,7 +80,7 @@ class LanDiscovery:
         send, receive = trio.open_memory_channel[tuple[PeerId, tuple[str, ...]]](MAX_WAITING)
         interfaces = sorted({endpoint.host for address in ours if (endpoint := parse(address)) is not None})
         listener = _Listener(self._service, self._me, send, trio.lowlevel.current_trio_token(), self.counters)
-        opened = await trio.to_thread.run_sync(_open, self._service, interfaces, ours, listener)
+        opened = await trio.to_thread.run_sync(_open, self._service, interfaces, ours, listener, self.counters)
         self.counters["announced"] += 1
         log.info("found by mDNS on the local network", addresses=list(ours))
         try:
@@ -100,12 +100,14 @@ class LanDiscovery:
             self._found(peer, addresses)
 
 
-def _open(service: str, interfaces: list[str], ours: tuple[str, ...], listener: "_Listener") -> Zeroconf:
+def _open(
+    service: str, interfaces: list[str], ours: tuple[str, ...], listener: "_Listener", counters: dict[str, int]
+) -> Zeroconf:
     """In a thread: zeroconf runs an event loop of its own, in another."""
     zeroconf = Zeroconf(interfaces=interfaces or InterfaceChoice.Default, ip_version=IPVersion.All)
     try:
         own = secrets.token_hex(16)
-        guard(zeroconf, (service.split(".")[0].encode(), own.encode(), b"_services"))
+        guard(zeroconf, (service.split(".")[0].encode(), own.encode(), b"_services"), counters)
         name = f"{own}.{service}"  # the specification: a random name, as the TXT record says who it is
         port = next((endpoint.port for address in ours if (endpoint := parse(address)) is not None), 0)
         # Bytes, because the specification repeats the key and a mapping could not.

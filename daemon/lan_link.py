@@ -6,7 +6,7 @@ RFC 6762 section 11 asks for the first and zeroconf lacks both: a query of 61 by
 import asyncio
 import ipaddress
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ifaddr
@@ -34,23 +34,29 @@ def own_interfaces() -> tuple[Interface, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def address_of(source: str) -> "ipaddress.IPv4Address | ipaddress.IPv6Address":
+    """The address that a socket names as `source`: without a scope, and as IPv4 what an IPv6 socket maps."""
+    ip = ipaddress.ip_address(source.split("%")[0])
+    return ip.ipv4_mapped or ip if isinstance(ip, ipaddress.IPv6Address) else ip
+
+
 def on_link(source: str, networks: Sequence[Network]) -> bool:
     """Whether a datagram from the IP address `source` can have come from a network of ours."""
-    ip = ipaddress.ip_address(source.split("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        ip = ip.ipv4_mapped or ip
+    ip = address_of(source)
     return ip.is_link_local or any(ip in network for network in networks)
 
 
 class _Guarded(asyncio.DatagramProtocol):
     """Hands on to `inner` what is on the link, and of the queries for one of `labels` those that the account allows."""
 
-    def __init__(self, inner: Any, interfaces: Sequence[Interface], labels: Sequence[bytes], account: AnswerAccount) -> None:
+    def __init__(
+        self, inner: Any, interfaces: Sequence[Interface], labels: Sequence[bytes], allowed: Callable[[int], bool]
+    ) -> None:
         self._inner = inner
         self._networks = [own.network for own in interfaces]
-        self._own = {str(own.ip) for own in interfaces}
+        self._own = {own.ip for own in interfaces}
         self._labels = tuple(label.lower() for label in labels)
-        self._account = account
+        self._allowed = allowed
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         if on_link(str(addr[0]), self._networks) and (not self._asks_us(data, addr) or self._allowed(len(data))):
@@ -58,13 +64,10 @@ class _Guarded(asyncio.DatagramProtocol):
 
     def _asks_us(self, data: bytes, addr: tuple[Any, ...]) -> bool:
         """Whether an answer could follow: a query with one of our labels. Those of this box itself come back and count not."""
-        if len(data) < 12 or data[2] & 0x80 or (addr[1] == PORT and str(addr[0]).split("%")[0] in self._own):
+        if len(data) < 12 or data[2] & 0x80 or (addr[1] == PORT and address_of(str(addr[0])) in self._own):
             return False
         lowered = data.lower()  # names are compared without case, and a label stands in one piece (RFC 1035 section 4.1.4)
         return any(label in lowered for label in self._labels)
-
-    def _allowed(self, size: int) -> bool:
-        return self._account.query(HEADERS + size, time.monotonic())
 
     def error_received(self, exc: Exception) -> None:
         self._inner.error_received(exc)
@@ -88,23 +91,28 @@ class _Metered:
         return getattr(self._inner, name)
 
 
-def guard(zeroconf: Zeroconf, labels: Sequence[bytes]) -> AnswerAccount:
+def guard(zeroconf: Zeroconf, labels: Sequence[bytes], counters: dict[str, int]) -> None:
     """Have `zeroconf` hear its own networks alone and answer for `labels`, parts of its names, no more than it is asked.
 
-    Call it from another thread than its loop's; raises TimeoutError.
+    Queries that get no answer for that are counted as "unanswered". Call it from another thread than its loop's; raises
+    TimeoutError.
     """
     interfaces, account = own_interfaces(), AnswerAccount()
+
+    def allowed(size: int) -> bool:
+        answered = account.query(HEADERS + size, time.monotonic())
+        counters["unanswered"] += not answered
+        return answered
 
     async def put_between() -> None:
         await zeroconf.async_wait_for_start()
         for reader in zeroconf.engine.readers:
             transport: Any = reader.transport
             listener: Any = transport.get_protocol()
-            transport.set_protocol(_Guarded(listener, interfaces, labels, account))
+            transport.set_protocol(_Guarded(listener, interfaces, labels, allowed))
             listener.transport.transport = _Metered(transport, account)
         for sender in zeroconf.engine.senders:
             sender.transport = _Metered(sender.transport, account)  # type: ignore[assignment]
 
     assert zeroconf.loop is not None  # noqa: S101 - its constructor waited for it
     asyncio.run_coroutine_threadsafe(put_between(), zeroconf.loop).result(START_SECONDS)
-    return account

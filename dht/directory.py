@@ -253,7 +253,7 @@ class Directory:
         known.beat, known.load, known.offer_hash = presence.beat, _load_of(presence), Hash(presence.offer_hash)
         if signed is not None:
             known.adopt(signed, now, wall)
-        known.heard_at = now
+        known.met(now)
         known.owed = max(0, known.owed - 1)
         return [*self._tell(peer, known, now), *self._fetch(peer, known, now), *self._hears(now)]
 
@@ -264,6 +264,7 @@ class Directory:
         effects: list[Effect] = []
         for peer, known in self._peers.items():
             known.failures = known.owed = 0
+            known.unmet = True
             effects += self._tell(peer, known, now)
         return effects
 
@@ -281,7 +282,7 @@ class Directory:
 
     def _is_ours(self, known: KnownPeer, now: float) -> bool:
         """Whether a call that fails now fails for our change of network, as the peer was not met in the new one."""
-        return known.heard_at <= self._moved_at and now < self._moved_at + self.config.settling
+        return known.unmet and now < self._moved_at + self.config.settling
 
     def _offer(self, signed: SignedOffer, now: float, wall: int) -> list[Effect]:
         peer = PeerId(signed.offer.peer)
@@ -296,7 +297,7 @@ class Directory:
         if known is None:
             return []
         known.connected = True
-        known.heard_at = now
+        known.met(now)
         if now < self._moved_at + self.config.settling:
             known.owed = 0  # its other end of what we lost may have broken a call since
         return [*self._tell(peer, known, now), *self._fetch(peer, known, now)]
@@ -314,7 +315,7 @@ class Directory:
             known.owed = min(1 << min(known.failures - 1, 16), self.config.owed_max)
         else:
             known.failures = known.owed = 0
-            known.heard_at = now
+            known.met(now)
         return self._tell(peer, known, now)
 
     def _tell(self, peer: PeerId, known: KnownPeer, now: float) -> list[Effect]:

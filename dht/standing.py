@@ -77,6 +77,8 @@ class KnownPeer:
     """What its latest heartbeat named; None before the first one."""
     load: Load = IDLE
     heard_at: float = float("-inf")
+    unmet: bool = False
+    """Whether it was not heard since our own network changed."""
     left: bool = False
     connected: bool = False
     failures: int = 0
@@ -85,6 +87,11 @@ class KnownPeer:
     fetch_at: float = float("-inf")
     fetches: int = 0
     told: Standing = Standing.UNKNOWN
+
+    def met(self, now: float) -> None:
+        """It is heard at `now`."""
+        self.heard_at = now
+        self.unmet = False
 
     def standing(self, config: Config, now: float) -> Standing:
         """What is thought of it at `now`."""

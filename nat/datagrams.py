@@ -46,7 +46,7 @@ class Probe:
 
     token: bytes
     starter: bool
-    proof: bytes = bytes(PROOF_BYTES)
+    proof: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class Ack:
 
     token: bytes
     starter: bool
-    echo: bytes = bytes(PROOF_BYTES)
-    proof: bytes = bytes(PROOF_BYTES)
+    echo: bytes
+    proof: bytes
 
 
 @dataclass(frozen=True, slots=True)

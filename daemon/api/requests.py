@@ -189,8 +189,9 @@ def read_control(body: bytes) -> AskRequest:
         raise ApiError(400, "invalid_value", "'rationale' is what judges say: it goes with a round", "rationale")
     sampling = Sampling(ask.max_tokens or DEFAULT_TOKENS, round((ask.temperature or 0.0) * 1000))
     job = _job(messages, sampling, ask.model or "")
-    told = {"verify": ask.verify, "rationale": ask.rationale}
-    return AskRequest(job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0, **told)
+    return AskRequest(
+        job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0, verify=ask.verify, rationale=ask.rationale
+    )
 
 
 def read_probe(body: bytes) -> ProbeRequest:

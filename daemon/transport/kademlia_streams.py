@@ -113,8 +113,8 @@ class QuestionStreams:
 
     def close_idle(self) -> None:
         """Let go what was not used for IDLE_SECONDS, and the longest unused of too many."""
-        oldest = trio.current_time() - IDLE_SECONDS
-        while self._idle and (len(self._idle) >= MAX_KEPT or next(iter(self._idle.values())).since <= oldest):
+        now = trio.current_time()
+        while self._idle and (len(self._idle) >= MAX_KEPT or self.idle_until <= now):
             self._idle.popitem(last=False)[1].stream.release()
 
 

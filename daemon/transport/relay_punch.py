@@ -242,6 +242,7 @@ class Puncher:
         """TCP and UDP until a connection stands."""
         texts = [multiaddr_of(at.host, at.port) for at in theirs.tcp]
         hard = [mapping_of(hello.tcp_mapping) in HARD for hello in (ours, theirs)]
+        dials = self._affordable(peer, self._dialable(texts))  # before UDP, which takes what is left
 
         async def by_udp() -> None:
             await trio.sleep(0 if any(hard) else _TCP_HEAD_START)
@@ -250,7 +251,7 @@ class Puncher:
 
         async def by_tcp() -> None:
             await trio.sleep(_UDP_HEAD_START if all(hard) else 0)
-            await self._dial_all(peer, self._dialable(texts), patience)
+            await self._dial_all(peer, dials, patience)
 
         await self._until(peer, by_udp, by_tcp)
 
@@ -268,7 +269,7 @@ class Puncher:
             if (await receive(stream, HolePunch)).type != HolePunch.SYNC:
                 raise TransportError("a DCUtR session goes on with SYNC")
         await stream.close()
-        await self._until(peer, lambda: self._dial_all(peer, self._targets(request.ObsAddrs), None))
+        await self._until(peer, lambda: self._dial_all(peer, self._affordable(peer, self._targets(request.ObsAddrs)), None))
 
     async def _dcutr_session(self, peer: ID) -> None:
         stream = await self._host.new_stream(peer, [DCUTR])
@@ -282,7 +283,7 @@ class Puncher:
                 half = (trio.current_time() - sent) / 2
                 await send(stream, HolePunch(type=HolePunch.SYNC))
                 await trio.sleep(min(half, 2.0))
-            targets, patience = self._targets(answer.ObsAddrs), _PATIENCE_SECONDS + 4 * half
+            targets, patience = self._affordable(peer, self._targets(answer.ObsAddrs)), _PATIENCE_SECONDS + 4 * half
             await self._until(peer, lambda: self._dial_all(peer, targets, patience))
         finally:
             with trio.CancelScope(deadline=trio.current_time() + 1, shield=True):
@@ -318,7 +319,7 @@ class Puncher:
     async def _dial_all(self, peer: ID, targets: list[Multiaddr], patience: float | None) -> None:
         """Dial every target from our listening port; with `patience` as the session's starter."""
         async with trio.open_nursery() as nursery:
-            for target in self._affordable(peer, targets):
+            for target in targets:
                 nursery.start_soon(self._dial, peer, target, patience)
 
     async def _dial(self, peer: ID, address: Multiaddr, patience: float | None) -> None:

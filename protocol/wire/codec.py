@@ -59,7 +59,7 @@ def decode(kind: type[T], raw: bytes | memoryview, limit: int = MAX_FRAME_BYTES)
     return decoder(kind, limit)(raw)
 
 
-def encode_frame(value: object) -> bytes | bytearray:
+def encode_frame(value: object) -> bytearray:
     """`frame(encode(value))`, which a big value comes out of without a second copy of it; raises RemoteError(oversized)."""
     raw = bytearray(LENGTH_BYTES)
     _encoder.encode_into(value, raw, LENGTH_BYTES)

@@ -51,6 +51,13 @@ def test_answers_are_a_second_apart_and_what_nobody_asked_for_is_no_debt() -> No
     assert account.query(61, 4.0 + 5_000 / 6), "a debt is forgotten in time"
 
 
+def test_an_answer_that_was_held_back_is_a_debt_too() -> None:
+    account = AnswerAccount()
+    assert account.query(61, 0.0)
+    account.sent(343, 1.12)  # as zeroconf does where it gave the same answer within the last second
+    assert not account.query(61, 1.13)
+
+
 PROGRAM = """
 import socket, time
 import trio

@@ -180,6 +180,16 @@ def test_the_time_for_which_we_were_deaf_counts_against_nobody(directory, alice,
     assert routed(directory, 76.2) == [bob.id], "10 s of silence before the move, and 15 after it"
 
 
+def test_whoever_is_heard_after_our_move_meets_nobody_for_the_others(directory, alice, bob):
+    hear(directory, alice, 0, alice.offer(), 9.9)
+    hear(directory, bob, 0, bob.offer(), 9.9)
+    directory.handle(Moved(), 10.0)
+    directory.handle(Connected(bob.id), 12.0)
+    assert directory.handle(CallFailed(alice.id), 13.0) == [], "not met in the new network"
+    directory.handle(CallSucceeded(alice.id), 14.0)
+    assert directory.handle(CallFailed(alice.id), 15.0) == [PeerSuspect(alice.id, "a call failed")]
+
+
 def test_a_strangers_word_routes_nobody_and_the_peers_own_does(directory, alice):
     directory.handle(OfferHeard(alice.offer().raw, WALL), 0.0)
     assert (routed(directory, 0.0), standings(directory, 0.0)) == ([], {})

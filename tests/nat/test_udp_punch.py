@@ -271,8 +271,9 @@ def test_a_target_may_be_written_in_another_way():
 @pytest.mark.parametrize(
     "payload",
     [
-        b"", b"rubbish", encode(Probe(TOKEN, True)), encode(Probe(bytes(16), False)), encode(Ack(bytes(16), False)),
-        encode(Ack(TOKEN, True)), encode(Ask(TOKEN)), encode(Probe(TOKEN, False))[:-1],
+        b"", b"rubbish", encode(Probe(TOKEN, True, bytes(8))), encode(Probe(bytes(16), False, bytes(8))),
+        encode(Ack(bytes(16), False, bytes(8), bytes(8))),
+        encode(Ack(TOKEN, True, bytes(8), bytes(8))), encode(Ask(TOKEN)), encode(Probe(TOKEN, False, bytes(8)))[:-1],
     ],
     ids=["nothing", "rubbish", "our own echoed", "another session", "another session's ack", "our own ack", "a question", "cut"],
 )  # fmt: skip
@@ -282,9 +283,9 @@ def test_what_is_not_of_this_session_changes_nothing(payload):
 
 def test_acks_to_one_address_are_bounded():
     ours = machine()
-    effects = [effect for _ in range(200) for effect in ours.heard(0, RIGHT, 7, encode(Probe(TOKEN, False)), 0.1)]
+    effects = [effect for _ in range(200) for effect in ours.heard(0, RIGHT, 7, encode(Probe(TOKEN, False, bytes(8))), 0.1)]
     assert len(effects) == PunchOptions().knocks
-    many = [effect for port in range(1, 500) for effect in ours.heard(0, RIGHT, port, encode(Probe(TOKEN, False)), 0.1)]
+    many = [effect for port in range(1, 500) for effect in ours.heard(0, RIGHT, port, encode(Probe(TOKEN, False, bytes(8))), 0.1)]
     assert len(many) < PunchOptions().knocks**2
 
 
@@ -297,7 +298,7 @@ def test_forged_sources_draw_less_than_they_cost(way, starter):
     one.start(0.0)
     now, sent, drawn = 0.0, 0, 0
     victims = [f"198.51.100.{number}" for number in range(40)]
-    forged = [encode(Probe(TOKEN, not starter)), encode(Ack(TOKEN, not starter, bytes(8), bytes(8)))]
+    forged = [encode(Probe(TOKEN, not starter, bytes(8))), encode(Ack(TOKEN, not starter, bytes(8), bytes(8)))]
     while now < options.lifetime:
         effects = []
         for victim, payload in itertools.product(victims, forged):

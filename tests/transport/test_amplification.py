@@ -28,8 +28,10 @@ INITIAL = b"\xc3\x00\x00\x00\x01\x08" + bytes(range(8)) + b"\x00\x00\x44\xd0" + 
 """Looks like the Initial packet of a QUIC client (RFC 9000): long header, version 1, 1,200 bytes."""
 
 DATAGRAMS = {
-    "ask": encode(Ask(bytes(16))), "tell": encode(Tell(bytes(16), "203.0.113.9", 4001)), "probe": encode(Probe(bytes(16), True)),
-    "ack": encode(Ack(bytes(16), False)), "knock": encode(Knock(bytes(16))), "QUIC Initial": INITIAL, "empty": b"",
+    "ask": encode(Ask(bytes(16))), "tell": encode(Tell(bytes(16), "203.0.113.9", 4001)),
+    "probe": encode(Probe(bytes(16), True, bytes(8))),
+    "ack": encode(Ack(bytes(16), False, bytes(8), bytes(8))),
+    "knock": encode(Knock(bytes(16))), "QUIC Initial": INITIAL, "empty": b"",
     "STUN binding": bytes.fromhex("000100002112a442") + bytes(12), "a short ask": encode(Ask(bytes(16)))[:39],
     "mDNS query": bytes.fromhex("000000000001000000000000045f703270045f756470056c6f63616c00000c0001"), "noise": os.urandom(1400),
 }  # fmt: skip
