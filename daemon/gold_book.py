@@ -38,14 +38,14 @@ class GoldBook:
         self._rounds: deque[GoldRound] = deque(maxlen=MAX_ROUNDS)
         self._gains: dict[str, int] = {}
         self._blocks: tuple[frozenset[str], ...] = ()
-        self._is_saved = True
+        self._is_saved = self._is_learned = True
         self._load()
         self._fit()
 
     def note(self, found: GoldRound) -> None:
         """Remember one round more."""
         self._rounds.append(found)
-        self._is_saved = False
+        self._is_saved = self._is_learned = False
 
     def gain_milli(self, arm: str) -> int:
         """The gain under which confidences of this arm were right; what is expected of the arm where nothing is known."""
@@ -55,12 +55,17 @@ class GoldBook:
         """Peers that err together far beyond chance."""
         return self._blocks
 
+    def learn(self) -> None:
+        """Learn from what is new. For a thread: a full book of seven members takes 70 ms."""
+        if not self._is_learned:
+            self._is_learned = True  # before they are copied: what is noted meanwhile is for the next time
+            self._fit()
+
     def save(self) -> None:
-        """Learn from what is new, and write it; a failure is logged and tried again with the next. For a thread."""
+        """Write what is new; a failure is logged and tried again with the next. For a thread."""
         if self._is_saved:
             return
-        self._is_saved = True  # before they are copied: what is noted while they are written is for the next time
-        self._fit()
+        self._is_saved = True  # as above
         try:
             write_durably(self._path, msgspec.json.encode(tuple(self._rounds)))
         except OSError as error:

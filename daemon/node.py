@@ -32,7 +32,6 @@ from daemon.committee import Committee
 from daemon.config import Loaded, masked
 from daemon.content.exchange import ContentExchange
 from daemon.embedding import Embedding
-from daemon.engine.catalog import shipped_models
 from daemon.engine.factory import build_engine
 from daemon.engine.interface import Engine
 from daemon.gauges import register_gauges
@@ -138,10 +137,7 @@ class Node:
             self._serving, self._calls, self._membership.candidates, self._reputation.record, config.verify, rng
         )
         asking.verification = self._verification
-        toys = frozenset(model.name for model in shipped_models())
-        self._probing = Probing(
-            asking, self._committee, self._membership.candidates, self._reputation.record, config.probe, rng, gold, toys
-        )
+        self._probing = Probing(asking, self._committee, self._reputation.record, config.probe, rng, gold)
         if config.role == "peer":
             self._membership.met = self._reputation.begin
         self._membership.lost = self._rounds.peer_lost

@@ -7,6 +7,7 @@ our user whose answer can be worked out.
 
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -19,6 +20,7 @@ from daemon.api.backend import AskEvent, AskRequest, Emit, ProbeRequest, ResultE
 from daemon.asking import Asking
 from daemon.committee import MIN_COMMITTEE, Committee
 from daemon.config import ProbeConfig
+from daemon.engine.catalog import shipped_models
 from daemon.gold_book import GoldBook, GoldRound
 from daemon.selector import Candidate
 from protocol.job import Job
@@ -63,28 +65,26 @@ NATURAL_SKILLS = tuple(skill for skill in SKILLS if skill not in TOY_SKILLS)
 
 
 class Probing:
-    """`candidates(model)` lists who serves; `record` takes claims; `book` remembers what rounds on known questions showed;
-    `toy_models` are those that speak the toy skills alone."""
+    """`record` takes claims; `book` remembers what rounds on known questions showed."""
 
-    def __init__(  # noqa: PLR0913 - what probes go through, wired once
+    def __init__(
         self,
         asking: Asking,
         committee: Committee,
-        candidates: Callable[[str], Sequence[Candidate]],
         record: Callable[[Sequence[Statement]], None],
         config: ProbeConfig,
         rng: Random,
         book: GoldBook,
-        toy_models: frozenset[str] = frozenset(),
     ) -> None:
         self._asking = asking
         self._committee = committee
-        self._candidates = candidates
+        self._candidates = asking.candidates
         self._record = record
         self._config = config
         self._rng = rng
         self._book = book
-        self._toy_models = toy_models
+        self._toy_models = frozenset(model.name for model in shipped_models())
+        """Those that speak the toy skills alone."""
         self._traffic = Traffic()
         self._used: deque[PeerId] = deque(maxlen=MAX_USED)
         self._sent: deque[float] = deque()
@@ -108,6 +108,7 @@ class Probing:
                 while True:
                     await trio.sleep(FLUSH_SECONDS * self._rng.uniform(0.5, 1.5))
                     self.flush()
+                    await trio.to_thread.run_sync(self._book.learn)
                     await trio.to_thread.run_sync(self._book.save)
         finally:
             self._nursery = None
@@ -140,9 +141,9 @@ class Probing:
                 self._mark(_mark(peer, skill_of(request.job), is_right(known, result.answer)))
         share = self._config.share
         if share and self._rng.random() < share / (1 - share):
-            self._wait_and(self._one_probe if is_route else self._one_round)
+            self._wait_and(self._one_probe if is_route else partial(self._gold_round, rationale=request.rationale))
 
-    def _wait_and(self, work: Callable[[], Awaitable[None]]) -> None:
+    def _wait_and(self, work: Callable[[], Awaitable[object]]) -> None:
         if self._nursery is None or self._waiting >= MAX_WAITING:
             self.outcomes["skipped"] += 1
             return
@@ -183,9 +184,6 @@ class Probing:
         target = others[self._rng.choice(among)]
         self._mark(await self._probe(target, self._traffic.task(target.peer, self._fallback(target), self._rng)))
 
-    async def _one_round(self) -> None:
-        await self._gold_round()
-
     async def _probe(self, target: Candidate, task: Task) -> Mark:
         """Ask `target` as our user would; raises RemoteError where it gave no answer, which says nothing of its skill."""
         job = bind(task, self._traffic.shape(self._rng), target.model, self._rng)
@@ -207,8 +205,11 @@ class Probing:
     def _fallback(self, target: Candidate) -> tuple[str, ...]:
         return TOY_SKILLS if target.model in self._toy_models else NATURAL_SKILLS
 
-    async def _gold_round(self, skill: str | None = None) -> list[Mark]:
-        """Run a round on a question of known answer and mark it; the marks are those of its members."""
+    async def _gold_round(self, skill: str | None = None, rationale: bool = False) -> list[Mark]:
+        """Run a round on a question of known answer and mark it; the marks are those of its members.
+
+        `rationale` as in the user's own round that earned it, or its header would say which of them is a user's.
+        """
         members = self._candidates("")
         if len(members) < MIN_COMMITTEE:
             raise RemoteError(
@@ -220,7 +221,8 @@ class Probing:
         gold = self._gold[job] = _Gold(task)
         try:
             with trio.move_on_after(PROBE_SECONDS) as scope:
-                await self._committee.ask(AskRequest(job, "rank", is_probe=True, plant=self._plant(task)), _unheard)
+                request = AskRequest(job, "rank", is_probe=True, plant=self._plant(task), rationale=rationale)
+                await self._committee.ask(request, _unheard)
         finally:
             self._gold.pop(job, None)
         if scope.cancelled_caught:

@@ -156,6 +156,8 @@ def _why(replayed: Replayed, result: Result | None, selves: Mapping[int, SelfPre
     over = "every other answer given" if result.basis == "ranked" else "every other answer, also those that nobody gave"
     sentences.append(f"confidence {result.confidence_milli / 10:.1f}%: its leads over {over}, {learned}")
     names = [short(row.peer_id) for row in replayed.members]
+    if header.rationale and result.judges and not replayed.rationales:
+        sentences.append("no judge gave its reasons in words: those of tiny models have letters alone, and others have 1.5 s")
     sentences += _conduct(replayed, names, selves)
     sentences += [f"{names[seat]} sealed an answer and did not reveal it: last place" for seat in result.aborted]
     sentences += [f"{names[seat]} signed two different statements and was dropped" for seat in result.dropped]

@@ -185,8 +185,8 @@ def read_control(body: bytes) -> AskRequest:
     messages = ask.messages if ask.messages is not None else [ChatMessage("user", ask.prompt or "")]
     if ask.peer is not None and not is_peer_id(ask.peer):
         raise ApiError(400, "invalid_value", "'peer' is not a peer id (12D3KooW...)", "peer")
-    if ask.rationale and ask.strategy == "route":
-        raise ApiError(400, "invalid_value", "'rationale' is what judges say: it goes with a round", "rationale")
+    if ask.rationale and ask.strategy in ("route", "majority"):
+        raise ApiError(400, "invalid_value", "'rationale' is what judges say: it goes with strategy rank or auto", "rationale")
     sampling = Sampling(ask.max_tokens or DEFAULT_TOKENS, round((ask.temperature or 0.0) * 1000))
     job = _job(messages, sampling, ask.model or "")
     return AskRequest(

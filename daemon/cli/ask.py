@@ -28,7 +28,7 @@ STRATEGIES = ("route", "majority", "rank", "auto")
 @click.option("--temperature", type=click.FloatRange(min=0), help="0 gives the likeliest answer.")
 @click.option("--watch", is_flag=True, help="Show every member as the round goes on.")
 @click.option("--verify", is_flag=True, help="Have another engine say whether the offered model gave this answer.")
-@click.option("--rationale", is_flag=True, help="Let a round's judges say in words what decided them.")
+@click.option("--rationale", is_flag=True, help="Let those of a round's judges that can write say what decided them.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for all of it.")
 @json_option
 def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **given: Any) -> None:

@@ -96,7 +96,7 @@ class MemberMachine:
         self._answer: tuple[str, int] | None = None
         self._opening: tuple[Judgement, ...] = ()
         self._judgements: tuple[Judgement, ...] | None = None
-        self._rationale: str | None = ""  # None while our engine is asked for it
+        self._rationale = ""
         self._working = False
         self._judge_until: float | None = None
         self._give_up_at: float | None = None
@@ -136,13 +136,12 @@ class MemberMachine:
         match event:
             case Started():
                 self._start(event, now)
-            case Received():
-                self._receive(event.sender, event.raw, now)
-            case Pulled():
-                for raw in event.raws:
-                    self._receive(event.sender, raw, now)
-            case Answered() | Explained():
-                self._spoke(event)
+            case Received() | Pulled():
+                self._receive(event, now)
+            case Answered():
+                self._answered(event)
+            case Explained():
+                self._working, self._rationale = False, rationale_of(event.text)
             case Judged():
                 self._judged(event, now)
             case AnswerFailed() | JudgeFailed():
@@ -171,7 +170,11 @@ class MemberMachine:
         self._nudge_at = now + self.header.durations.join_ms / 1000 + NUDGE_S
         self._contribute(Acceptance(self.round, self._entropy(32)), self.round, everyone=False)
 
-    def _receive(self, sender: PeerId, raw: bytes, now: float) -> None:
+    def _receive(self, event: Received | Pulled, now: float) -> None:
+        for raw in (event.raw,) if isinstance(event, Received) else event.raws:
+            self._take(event.sender, raw, now)
+
+    def _take(self, sender: PeerId, raw: bytes, now: float) -> None:
         try:
             added = self._record.add(raw)
         except RemoteError as error:
@@ -199,11 +202,8 @@ class MemberMachine:
         if by_requester:
             self._close(NoResult("the requester signed two different statements for one step"))
 
-    def _spoke(self, event: Answered | Explained) -> None:
+    def _answered(self, event: Answered) -> None:
         self._working = False
-        if isinstance(event, Explained):
-            self._rationale = rationale_of(event.text)
-            return
         text = event.text.encode("utf-8", "replace")[:MAX_ANSWER_BYTES].decode("utf-8", "ignore")
         if not text.strip():
             self._leave("the engine gave an empty answer")
@@ -314,7 +314,7 @@ class MemberMachine:
             self._contribute(Reveal(self.round, tally.head, text, self._salts[Step.SEAL], tokens), tally.head)
         elif step is Step.BALLOT_SEAL:
             self._judge(now)
-        elif step is Step.BALLOT and self._judgements is not None and self._rationale is not None:
+        elif step is Step.BALLOT and self._judgements is not None and not self._working:
             salt = self._salts[Step.BALLOT_SEAL]
             self._contribute(Ballot(self.round, tally.head, salt, self._judgements, self._rationale), tally.head)
 
@@ -335,7 +335,7 @@ class MemberMachine:
         """Ask for words now that the ballot is sealed."""
         surest = decisive(said)
         if self.header.rationale and surest is not None and self._style == "instructed":  # a tiny model has letters alone
-            self._working, self._rationale = True, None
+            self._working = True
             self._effects.append(explanation(self._question(surest.first, surest.second), surest, self.header.durations))
 
     def _ask_engine(self, plan: tuple[tuple[int, int], ...], seconds: float) -> None:

@@ -21,6 +21,8 @@ from protocol.wire.limits import MAX_ANSWER_BYTES, MAX_COMMITTEE, MAX_PROMPT_BYT
 DOMAIN = "round"
 
 MAX_CANDIDATES = 2 * MAX_COMMITTEE
+QUORUM_MILLI = 666
+"""Two thirds, for any committee up to 50."""
 """Twice the largest committee: even if half of the invited do not answer, the seats fill."""
 
 MAX_MESSAGE_BYTES = MAX_PROMPT_BYTES + (64 << 10)
@@ -148,7 +150,7 @@ class Header(Message, frozen=True, tag="header"):
     created_ms: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
     strategy: Literal["rank", "majority"] = "rank"
     committee: Annotated[int, msgspec.Meta(ge=1, le=MAX_COMMITTEE)] = 7
-    quorum_milli: Annotated[int, msgspec.Meta(ge=500, le=1000)] = 666
+    quorum_milli: Annotated[int, msgspec.Meta(ge=500, le=1000)] = QUORUM_MILLI
     durations: Durations = Durations()
     fold: FoldParameters = FoldParameters()
     rationale: bool = False

@@ -141,8 +141,11 @@ def _drawn_milli(right: Sequence[int], trials: Sequence[int], mean: int, prior_t
 
 
 def answer_weights_milli(records: Sequence[Evidence], seats: int | None = None) -> tuple[int, ...]:
-    """What each vote counts for, in milli-nats, at least 1, in a committee of `seats` of these (all of them): the best has its
-    log-odds against WRONG_WAYS wrong answers, and each other one its part of that by both rules."""
+    """What each vote counts for, in milli-nats, at least 1, in a committee of `seats` of these (all of them).
+
+    Who is best by both rules has its log-odds against WRONG_WAYS wrong answers, and each other one its part of that. The rules
+    draw records to their mean by different priors, so that of two that are nearly equal the other one may weigh more.
+    """
     shares = shares_micro(records)
     best = max(shares)
     top = max(1, log_milli(best * WRONG_WAYS, _MICRO - best))

@@ -93,6 +93,10 @@ BAD = {
     "a wrong method": (b"DELETE /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 405, b""),
     "an unknown field in ask": (post(b'{"prompt":"x","zzz":1}', path=b"/swarmd/v1/ask"), 400, b"zzz"),
     "ask with neither prompt nor messages": (post(b"{}", path=b"/swarmd/v1/ask"), 400, b"prompt"),
+    "words of judges where none judge": (
+        post(b'{"prompt":"x","strategy":"majority","rationale":true}', path=b"/swarmd/v1/ask"), 400, b"rationale"
+    ),
+    "words of judges of a routed question": (post(b'{"prompt":"x","rationale":true}', path=b"/swarmd/v1/ask"), 400, b"rationale"),
     "ask of a peer that is no peer": (post(b'{"prompt":"x","peer":"you"}', path=b"/swarmd/v1/ask"), 400, b"peer"),
 }
 

@@ -19,6 +19,7 @@ def test_blocks_and_gains_outlive_a_restart(tmp_path: Path) -> None:
     for place in range(60):
         book.note(gold_round(place % 10 < 6, "aa" if place % 3 == 0 else ".."))
     assert book.blocks() == (), "it is learnt from in a thread"
+    book.learn()
     book.save()
     assert book.gain_milli("fuse") < 700, "6 of 10 right where 0.88 was said"
     assert book.gain_milli("rank") == 1400
@@ -33,6 +34,7 @@ def test_it_is_bounded_and_forgets_the_oldest(tmp_path: Path) -> None:
         book.note(gold_round(mark="aa"))
     for _ in range(MAX_ROUNDS):
         book.note(gold_round())
+    book.learn()
     book.save()
     assert book.blocks() == ()
     assert (tmp_path / "gold.json").stat().st_size < 1 << 20

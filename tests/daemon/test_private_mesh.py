@@ -104,10 +104,17 @@ async def invited(founder: Box, newcomer: Box, once: bool = False, expires_ms: i
     return made
 
 
-async def test_a_newcomer_is_admitted_for_good_and_stays_when_its_invite_ends(box: Callable[[int], Box], clock: Clock) -> None:
-    founder, member = box(1).found(), box(2)
+@asynccontextmanager
+async def one_invited(box: Callable[[int], Box]) -> AsyncIterator[tuple[Box, Box]]:
+    """A running founder and who holds its invite."""
+    founder, newcomer = box(1).found(), box(2)
     async with founder.running():
-        await invited(founder, member)
+        await invited(founder, newcomer)
+        yield founder, newcomer
+
+
+async def test_a_newcomer_is_admitted_for_good_and_stays_when_its_invite_ends(box: Callable[[int], Box], clock: Clock) -> None:
+    async with one_invited(box) as (founder, member):
         async with member.running():
             await member.reach(founder)
             await until(lambda: not member.provisional)
@@ -321,14 +328,14 @@ async def test_a_newcomer_less_patient_than_the_disk_is_slow_is_admitted_once(
     box: Callable[[int], Box], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("daemon.private_mesh._CALL_SECONDS", 0.1)
-    founder, newcomer = box(1).found(), box(2)
-    async with founder.running():
-        await invited(founder, newcomer)
+    async with one_invited(box) as (founder, newcomer):
         write, books = founder.folder.write_invites, list[InviteBook]()
 
         def slow(book: InviteBook) -> None:
             books.append(book)
+            end = time.monotonic() + 10
             while not founder.calls.outcomes["in", ADMIT_METHOD, "deadline"]:
+                assert time.monotonic() < end
                 time.sleep(0.01)
             write(book)
 
@@ -344,24 +351,21 @@ async def test_a_grant_that_the_disk_refuses_counts_and_is_written_later(
     box: Callable[[int], Box], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("daemon.private_mesh.ADMIT_SECONDS", 0.05)
-    founder, member = box(1).found(), box(2)
-    async with founder.running():
-        await invited(founder, member)
-        async with member.running():
-            write, refused = member.folder.write, 0
+    async with one_invited(box) as (founder, member), member.running():
+        write, refused = member.folder.write, 0
 
-            def full_at_first(kept: Kept) -> None:
-                nonlocal refused
-                if refused < 2:
-                    refused += 1
-                    raise OSError(28, "No space left on device")
-                write(kept)
+        def full_at_first(kept: Kept) -> None:
+            nonlocal refused
+            if refused < 2:
+                refused += 1
+                raise OSError(28, "No space left on device")
+            write(kept)
 
-            member.mesh.folder.write = full_at_first  # type: ignore[method-assign]
-            await member.reach(founder)
-            await until(lambda: member.folder.read() == member.mesh.kept and not member.provisional)
-            assert refused == 2
-            await until(lambda: not founder.mesh.members()[member.peer_id].provisional)
+        member.mesh.folder.write = full_at_first  # type: ignore[method-assign]
+        await member.reach(founder)
+        await until(lambda: member.folder.read() == member.mesh.kept and not member.provisional)
+        assert refused == 2
+        await until(lambda: not founder.mesh.members()[member.peer_id].provisional)
 
 
 async def test_no_invite_is_made_that_would_let_nobody_in(box: Callable[[int], Box]) -> None:
@@ -380,9 +384,7 @@ async def test_no_invite_is_made_that_would_let_nobody_in(box: Callable[[int], B
 
 
 async def test_a_liar_with_endless_pages_of_revocations_keeps_nobody(box: Callable[[int], Box]) -> None:
-    founder, liar = box(1).found(), box(2)
-    async with founder.running():
-        await invited(founder, liar)
+    async with one_invited(box) as (founder, liar):
         said = Revocation(founder.mesh.mesh.id, bytes(16), "", founder.clock())
         page, asked = (sign_revocation(said, founder.key),) * 200_000, 0
 
@@ -404,9 +406,7 @@ async def test_a_liar_with_endless_pages_of_revocations_keeps_nobody(box: Callab
 
 
 async def test_a_newcomer_does_not_gossip_all_that_it_learns(box: Callable[[int], Box]) -> None:
-    founder, newcomer = box(1).found(), box(2)
-    async with founder.running():
-        await invited(founder, newcomer)
+    async with one_invited(box) as (founder, newcomer):
         for number in range(100):
             said = Revocation(founder.mesh.mesh.id, bytes([number]) * 16, "", founder.clock() + number)
             assert founder.mesh.revocations.add(sign_revocation(said, founder.key)) is not None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -60,7 +60,7 @@ async def meshed(
     served = [await swarm.start(transport, engine) for transport, engine in zip(transports[1:], others, strict=True)]
     asking, committee, members = asker.asking, asker.committee, asker.membership
     book = GoldBook(swarm._folder / "gold.json")
-    probing = Probing(asking, committee, members.candidates, asker.reputation.record, ProbeConfig(**config), Random(4), book)
+    probing = Probing(asking, committee, asker.reputation.record, ProbeConfig(**config), Random(4), book)
     await swarm._nursery.start(probing.run)
     await until(lambda: len(members.candidates("")) == len(others) + (own is not None))
     return asker, probing, served
@@ -168,6 +168,18 @@ async def test_a_gold_round_marks_answers_and_ballots_of_all_members(swarm: Swar
     await asker.committee.settle()
     await probing.now(ProbeRequest(skill="add", count=0, rounds=1))
     assert not asker.archive.find("last").is_probe
+
+
+@pytest.mark.parametrize("rationale", [True, False])
+async def test_a_gold_round_asks_for_words_as_the_users_round_did_that_earned_it(
+    swarm: Swarm, autojump_clock: Clock, rationale: bool
+) -> None:
+    asker, probing, _ = await meshed(swarm, *(Judging(says=able) for _ in range(3)), share=0.5)
+    work, headers = probing.beside(asker.committee.ask), []
+    told, asker.committee.replayed = asker.committee.replayed, lambda replayed: (headers.append(replayed.header), told(replayed))
+    await work(replace(ask("what is the best colour", strategy="rank"), rationale=rationale), Heard().emit)
+    await until(lambda: len(headers) == 2, 10_000)
+    assert [header.rationale for header in headers] == [rationale, rationale]
 
 
 async def test_our_own_member_is_wrong_by_a_coin_so_that_there_is_a_pair_to_judge(swarm: Swarm, autojump_clock: Clock) -> None:

@@ -16,4 +16,4 @@ def test_half_of_the_judges_stopped_is_no_verdict_and_a_quarter_is_the_others() 
     assert (half["verdict"], half["stopped"]) == (False, 2)
     assert "members" in half["reason"]
     assert "where 3 are needed" in half["reason"]
-    assert shortfalls({"quarter": quarter, "half": half}) == []
+    assert shortfalls({"paused 1": quarter, "paused 2": half}) == []

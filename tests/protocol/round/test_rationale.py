@@ -22,6 +22,7 @@ from protocol.round.messages import (
     sign,
 )
 from protocol.round.rationale import MAX_RATIONALE_SECONDS, decisive, explanation, rationale_of
+from protocol.round.requester import MIN_PATIENCE_S
 from protocol.round.transcript import Replayed, replay
 from protocol.wire.codec import encode
 from protocol.wire.envelope import seal
@@ -148,6 +149,7 @@ def test_the_surest_judgement_is_the_one_explained() -> None:
 
 
 def test_there_is_less_time_for_words_than_a_requester_waits() -> None:
+    assert MAX_RATIONALE_SECONDS < MIN_PATIENCE_S
     assert explanation(QUESTION, Judgement(0, 1, -5), Durations()).seconds == MAX_RATIONALE_SECONDS
     assert explanation(QUESTION, Judgement(0, 1, -5), Durations(reveal_ms=1000)).seconds == 0.5
     assert explanation(QUESTION, Judgement(0, 1, -5), Durations()).job.turns[-2] == Turn(Role.ASSISTANT, "B")
