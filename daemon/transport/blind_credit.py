@@ -1,4 +1,4 @@
-"""What may be sent blind, to addresses that a relayed peer names: no more than it brought. And which relayed paths there are.
+"""What may be sent blind, to addresses that a relayed peer names: no more than it brought.
 
 Decides no address and sends nothing. So nobody gains traffic against a third party by naming it, whatever it may say.
 """
@@ -6,11 +6,10 @@ Decides no address and sends nothing. So nobody gains traffic against a third pa
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from libp2p.abc import INetConn
-from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
 
 from daemon.transport.muxer import MuxedConnection
+from daemon.transport.swarm import all_relayed
 
 
 class BlindCredit:
@@ -31,14 +30,3 @@ class BlindCredit:
                 self._spent[muxed] = spent + taken * cost
                 count += taken
         return count
-
-
-def all_relayed(swarm: Any, peer: ID) -> list[INetConn]:
-    """The connections to `peer` that a relay carries, with those that are about to be gone."""
-    return [conn for conn in swarm.get_connections(peer) if conn.get_connection_type() == ConnectionType.RELAYED]
-
-
-def relayed(swarm: Any, peer: ID) -> MuxedConnection | None:
-    """A live one of them."""
-    live = [conn.muxed_conn for conn in all_relayed(swarm, peer) if not conn.is_closed]
-    return next((muxed for muxed in live if isinstance(muxed, MuxedConnection)), None)

@@ -28,9 +28,14 @@ log = logging.getLogger(__name__)
 
 
 class NetworkWatch:
-    """`run` calls `changed` once the addresses of this box are others, after closing what hung on the old ones."""
+    """`run` calls `changed` once the addresses of this box are others, after closing what hung on the old ones.
 
-    def __init__(self, swarm: Any, changed: Callable[[], None], addresses: Callable[[], frozenset[str]] | None = None) -> None:
+    `changed` is given those that are gone.
+    """
+
+    def __init__(
+        self, swarm: Any, changed: Callable[[frozenset[str]], None], addresses: Callable[[], frozenset[str]] | None = None
+    ) -> None:
         self._swarm = swarm
         self._changed = changed
         self._addresses = addresses or own_addresses
@@ -59,7 +64,7 @@ class NetworkWatch:
             async with trio.open_nursery() as nursery:
                 for conn in hung:
                     nursery.start_soon(conn.close)
-            self._changed()
+            self._changed(lost)
 
 
 def _hung(conn: INetConn, lost: frozenset[str], now: frozenset[str]) -> bool:

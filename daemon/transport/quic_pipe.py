@@ -46,11 +46,10 @@ class QuicPipe(ReadWriteCloser):
 
         A client shows `ticket`, by which the server knows that the client receives at its address (RFC 9000 section 8.1.3).
         """
-        client = first is None
         self._send = sender
         self._address = address
         configuration = QuicConfiguration(
-            is_client=client,
+            is_client=first is None,
             alpn_protocols=[ALPN],
             max_data=MAX_UNREAD,
             max_stream_data=MAX_UNREAD // 2,
@@ -58,17 +57,16 @@ class QuicPipe(ReadWriteCloser):
             verify_mode=0,  # ssl.CERT_NONE; Noise inside says who it is
             token=ticket,
         )
-        if client:
+        if first is None:
             self._quic = QuicConnection(configuration=configuration)
             self._quic.connect(address, trio.current_time())
         else:
             configuration.certificate, configuration.private_key = _certificate()
-            self._quic = QuicConnection(
-                configuration=configuration, original_destination_connection_id=_initial(first or b"").destination_cid
-            )
+            named = _initial(first).destination_cid
+            self._quic = QuicConnection(configuration=configuration, original_destination_connection_id=named)
         self.opened = trio.Event()
         """The handshake is over, and for a server the client's stream is there."""
-        self._client = client
+        self._client = first is None
         self._arrived: deque[bytes] = deque([first] if first is not None else [])
         self._kick = trio.Event()
         self._readable = trio.Event()

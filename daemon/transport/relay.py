@@ -21,7 +21,6 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 from multiaddr import Multiaddr
 
-from daemon.transport.blind_credit import relayed
 from daemon.transport.gateway import Gateway
 from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.muxer import MuxedConnection
@@ -33,6 +32,7 @@ from daemon.transport.reachability import Reachability
 from daemon.transport.relay_hop import HOP, STOP, Hop, RelayOptions, quietly_reset, receive, send
 from daemon.transport.relay_keep import Reservations, relay_of
 from daemon.transport.relay_punch import DCUTR, Puncher
+from daemon.transport.swarm import relayed
 from daemon.transport.udp_paths import UdpPaths
 from daemon.transport.witness import WITNESS, Witnessing
 from nat.addresses import Reach, is_public, multiaddr_of, parse, reach_of, with_peer, without_peer
@@ -77,7 +77,6 @@ class RelayService:
         self.network.moved = self._moved
         self.moved: list[Callable[[], None]] = []
         """Called when connections of ours hang on an address that is gone."""
-        self._has_moved = False
         self.hop.willing = lambda: self.reachability.verdict.reachable is not False
         self.stranger_came = False
         """A peer came in over TCP from a public IP that we did not dial before."""
@@ -201,15 +200,13 @@ class RelayService:
         return list(dict.fromkeys([*([mapped] if mapped else []), *reversed(seen), *sorted(self.observations.listening_ports())]))
 
     def _moved(self) -> None:
-        self._has_moved = True
         self.keeping.moved()
         for told in self.moved:
             told()
 
-    def _network_changed(self) -> None:
-        if self._has_moved:
-            self._has_moved = False
-            self._swarm.dialing.again()
+    def _network_changed(self, lost: frozenset[str]) -> None:
+        if lost:
+            self._swarm.dialing.again()  # also where no connection hung on them yet, which is when answers are waited for
         self.observations.forget()
         self.udp.forget()
         self.reachability.forget()

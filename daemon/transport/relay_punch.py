@@ -16,13 +16,14 @@ from libp2p.peer.peerstore import PeerStoreError
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from multiaddr import Multiaddr
 
-from daemon.transport.blind_credit import BlindCredit, all_relayed, relayed
+from daemon.transport.blind_credit import BlindCredit
 from daemon.transport.gossip_guard import Budgets
 from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.observations import Observations
 from daemon.transport.relay_hop import RelayOptions, quietly_reset, receive, send
 from daemon.transport.streams import Libp2pStream, UnsupportedError, open_stream, receive_message
+from daemon.transport.swarm import all_relayed, relayed
 from daemon.transport.tcp_punch import connect, upgrade_as_client, upgrade_as_starter
 from daemon.transport.udp_paths import UdpPaths
 from nat.addresses import Reach, dial_order, multiaddr_of, parse, reach_of

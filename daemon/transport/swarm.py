@@ -284,6 +284,17 @@ def address_of(conn: INetConn) -> str:
     return text_of(addresses[0]) if addresses else ""
 
 
+def all_relayed(swarm: Any, peer: ID) -> list[INetConn]:
+    """The connections to `peer` that a relay carries, with those that are about to be gone."""
+    return [conn for conn in swarm.get_connections(peer) if conn.get_connection_type() == ConnectionType.RELAYED]
+
+
+def relayed(swarm: Any, peer: ID) -> MuxedConnection | None:
+    """A live one of them."""
+    live = [conn.muxed_conn for conn in all_relayed(swarm, peer) if not conn.is_closed]
+    return next((muxed for muxed in live if isinstance(muxed, MuxedConnection)), None)
+
+
 async def _close_quietly(stream: ReadWriteCloser) -> None:
     with trio.CancelScope(shield=True), trio.move_on_after(1):
         try:

@@ -17,8 +17,13 @@ class Swarm:
 
 
 async def test_a_change_is_noticed_and_no_change_is_not(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery):
-    now, told = {"192.168.1.2"}, []
-    watch = NetworkWatch(Swarm(), lambda: told.append(trio.current_time()), lambda: frozenset(now))
+    now, told, gone = {"192.168.1.2"}, [], []
+
+    def changed(lost: frozenset[str]) -> None:
+        told.append(trio.current_time())
+        gone.append(lost)
+
+    watch = NetworkWatch(Swarm(), changed, lambda: frozenset(now))
     nursery.start_soon(watch.run)
     await trio.sleep(30)
     assert told == []
@@ -28,6 +33,7 @@ async def test_a_change_is_noticed_and_no_change_is_not(autojump_clock: trio.tes
     await trio.sleep(10)
     assert len(told) == watch.changes == 1
     assert told[0] - began <= CHECK_SECONDS < 10
+    assert gone == [{"192.168.1.2"}], "also where no connection hung on it"
 
 
 @pytest.mark.live
@@ -86,7 +92,7 @@ async def test_udp_paths_are_closed_where_an_address_is_gone(autojump_clock: tri
 async def watch_once(swarm, addresses, moved=lambda: None):
     told = trio.Event()
     seen = iter([frozenset({"192.0.2.1"}), addresses])
-    watch = NetworkWatch(swarm, told.set, lambda: next(seen, addresses))
+    watch = NetworkWatch(swarm, lambda _: told.set(), lambda: next(seen, addresses))
     watch.moved = moved
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
@@ -105,7 +111,7 @@ class Swarm:
 
 async def main():
     told = trio.Event()
-    watch = NetworkWatch(Swarm(), told.set)
+    watch = NetworkWatch(Swarm(), lambda _: told.set())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
         await trio.sleep(0.3)
