@@ -67,10 +67,13 @@ class Audit:
             self.report.fault, self.report.offset = str(error), error.offset
         return self.report
 
-    def rows(self, rows: Iterable[Row]) -> bool:
-        """Look at rows of a database, in order; False at the first fault, which the report then names."""
-        for row in rows:
-            fault = self._row(row)
+    def rows(self, rows: Iterable[Row], rewritten: bool = False) -> bool:
+        """Look at rows of a database, in order; False at the first fault, which the report then names.
+
+        `rewritten`: rows may have been put together since the latest call, so that the first one may begin with what was seen.
+        """
+        for number, row in enumerate(rows):
+            fault = self._row(row, rewritten and number == 0)
             if fault is not None:
                 offset, reason = fault
                 self.report.row, self.report.offset = row.name, offset
@@ -84,7 +87,7 @@ class Audit:
         except _Fault as fault:
             raise ArchiveError(framed.offset, str(fault)) from None
 
-    def _row(self, row: Row) -> tuple[int, str] | None:
+    def _row(self, row: Row, rewritten: bool) -> tuple[int, str] | None:
         if checksum(*row.parts) != row.checksum:
             return _changed_byte(b"".join(row.parts), row.checksum)
         try:
@@ -93,7 +96,7 @@ class Audit:
                 fork = self._proof(ForkProof(first, second))
                 same = (fork.issuer, fork.epoch) == (row.issuer, row.epoch)
             else:
-                claim = self._claim(row.parts[0]).claim
+                claim = self._claim(row.parts[0], rewritten).claim
                 same = (claim.issuer, claim.epoch, claim.seq) == (row.issuer, row.epoch, row.seq)
         except _Fault as fault:
             return 0, str(fault)
@@ -107,16 +110,19 @@ class Audit:
         self.report.proofs += 1
         return fork
 
-    def _claim(self, raw: bytes) -> SignedClaim:
+    def _claim(self, raw: bytes, rewritten: bool = False) -> SignedClaim:
         try:
             entry = open_record(raw)
         except RemoteError as error:
             raise _Fault(error.message) from None
         said, before = stretch(entry), self._before
-        claim = said[0].claim
         follows, tip = 0, NO_HASH
-        if before is not None and (before.claim.issuer, before.claim.epoch) == (claim.issuer, claim.epoch):
+        if before is not None and (before.claim.issuer, before.claim.epoch) == (entry.claim.issuer, entry.claim.epoch):
             follows, tip = before.claim.seq + 1, before.hash
+        seen = follows - said[0].claim.seq
+        if rewritten and 0 < seen < len(said) and said[seen - 1].hash == tip:
+            said = said[seen:]
+        claim = said[0].claim
         if claim.seq != follows:
             raise _Fault(f"claim {claim.seq} of its log stands where {follows} belongs")
         if claim.previous != Hash(tip):

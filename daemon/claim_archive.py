@@ -108,7 +108,7 @@ class ClaimArchive:
         while True:
             async with self._sync.storing:
                 rows = await in_thread(partial(self._storage.rows, after, _ROWS))
-            if not rows or not await in_thread(partial(audit.rows, rows)):
+            if not rows or not await in_thread(partial(audit.rows, rows, rewritten=True)):
                 return audit.report
             after = (rows[-1].issuer, rows[-1].epoch, rows[-1].seq)
 

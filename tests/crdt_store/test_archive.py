@@ -6,16 +6,17 @@ import struct
 from functools import cache
 
 import pytest
+import trio
 
 import crdt_store.audit
 from crdt_store.archive import FIRST, HEADER, ArchiveError, _frame, page, read, write
 from crdt_store.audit import Audit
-from crdt_store.checkpoints import open_record
+from crdt_store.checkpoints import compact, open_record
 from crdt_store.forks import ForkProof, open_proof
 from crdt_store.replica import Replica
 from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
-from daemon.claim_archive import check_file
+from daemon.claim_archive import ClaimArchive, check_file
 
 NOW = 1_700_000_000_000
 
@@ -211,3 +212,55 @@ def test_what_else_may_be_wrong_with_rows_is_told(database, statement, sentence)
     assert sentence in report.fault
     assert report.row
     assert "\n" not in report.fault
+
+
+class Compacting(ClaimStorage):
+    """A database whose rows are put together as soon as the first page of them was read."""
+
+    store: ClaimStore
+    pages = 0
+
+    def rows(self, after, limit):
+        found = super().rows(after, limit)
+        self.pages += 1
+        if self.pages == 1:
+            assert sum(self.store.compact(issuer, 100) for issuer in self.store.replica.issuers())
+            self.store.save()
+        return found
+
+
+class Syncing:
+    def __init__(self):
+        self.storing = trio.Lock()
+
+
+async def test_a_database_is_whole_though_it_is_compacted_between_two_pages(tmp_path, alice, bob, author):
+    storage = Compacting(tmp_path / "claims.sqlite")
+    store = storage.store = ClaimStore(storage, alice.key, NOW)
+    store.insert_many([entry.raw for number in (2, 3) for entry in author(number).log(600)])
+    report = await ClaimArchive(store, storage, Syncing()).check()
+    assert (report.fault, report.claims, storage.pages) == ("", 1200, 3)
+    store.close()
+
+
+def test_rows_that_overlap_are_a_fault_everywhere_else(tmp_path, alice, bob):
+    log, other = bob.log(8), bob.log(8, value=1)
+
+    def rows(*entries):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.sqlite"
+        ClaimStore(storage := ClaimStorage(path), alice.key, NOW)
+        storage.append_own(entries)
+        found = storage.rows(("", 0, 0), 100)
+        storage.close()
+        return found
+
+    for last, fault in ((compact(log[2:8]), ""), (compact(other[2:8]), "stands where 4"), (compact(log[5:8]), "stands where 4")):
+        for rewritten in (False, True):
+            check = Audit()
+            assert check.rows(rows(*log[:4]))
+            wanted = fault if rewritten else "stands where 4"
+            assert check.rows(rows(last), rewritten=rewritten) is (wanted == "")
+            assert wanted in check.report.fault
+    check = Audit()
+    assert not check.rows(rows(*log[:4], compact(log[2:8])), rewritten=True)
+    assert audit(b"".join(write([*(e.raw for e in log[:4]), compact(log[2:8]).raw]))).fault
