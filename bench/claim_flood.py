@@ -74,7 +74,7 @@ async def honest_syncs(path: Path, attackers: dict[PeerId, Replica]) -> Attacked
     """An honest peer writes some claims, we pull them; again and again, while we pull from the attackers too."""
     store = ClaimStore(ClaimStorage(path), Ed25519PrivateKey.from_private_bytes(bytes(32)), NOW)
     honest = ClaimStore(MemoryStorage(), Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\x01"), NOW)
-    sync = Wire({HONEST: honest.replica, **attackers}).driver(store, fold=True)
+    sync = Wire({HONEST: honest.replica, **attackers}).driver(store)
     result = Attacked()
     async with trio.open_nursery() as nursery:
         await nursery.start(sync.run)

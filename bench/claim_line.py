@@ -3,6 +3,7 @@
 No network and no transport: what is measured here is the claim store, its driver and its disk.
 """
 
+import gc
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -15,12 +16,16 @@ import trio
 from crdt_store.replica import Replica
 from crdt_store.store import ClaimStore
 from crdt_store.sync_events import Verify
-from crdt_store.sync_messages import HeadsRequest, RangeRequest, serve_heads, serve_range
+from crdt_store.sync_messages import MAX_RANGE_CLAIMS, HeadsRequest, RangeRequest, serve_heads, serve_range
+from crdt_store.sync_plan import BULK_CLAIMS
+from daemon import collector
 from daemon.claim_sync import ClaimSync, in_thread
 from protocol.wire.codec import decode, encode
 from protocol.wire.ids import PeerId
 
 PEER = PeerId("peer")
+IN_FULL = MAX_RANGE_CLAIMS + 1
+"""As `bulk`: every claim comes with its signature."""
 
 
 @dataclass
@@ -44,10 +49,10 @@ class Wire:
         self._sources = sources
         self.bytes = 0
 
-    def driver(self, store: ClaimStore, fold: bool = False) -> "CountingSync":
-        """What a daemon pulls with, on this end of the lines; `fold`: what is missing in bulk may come in checkpoints."""
+    def driver(self, store: ClaimStore, bulk: int = BULK_CLAIMS) -> "CountingSync":
+        """What a daemon pulls with, on this end of the lines; `bulk` as in `sync.Sync`."""
         here: Any = self
-        return CountingSync(store, here, here, Random(1), in_thread, fold)
+        return CountingSync(store, here, here, Random(1), in_thread, bulk)
 
     def serve(self, method: str, handler: Any) -> None:
         """Nobody asks us."""
@@ -87,12 +92,14 @@ class CountingSync(ClaimSync):
         await super()._check(verify)
 
 
-async def sync_once(store: ClaimStore, source: Replica, fold: bool = False) -> Exchange:
+async def sync_once(store: ClaimStore, source: Replica, bulk: int = BULK_CLAIMS) -> Exchange:
     """Pull everything by the daemon's own driver into a file."""
+    gc.unfreeze()  # an earlier pull's
+    collector.settle()  # as a daemon does that stands
     result, wire = Exchange(), Wire({PEER: source})
     before, held = store.replica.total_bytes, len(store.replica)
     gaps: list[float] = []
-    sync = wire.driver(store, fold)
+    sync = wire.driver(store, bulk)
 
     async def watch() -> None:
         while True:

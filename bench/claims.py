@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from nacl.bindings import crypto_sign_open
 
 from bench import claim_flood
-from bench.claim_line import PEER, Exchange, sync_once
+from bench.claim_line import IN_FULL, PEER, Exchange, sync_once
 from bench.claims_table import as_table, short_of
 from bench.command import run
 from crdt_store.checkpoints import expand
@@ -34,6 +34,7 @@ from crdt_store.store import ClaimStore
 from crdt_store.sync import Sync
 from crdt_store.sync_events import AskHeads, AskRange, Begin, ChunkArrived, HeadsArrived, RangeEnded, Verified, Verify
 from crdt_store.sync_messages import serve_heads, serve_range
+from crdt_store.sync_plan import BULK_CLAIMS
 from protocol.wire.codec import decode, encode
 from protocol.wire.envelope import Envelope, public_bytes, seal, signed_bytes, statement_hash
 from protocol.wire.ids import PeerId, peer_id_of, public_key_of
@@ -261,11 +262,11 @@ def measure(folder: Path) -> dict[str, Any]:
     rates, openssl = [bare_rate(jobs)], [openssl_rate(jobs)]
     syncs: dict[int, Exchange] = {}
 
-    def pull(difference: int, fold: bool = False) -> Exchange:
+    def pull(difference: int, bulk: int = IN_FULL) -> Exchange:
         path = folder / f"{difference}-{len(rates)}.db"
         store = ClaimStore(ClaimStorage(path), key, NOW)
         trusted(behind(corpus, difference), store)
-        exchange = trio.run(sync_once, store, full.replica, fold)
+        exchange = trio.run(sync_once, store, full.replica, bulk)
         store.close()
         path.unlink()
         rates.append(bare_rate(jobs))
@@ -276,9 +277,9 @@ def measure(folder: Path) -> dict[str, Any]:
         syncs[difference] = pull(difference)
     pulled = sorted((pull(DIFFERENCES[-1]) for _ in range(ROUNDS)), key=lambda exchange: exchange.seconds)
     largest = syncs[DIFFERENCES[-1]] = pulled[ROUNDS // 2]
-    bulk = sorted((pull(DIFFERENCES[-1], True) for _ in range(ROUNDS)), key=lambda exchange: exchange.seconds)[ROUNDS // 2]
+    bulk = sorted((pull(DIFFERENCES[-1], BULK_CLAIMS) for _ in range(ROUNDS)), key=lambda exchange: exchange.seconds)[ROUNDS // 2]
     path_of_fresh = folder / "fresh.db"
-    fresh = trio.run(sync_once, ClaimStore(ClaimStorage(path_of_fresh), key, NOW), full.replica, True)
+    fresh = trio.run(sync_once, ClaimStore(ClaimStorage(path_of_fresh), key, NOW), full.replica)
     curves = {met: early(corpus, full.replica, met) for met in MET}
     dense = compacted(folder, full, key)
     full.close()

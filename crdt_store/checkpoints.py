@@ -6,18 +6,18 @@ hashes to what the last claim says or is refused, so that no row can belie its c
 with and without. Knows no replica and no storage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 
 from crdt_store.claims import DOMAIN, MAX_EPOCH, NO_HASH, Claim, RawClaim, SignedClaim, Skill, read_claim, verify_claim
 from protocol.wire.codec import Message, decoder, encode
-from protocol.wire.envelope import Envelope, statement_hash
+from protocol.wire.envelope import statement_hash
 from protocol.wire.errors import LocalError, RemoteError, malformed
 from protocol.wire.ids import Hash, HashField, PeerId, peer_id_of, public_key_of
-from protocol.wire.limits import MAX_CHECKPOINT_BYTES, MAX_CLAIM_BYTES
+from protocol.wire.limits import MAX_CHECKPOINT_BYTES
 
 CHECKPOINT_CLAIMS = 64
 """Claims under one signature, the signed one among them: 47 bytes each instead of 325. More would save a tenth, and make a proof
@@ -28,9 +28,6 @@ _KEY_BYTES = 32
 
 RawRecord = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_CHECKPOINT_BYTES)]
 """A claim in its envelope, or a checkpoint."""
-
-
-T = TypeVar("T")
 
 
 class Row(Message, frozen=True):
@@ -59,34 +56,27 @@ class Checkpoint(Message, frozen=True):
     claim: RawClaim
 
 
-class CheckpointEntry(SignedClaim, frozen=True, gc=False):
+class CheckpointEntry(SignedClaim, frozen=True, gc=False, kw_only=True):
     """The signed claim of a checkpoint, in whose bytes `raw` it came; `before` are the claims of its rows, once made.
 
     `before` have no `raw`: nobody here has their signatures.
     """
 
-    checkpoint: Checkpoint | None = None
+    checkpoint: Checkpoint
     before: tuple[SignedClaim, ...] = ()
 
     @property
     def start(self) -> int:
         """The seq of the first row."""
-        return self.claim.seq - len(self._rows.rows)
+        return self.claim.seq - len(self.checkpoint.rows)
 
     @property
     def signed(self) -> SignedClaim:
         """The signed claim alone, as it would come without rows."""
-        return SignedClaim(self.claim, self.hash, self._rows.claim, self.envelope)
-
-    @property
-    def _rows(self) -> Checkpoint:
-        if self.checkpoint is None:
-            raise LocalError("an entry of a checkpoint without its rows")
-        return self.checkpoint
+        return SignedClaim(self.claim, self.hash, self.checkpoint.claim, self.envelope)
 
 
 _decode_checkpoint = decoder(Checkpoint, MAX_CHECKPOINT_BYTES)
-_decode_envelope = decoder(Envelope, MAX_CLAIM_BYTES)
 _name_of = lru_cache(maxsize=4096)(peer_id_of)  # base58: as in protocol.wire.ids, subjects are few
 
 _BIN = 0xC4
@@ -109,20 +99,14 @@ def read_record(raw: bytes) -> SignedClaim:
         raise malformed("rows of a checkpoint that lie before the beginning of its log")
     if end.raw != checkpoint.claim:
         raise malformed("a checkpoint that is not in its one form")
-    return CheckpointEntry(end.claim, end.hash, raw, end.envelope, checkpoint)
-
-
-def claims_in(raw: bytes) -> int:
-    """How many claims a record says that it holds; raises RemoteError(malformed | oversized) for what is none."""
-    entry = read_record(raw)
-    return 1 + entry.claim.seq - entry.start if isinstance(entry, CheckpointEntry) else 1
+    return CheckpointEntry(end.claim, end.hash, raw, end.envelope, checkpoint=checkpoint)
 
 
 def expand(entry: SignedClaim) -> SignedClaim:
     """Make the claims of the rows; raises RemoteError(malformed) unless the signed claim vouches for exactly these bytes."""
     if not isinstance(entry, CheckpointEntry) or entry.before:
         return entry
-    checkpoint = entry._rows
+    checkpoint = entry.checkpoint
     if encode(checkpoint) != entry.raw or not _in_order(checkpoint):
         raise malformed("a checkpoint that is not in its one form")
     before: list[SignedClaim] = []
@@ -134,12 +118,12 @@ def expand(entry: SignedClaim) -> SignedClaim:
         before.append(SignedClaim(claim, previous, b""))
     if entry.claim.previous != previous:
         raise malformed("rows that their signed claim does not vouch for")
-    return CheckpointEntry(entry.claim, entry.hash, entry.raw, entry.envelope, checkpoint, tuple(before))
+    return CheckpointEntry(entry.claim, entry.hash, entry.raw, entry.envelope, checkpoint=checkpoint, before=tuple(before))
 
 
 def row_claim(entry: CheckpointEntry, seq: int, previous: Hash) -> Claim:
     """The claim that one row stands for, given the hash of the one before it; raises RemoteError(malformed)."""
-    checkpoint, end = entry._rows, entry.claim
+    checkpoint, end = entry.checkpoint, entry.claim
     row = checkpoint.rows[seq - entry.start]
     key = checkpoint.subjects[_KEY_BYTES * row.subject : _KEY_BYTES * (row.subject + 1)]
     time = end.time + row.later
@@ -167,24 +151,31 @@ def stretch(entry: SignedClaim) -> tuple[SignedClaim, ...]:
     return (*entry.before, entry) if isinstance(entry, CheckpointEntry) else (entry,)
 
 
+def claims_of(entry: SignedClaim) -> int:
+    """How many claims a record holds, expanded or not."""
+    return 1 + len(entry.checkpoint.rows) if isinstance(entry, CheckpointEntry) else 1
+
+
 def can_be_row(entry: SignedClaim) -> bool:
-    """Whether a row can stand for this claim: its bytes must be those that its fields alone give."""
-    if not entry.raw:
-        return True
-    envelope = entry.envelope or _decode_envelope(entry.raw)
-    return encode(entry.claim) == envelope.payload
+    """Whether a row can stand for this claim: its bytes, which its hash is of, must be those that its fields alone give."""
+    return not entry.raw or statement_hash(DOMAIN, PeerId(entry.claim.issuer), encode(entry.claim)) == entry.hash
 
 
 def compact(entries: Sequence[SignedClaim]) -> SignedClaim:
-    """One record of claims that follow each other, the last of them signed: that claim alone, or a checkpoint.
+    """One record of claims that follow each other, the last of them signed: that claim alone, or a checkpoint of them.
 
-    Raises LocalError for more than CHECKPOINT_CLAIMS, and where a row cannot stand for one.
+    Raises LocalError as `checkpoint_of`.
     """
-    end = entries[-1].signed if isinstance(entries[-1], CheckpointEntry) else entries[-1]
-    before = tuple(entries[:-1])
-    if not before:
-        return end
-    if not end.raw or len(before) > _ROWS or not all(map(can_be_row, before)):
+    return checkpoint_of(entries) if len(entries) > 1 else _bare(entries[0])
+
+
+def checkpoint_of(entries: Sequence[SignedClaim]) -> CheckpointEntry:
+    """The checkpoint of claims that follow each other, the last of them signed.
+
+    Raises LocalError for less than two and more than CHECKPOINT_CLAIMS, and where a row cannot stand for one.
+    """
+    before, end = tuple(entries[:-1]), _bare(entries[-1])
+    if not end.raw or not 0 < len(before) <= _ROWS or not all(map(can_be_row, before)):
         raise LocalError("these claims make no checkpoint")
     subjects: dict[str, int] = {}
     skills: dict[str, int] = {}
@@ -202,7 +193,11 @@ def compact(entries: Sequence[SignedClaim]) -> SignedClaim:
     keys = b"".join(map(public_key_of, subjects))
     checkpoint = Checkpoint(before[0].claim.previous, keys, tuple(skills), rows, end.raw)
     bare = tuple(one if not one.raw else SignedClaim(one.claim, one.hash, b"") for one in before)
-    return CheckpointEntry(end.claim, end.hash, encode(checkpoint), end.envelope, checkpoint, bare)
+    return CheckpointEntry(end.claim, end.hash, encode(checkpoint), end.envelope, checkpoint=checkpoint, before=bare)
+
+
+def _bare(entry: SignedClaim) -> SignedClaim:
+    return entry.signed if isinstance(entry, CheckpointEntry) else entry
 
 
 def verify_record(entry: SignedClaim) -> SignedClaim:
@@ -217,16 +212,10 @@ def open_record(raw: bytes) -> SignedClaim:
 
 def verify_records(entries: Sequence[SignedClaim]) -> list[SignedClaim | RemoteError]:
     """`verify_record` of many, one result each. Touches no shared state, so that it may run in another thread."""
-    return [_tried(verify_record, entry) for entry in entries]
-
-
-def open_records(raws: Sequence[bytes]) -> list[SignedClaim | RemoteError]:
-    """`open_record` of many, one result each. Touches no shared state, so that it may run in another thread."""
-    return [_tried(open_record, raw) for raw in raws]
-
-
-def _tried(work: Callable[[T], SignedClaim], item: T) -> SignedClaim | RemoteError:
-    try:
-        return work(item)
-    except RemoteError as error:
-        return error
+    verified: list[SignedClaim | RemoteError] = []
+    for entry in entries:
+        try:
+            verified.append(verify_record(entry))
+        except RemoteError as error:
+            verified.append(error)
+    return verified

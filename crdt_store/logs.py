@@ -5,19 +5,18 @@ Which claims have their own signature changes neither length nor hashes. Decides
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from crdt_store.checkpoints import (
     CHECKPOINT_CLAIMS,
     CheckpointEntry,
     can_be_row,
+    checkpoint_of,
     compact,
-    expand,
     is_checkpoint,
     read_record,
     row_claim,
-    stretch,
 )
 from crdt_store.claims import NO_HASH, SignedClaim
 from crdt_store.heads import LogHead
@@ -28,12 +27,15 @@ HASH_BYTES = 32
 
 @dataclass(slots=True)
 class Log:
-    """One epoch. `ends` is the seq of each record's last claim."""
+    """One epoch. `ends` is the seq of each record's last claim, `odd` those of claims that no row can stand for, ascending."""
 
     id: bytes
     raws: list[bytes] = field(default_factory=list)
     ends: "array[int]" = field(default_factory=lambda: array("H"))
+    odd: "array[int]" = field(default_factory=lambda: array("H"))
     hashes: bytearray = field(default_factory=bytearray)
+    settled: int = 0
+    """Records before this one are as few as may be, whatever comes."""
 
     @property
     def length(self) -> int:
@@ -62,27 +64,21 @@ class Log:
         self.hashes += entry.hash
         self.raws.append(entry.raw)
         self.ends.append(entry.claim.seq)
+        if not can_be_row(entry):
+            self.odd.append(entry.claim.seq)
 
     def entry(self, seq: int) -> SignedClaim:
         """One claim that is held; its `raw` is empty where only a checkpoint vouches for it."""
-        read = read_record(self.raws[bisect_left(self.ends, seq)])
-        if not isinstance(read, CheckpointEntry):
-            return read
-        if read.claim.seq == seq:
-            return read.signed
-        return SignedClaim(row_claim(read, seq, self.hash(seq - 1) if seq else NO_HASH), self.hash(seq), b"")
+        return self._held(read_record(self.raws[bisect_left(self.ends, seq)]), seq)
 
-    def entries(self, start: int = 0) -> Iterator[SignedClaim]:
-        """The claims from `start` on, as `entry` gives them."""
-        for index in range(bisect_left(self.ends, start), len(self.raws)):
-            yield from (one for one in self._expanded(index) if one.claim.seq >= start)
+    def entries(self) -> Iterator[SignedClaim]:
+        """All claims, as `entry` gives them."""
+        return self._claims(0, len(self.raws))
 
     def record(self, start: int) -> SignedClaim:
         """What vouches for the claim `start` with the fewest bytes: its own envelope, or a checkpoint that begins with it."""
         index = bisect_left(self.ends, start)
-        if start == self.first(index):
-            return expand(read_record(self.raws[index]))
-        return compact([one for one in self._expanded(index) if one.claim.seq >= start])
+        return compact(list(self._claims(index, index + 1, start)))
 
     def first(self, index: int) -> int:
         """The seq of a record's first claim."""
@@ -91,13 +87,12 @@ class Log:
     def plain(self, start: int, count: int) -> tuple[bytes, ...]:
         """At most `count` claims from `start` on, in their envelopes; it ends where one has no signature of its own."""
         found: list[bytes] = []
-        for seq in range(start, min(start + count, self.length)):
-            raw = self.raws[bisect_left(self.ends, seq)]
-            if is_checkpoint(raw):
-                if self.ends[bisect_left(self.ends, seq)] != seq:
-                    break
-                raw = self.entry(seq).raw
-            found.append(raw)
+        first = bisect_left(self.ends, start)
+        for seq, index in enumerate(range(first, min(first + count, len(self.raws))), start):
+            if self.ends[index] != seq:
+                break
+            raw = self.raws[index]
+            found.append(self._held(read_record(raw), seq).raw if is_checkpoint(raw) else raw)
         return tuple(found)
 
     def records(self, start: int, count: int, folded: bool) -> Iterator[tuple[bytes, int]]:
@@ -105,57 +100,52 @@ class Log:
         stop = min(start + count, self.length)
         while start < stop:
             index = bisect_left(self.ends, start)
-            if start != self.first(index):
-                raw = self.record(start).raw
-                yield raw, self.ends[index] + 1 - start
-                start = self.ends[index] + 1
-                continue
-            run = 1
-            while folded and index + run < len(self.raws) and self.ends[index + run] < min(start + CHECKPOINT_CLAIMS, stop):
-                run += 1
-            for raw, claims in self._joined(index, index + run):
-                yield raw, claims
-                start += claims
+            whole = start == self.first(index)
+            end = self._run(index, stop) if folded and whole else index + 1
+            if end - index > 1:
+                raw = checkpoint_of(list(self._claims(index, end))).raw
+            else:
+                raw = self.raws[index] if whole else self.record(start).raw
+            following = self.ends[end - 1] + 1
+            yield raw, following - start
+            start = following
 
-    def compact(self, keep: int, most: int) -> list[tuple[int, SignedClaim]]:
-        """Put records together that end before the newest `keep` claims, into `most` new ones at most.
-
-        Gives the first seq of each new record, and the record.
-        """
-        made: list[tuple[int, SignedClaim]] = []
-        index = 0
-        while index < len(self.raws) and len(made) < most:
-            start, stop = self.first(index), self.length - keep
-            end = index + 1
-            while end < len(self.raws) and self.ends[end] < min(start + CHECKPOINT_CLAIMS, stop):
-                end += 1
-            joined = self._joined(index, end)
-            if len(joined) < end - index:
-                self.raws[index:end] = [raw for raw, _ in joined]
-                ends = array("H")
-                for raw, claims in joined:
-                    ends.append(start + claims - 1)
-                    if claims > 1:
-                        made.append((start, read_record(raw)))
-                    start += claims
-                self.ends[index:end] = ends
-            index += len(joined)
+    def compact(self, keep: int, most: int) -> list[CheckpointEntry]:
+        """Put records together that end before the newest `keep` claims, into `most` new ones at most, which it gives."""
+        made: list[CheckpointEntry] = []
+        stop = self.length - keep
+        index = self.settled
+        while len(made) < most and index < len(self.raws) and self.ends[index] < stop:
+            end = self._run(index, stop)
+            if end < len(self.raws) and self.ends[end] < stop:
+                self.settled = index + 1
+            if end - index > 1:
+                made.append(checkpoint_of(list(self._claims(index, end))))
+                self.raws[index:end] = [made[-1].raw]
+                del self.ends[index : end - 1]
+            index += 1
         return made
 
-    def _joined(self, begin: int, end: int) -> list[tuple[bytes, int]]:
-        """The records from `begin` to `end` (not with it) as few: a claim that no row can stand for ends one."""
-        if end - begin == 1:
-            return [(self.raws[begin], self.ends[begin] + 1 - self.first(begin))]
-        made: list[tuple[bytes, int]] = []
-        part: list[SignedClaim] = []
-        for one in (one for index in range(begin, end) for one in self._expanded(index)):
-            part.append(one)
-            if not can_be_row(one) or one.claim.seq == self.ends[end - 1]:
-                made.append((compact(part).raw, len(part)))
-                part = []
-        return made
+    def _run(self, index: int, stop: int) -> int:
+        """Behind the last record that one checkpoint can hold with the record `index`, of those that end before `stop`."""
+        start = self.first(index)
+        odd = bisect_left(self.odd, start)
+        if odd < len(self.odd):
+            if self.odd[odd] == self.ends[index]:
+                return index + 1
+            stop = min(stop, self.odd[odd] + 1)
+        return bisect_left(self.ends, min(stop, start + CHECKPOINT_CLAIMS), index + 1)
 
-    def _expanded(self, index: int) -> Sequence[SignedClaim]:
-        said = stretch(expand(read_record(self.raws[index])))
-        end = said[-1]
-        return (*said[:-1], end.signed) if isinstance(end, CheckpointEntry) else said
+    def _claims(self, begin: int, end: int, start: int = 0) -> Iterator[SignedClaim]:
+        """The claims of the records from `begin` to `end` (not with it), those before `start` left out."""
+        for index in range(begin, end):
+            read = read_record(self.raws[index])
+            yield from (self._held(read, seq) for seq in range(max(start, self.first(index)), self.ends[index] + 1))
+
+    def _held(self, read: SignedClaim, seq: int) -> SignedClaim:
+        """A claim of a record that was verified before it was held."""
+        if not isinstance(read, CheckpointEntry):
+            return read
+        if seq == read.claim.seq:
+            return read.signed
+        return SignedClaim(row_claim(read, seq, self.hash(seq - 1) if seq else NO_HASH), self.hash(seq), b"")

@@ -41,7 +41,7 @@ class MemoryStorage:
             else:
                 claim = change.entry.claim
                 if isinstance(change, Compacted):
-                    places = ((claim.issuer, claim.epoch, seq) for seq in range(change.start, claim.seq))
+                    places = ((claim.issuer, claim.epoch, seq) for seq in range(change.entry.start, claim.seq))
                     self._drop([place for place in places if place in self._claims])
                 self._claims[(claim.issuer, claim.epoch, claim.seq)] = change.entry.raw
                 for gone in change.dropped if isinstance(change, Inserted) else ():

@@ -24,18 +24,12 @@ class Inserted:
     entry: SignedClaim
     dropped: tuple[Dropped, ...] = ()
 
-    @property
-    def claims(self) -> int:
-        """How many are new."""
-        return 1 + len(self.entry.before) if isinstance(self.entry, CheckpointEntry) else 1
-
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """Claims from `start` on, up to that of `entry`, are kept as the checkpoint `entry` from now on. Nothing else changed."""
+    """The claims of the checkpoint `entry` are kept as that from now on. Nothing else changed."""
 
-    start: int
-    entry: SignedClaim
+    entry: CheckpointEntry
 
 
 @dataclass(frozen=True, slots=True)

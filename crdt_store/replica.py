@@ -272,7 +272,7 @@ class Replica:
             freed = before - log.size
             self._bytes -= freed
             self.room.release(issuer, freed)
-            changes += [Compacted(start, entry) for start, entry in made]
+            changes += map(Compacted, made)
         return changes
 
     def fork_of(self, issuer: PeerId) -> Fork | None:
@@ -369,7 +369,7 @@ class Replica:
 
 def _beginning(entry: SignedClaim) -> tuple[int, bytes]:
     """The seq of a record's first claim, and the hash of the claim before it."""
-    if isinstance(entry, CheckpointEntry) and entry.checkpoint is not None:
+    if isinstance(entry, CheckpointEntry):
         return entry.start, entry.checkpoint.previous
     return entry.claim.seq, entry.claim.previous
 

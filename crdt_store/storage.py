@@ -167,7 +167,7 @@ class ClaimStorage:
                     claim = change.entry.claim
                     self._db.execute(
                         "DELETE FROM claims WHERE issuer = ? AND epoch = ? AND seq >= ? AND seq < ? AND own = 0",
-                        (claim.issuer, claim.epoch, change.start, claim.seq),
+                        (claim.issuer, claim.epoch, change.entry.start, claim.seq),
                     )
                     self._insert_foreign([_row(change.entry)])
                 else:

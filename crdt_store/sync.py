@@ -7,8 +7,7 @@ verified claim or proof, or closes what was asked of that peer until its row cha
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from crdt_store import sync_plan
-from crdt_store.checkpoints import read_record
+from crdt_store.checkpoints import claims_of, read_record
 from crdt_store.claims import SignedClaim
 from crdt_store.forks import Fork, ForkProof, open_proof
 from crdt_store.heads import ROW_HEAD_BYTES, LogRow, fork_id
@@ -31,10 +30,11 @@ from crdt_store.sync_events import (
     Verified,
     Verify,
 )
-from crdt_store.sync_exchange import Exchange, Ids, Phase, State, cost_of, rows_of, too_much
+from crdt_store.sync_exchange import Exchange, Ids, Phase, State, cost_of, too_much
 from crdt_store.sync_messages import (
     FOLDED,
     MAX_ASKED,
+    MAX_CHUNK_ROWS,
     MAX_LISTED_ROWS,
     Announcement,
     HeadsReply,
@@ -43,7 +43,7 @@ from crdt_store.sync_messages import (
     RangeRequest,
     unpack_rows,
 )
-from crdt_store.sync_plan import NEVER, Want, part_of, plan, wants_of
+from crdt_store.sync_plan import BULK_CLAIMS, Want, part_of, plan, wants_of
 from protocol.wire.errors import RemoteError, malformed
 from protocol.wire.ids import Hash, PeerId
 
@@ -88,10 +88,10 @@ class Target(Protocol):
 class Sync:
     """Exchanges with many peers, one at a time with each; all pull into one target."""
 
-    def __init__(self, target: Target, fold: bool = True) -> None:
-        """`fold`: ask for checkpoints where much is missing, instead of every claim in its envelope."""
+    def __init__(self, target: Target, bulk: int = BULK_CLAIMS) -> None:
+        """`bulk`: where one answer would bring so many claims, they may come in checkpoints, to the end of the exchange."""
         self._target = target
-        self._fold = fold
+        self._bulk = bulk
         self._exchanges: dict[PeerId, Exchange] = {}
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -142,6 +142,8 @@ class Sync:
     def _announced(self, peer: PeerId, exchange: Exchange, announcement: Announcement, now: float) -> list[Effect]:
         if now < exchange.shunned_until:
             return []
+        if not all(proof.plain for proof in announcement.proofs):
+            return self._fault(peer, exchange, malformed("a proof with a checkpoint among those of claims alone"), now)
         for proof in (*announcement.proofs, *announcement.folded):
             try:
                 if not self._target.replica.knows(proof):
@@ -231,6 +233,7 @@ class Sync:
         id_of = Ids()
         claims: list[SignedClaim] = []
         proofs: list[ForkProof] = []
+        cost, rows = 0.0, 0
         try:
             for proof in chunk.proofs:
                 if replica.knows(proof):
@@ -238,22 +241,24 @@ class Sync:
                     self._came(exchange, fork_id(PeerId(read_record(proof.first).claim.issuer)), True)
                 else:
                     proofs.append(proof)
+                    cost += cost_of(read_record(proof.first)) + cost_of(read_record(proof.second))
             for raw in raws:
                 entry = read_record(raw)
-                exchange.received_claims += rows_of(entry)
+                rows += claims_of(entry) - 1
                 known = replica.foresee(entry)
                 if known is None:
                     claims.append(entry)
+                    cost += cost_of(entry)
                 else:
                     self._came(exchange, id_of(entry), isinstance(known, Ignored))
         except RemoteError as error:
             return self._fault(peer, exchange, error, now)
-        if too_much(exchange):
+        exchange.received_claims += rows
+        if too_much(exchange) or rows >= MAX_CHUNK_ROWS:
             return self._fault(peer, exchange, malformed("more claims than one answer may hold"), now, end=True)
         if not claims and not proofs:
             return []
-        at = exchange.allow(sum(map(cost_of, claims)) + 2 * len(proofs), now)
-        return [Verify(peer, tuple(claims), tuple(proofs), at)]
+        return [Verify(peer, tuple(claims), tuple(proofs), exchange.allow(cost, now))]
 
     def _verified(
         self,
@@ -274,7 +279,7 @@ class Sync:
             self._came(exchange, _PROVEN, True)
         for log, outcome in zip(ids, outcomes, strict=True):
             self._came(exchange, log, isinstance(outcome, Ignored))
-        exchange.inserted += sum(outcome.claims for outcome in outcomes if isinstance(outcome, Inserted))
+        exchange.inserted += sum(claims_of(outcome.entry) for outcome in outcomes if isinstance(outcome, Inserted))
         exchange.inserted += sum(isinstance(outcome, Forked) for outcome in outcomes)
         error = next((wrong for wrong in (*claims, *forks) if isinstance(wrong, RemoteError)), None)
         return [] if error is None else self._fault(peer, exchange, error, now)
@@ -338,8 +343,7 @@ class Sync:
 
     def _plan(self, exchange: Exchange) -> RangeRequest:
         """What to ask about next; what was asked about goes behind what was not, so that every log gets its turn."""
-        bulk = NEVER if not self._fold else 0 if exchange.bulk else sync_plan.BULK_CLAIMS
-        planned = plan(self._target.replica, exchange.wants.values(), bulk)
+        planned = plan(self._target.replica, exchange.wants.values(), 0 if exchange.bulk else self._bulk)
         exchange.bulk = planned.request.records == FOLDED
         exchange.before = {want.row.id: (want, self._state(want)) for want in planned.asked}
         for want in planned.asked:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from crdt_store.checkpoints import CheckpointEntry
+from crdt_store.checkpoints import claims_of
 from crdt_store.claims import SignedClaim
 from crdt_store.heads import LogRow, log_id
 from crdt_store.sync_messages import MAX_RANGE_BYTES, MOST_RANGE_CLAIMS, HeadsRequest
@@ -69,14 +69,9 @@ class Exchange:
         return now + max(0.0, -self.allowance / VERIFY_RATE)
 
 
-def rows_of(entry: SignedClaim) -> int:
-    """Claims of a record that have no signature of their own."""
-    return entry.claim.seq - entry.start if isinstance(entry, CheckpointEntry) else 0
-
-
 def cost_of(entry: SignedClaim) -> float:
     """Checking a record, in signatures."""
-    return 1 + rows_of(entry) / _ROWS_A_SIGNATURE
+    return 1 + (claims_of(entry) - 1) / _ROWS_A_SIGNATURE
 
 
 def too_much(exchange: Exchange) -> bool:

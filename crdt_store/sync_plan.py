@@ -81,13 +81,11 @@ class Plan:
     """Ids of wants about which there is nothing to ask any more."""
 
 
-NEVER = 1 << 62
-
-
-def plan(replica: Replica, wants: Iterable[Want], bulk: int = NEVER) -> Plan:
+def plan(replica: Replica, wants: Iterable[Want], bulk: int = BULK_CLAIMS) -> Plan:
     """A request for a slice of each want, as far as one answer goes; proofs first, because they travel first.
 
-    Where one answer would bring `bulk` claims or more, all of them may come in checkpoints.
+    Where one answer would bring `bulk` claims or more, all of them may come in checkpoints; more than MAX_RANGE_CLAIMS it never
+    brings.
     """
     wanted = list(wants)
     planned, left = _plan(replica, wanted, MIN_SLICE, AS_HELD)

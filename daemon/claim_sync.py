@@ -15,6 +15,7 @@ import trio
 from crdt_store import sync, sync_events, sync_messages
 from crdt_store.forks import Fork, ForkProof
 from crdt_store.store import ClaimStore
+from crdt_store.sync_plan import BULK_CLAIMS
 from daemon.admission import PeerSlots
 from daemon.calls import Calls, InboundCall
 from daemon.transport.interface import Transport, TransportError
@@ -57,17 +58,17 @@ async def in_thread(work: Callable[[], Any]) -> Any:
 
 
 class ClaimSync:
-    """Exchanges claims with peers. `aside` is `in_thread` but in simulations; `fold` as in `sync.Sync`."""
+    """Exchanges claims with peers. `aside` is `in_thread` but in simulations; `bulk` as in `sync.Sync`."""
 
     def __init__(
-        self, store: ClaimStore, calls: Calls, transport: Transport, rng: Random, aside: "Aside[Any]", fold: bool = True
+        self, store: ClaimStore, calls: Calls, transport: Transport, rng: Random, aside: "Aside[Any]", bulk: int = BULK_CLAIMS
     ) -> None:
         self._store = store
         self._calls = calls
         self._transport = transport
         self._rng = rng
         self._aside = aside
-        self._sync = sync.Sync(store, fold)
+        self._sync = sync.Sync(store, bulk)
         self._nursery: trio.Nursery | None = None
         self._news = trio.Event()
         self._unsaved = trio.Event()
@@ -245,6 +246,7 @@ class ClaimSync:
                 while self._store.compact(issuer, _COMPACT_AT_ONCE):
                     self._unsaved.set()
                     await trio.sleep(_COMPACT_PAUSE)
+                await trio.lowlevel.checkpoint()
 
     async def _announce_news(self) -> None:
         while True:

@@ -15,7 +15,7 @@ import click
 
 from crdt_store.archive import ArchiveError, Record, read, write
 from crdt_store.audit import Audit, Report
-from crdt_store.checkpoints import claims_in
+from crdt_store.checkpoints import claims_of, read_record
 from crdt_store.forks import ForkProof
 from daemon.cli.common import FAILED, USAGE, CommandFailed, client_of, common_options, json_option, loaded_of, merged
 from daemon.cli.show import cell, print_facts, print_json
@@ -139,7 +139,7 @@ def _held(client: Client, counts: "Counter[str]") -> Iterator[Record]:
                 yield ForkProof(b64decode(shown["first"]), b64decode(shown["second"]))
             else:
                 record = b64decode(shown)
-                counts["claims"] += claims_in(record)
+                counts["claims"] += claims_of(read_record(record))
                 yield record
         after = reply["last"]
         if after is None:

@@ -11,7 +11,7 @@ import trio
 import crdt_store.audit
 from crdt_store.archive import FIRST, HEADER, ArchiveError, _frame, page, read, write
 from crdt_store.audit import Audit
-from crdt_store.checkpoints import compact, open_record
+from crdt_store.checkpoints import compact, open_record, read_record
 from crdt_store.forks import ForkProof, open_proof
 from crdt_store.replica import Replica
 from crdt_store.storage import ClaimStorage
@@ -233,6 +233,9 @@ class Syncing:
     def __init__(self):
         self.storing = trio.Lock()
 
+    def announce(self):
+        """Nobody hears of it."""
+
 
 async def test_a_database_is_whole_though_it_is_compacted_between_two_pages(tmp_path, alice, bob, author):
     storage = Compacting(tmp_path / "claims.sqlite")
@@ -264,3 +267,46 @@ def test_rows_that_overlap_are_a_fault_everywhere_else(tmp_path, alice, bob):
     check = Audit()
     assert not check.rows(rows(*log[:4], compact(log[2:8])), rewritten=True)
     assert audit(b"".join(write([*(e.raw for e in log[:4]), compact(log[2:8]).raw]))).fault
+
+
+async def test_an_import_reads_each_record_once_and_counts_the_claims_of_a_duplicate(tmp_path, alice, bob, monkeypatch):
+    storage = ClaimStorage(tmp_path / "claims.sqlite")
+    store = ClaimStore(storage, alice.key, NOW)
+    log = bob.log(40)
+    store.insert_many([compact(log[:10]).raw])
+    forged = bytearray(log[30].raw)
+    forged[-1] ^= 1
+    page = [compact(log[:10]).raw, compact(log[10:30]).raw, compact(log[10:30]).raw, b"none", bytes(forged), log[32].raw]
+    read = []
+
+    def counted(raw):
+        read.append(raw)
+        return read_record(raw)
+
+    for module in ("daemon.claim_archive", "crdt_store.checkpoints"):
+        monkeypatch.setattr(f"{module}.read_record", counted)
+    taken = await ClaimArchive(store, storage, Syncing()).take([], page)
+    refused = {"malformed": 1, "bad_signature": 1, "gap": 1}
+    assert taken == {"inserted": 20, "duplicate": 10 + 20, "proofs": 0, "refused": refused}
+    assert read == page
+    assert len(store.replica) == 30
+    store.close()
+
+
+async def test_others_get_their_turn_between_two_records_of_an_import(tmp_path, alice, bob):
+    storage = ClaimStorage(tmp_path / "claims.sqlite")
+    store = ClaimStore(storage, alice.key, NOW)
+    log = bob.log(128)
+    seen = set()
+
+    async def look():
+        while True:
+            seen.add(len(store.replica))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await ClaimArchive(store, storage, Syncing()).take([], [compact(log[:64]).raw, compact(log[64:]).raw])
+        nursery.cancel_scope.cancel()
+    assert {0, 64, 128} <= seen
+    store.close()

@@ -6,10 +6,19 @@ from itertools import product
 
 import pytest
 
-from crdt_store import sync_plan
 from crdt_store.archive import FIRST, page, read, write
 from crdt_store.audit import Audit
-from crdt_store.checkpoints import CHECKPOINT_CLAIMS, Checkpoint, Row, claims_in, compact, is_checkpoint, open_record, stretch
+from crdt_store.checkpoints import (
+    CHECKPOINT_CLAIMS,
+    Checkpoint,
+    Row,
+    claims_of,
+    compact,
+    is_checkpoint,
+    open_record,
+    read_record,
+    stretch,
+)
 from crdt_store.claims import DOMAIN, NO_HASH, Kind, SignedClaim, read_claim
 from crdt_store.explain import explain
 from crdt_store.forks import ForkProof, open_proof
@@ -21,15 +30,11 @@ from crdt_store.room import Bounds
 from crdt_store.scores import Scores
 from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
-from crdt_store.sync import Sync
-from crdt_store.sync_events import Announced, Fault, Finished
-from crdt_store.sync_messages import AS_HELD, FOLDED, Range, RangeRequest, announce, serve_range
 from daemon.claim_archive import check_file
 from protocol.wire.codec import decode, encode
 from protocol.wire.envelope import seal
 from protocol.wire.errors import Code, RemoteError
-from protocol.wire.limits import MAX_CHECKPOINT_BYTES, MAX_GOSSIP_BYTES
-from tests.crdt_store.test_sync import Honest, exchange
+from protocol.wire.limits import MAX_CHECKPOINT_BYTES
 
 NOW = 1_700_000_000_000
 
@@ -100,7 +105,7 @@ def test_a_checkpoint_goes_on_from_wherever_we_are(alice, first):
             assert outcome == Duplicate()
         else:
             assert isinstance(outcome, Inserted)
-            assert outcome.claims == end - first
+            assert claims_of(outcome.entry) == end - first
             assert replica.digest() == held(*(e.raw for e in log[:end])).digest()
             assert sum(claims for _, claims in replica.records(alice.id, 1)) == end
 
@@ -176,7 +181,7 @@ def test_a_checkpoint_has_a_largest_size(alice, author):
     made = compact(entries)
     assert len(made.raw) <= MAX_CHECKPOINT_BYTES - 2_000, "with a claim of 4 KiB at its end it still fits"
     assert [one.claim for one in stretch(open_record(made.raw))] == [one.claim for one in entries]
-    assert claims_in(made.raw) == CHECKPOINT_CLAIMS
+    assert claims_of(read_record(made.raw)) == CHECKPOINT_CLAIMS
 
 
 @pytest.mark.parametrize(("ours", "theirs"), list(product(["plain", "compacted"], repeat=2)))
@@ -268,7 +273,7 @@ def test_checkpoints_survive_a_restart_and_our_own_claims_keep_their_signatures(
         store.compact(issuer, 100, keep=0)
     store.save()
     rows = store._storage.load().claims
-    assert [claims_in(raw) for raw in rows if raw not in said] == [64, 64, 22, 10]
+    assert [claims_of(read_record(raw)) for raw in rows if raw not in said] == [64, 64, 22, 10]
     assert set(said) <= set(rows)
     again = reopen()
     assert (again.replica.digest(), again.damaged) == (digest, 0)
@@ -340,99 +345,6 @@ def test_an_archive_holds_checkpoints(alice, bob):
 def test_an_archive_of_the_first_version_is_read(alice):
     raw = b"".join(write([entry.raw for entry in alice.log(3)]))
     assert Audit().archive(io.BytesIO(raw[:9] + b"\1" + raw[10:]).read).claims == 3
-
-
-# Between peers
-
-
-@pytest.fixture
-def store(author):
-    def filled(*records):
-        made = ClaimStore(MemoryStorage(), author(200).key, 1)
-        made.insert_many(records)
-        return made
-
-    return filled
-
-
-def test_a_newcomer_gets_all_for_a_fifth_of_the_bytes(store, alice, bob):
-    log = [entry.raw for entry in [*alice.log(700), *bob.log(600)]]
-    source = store(*log)
-    plain, few = Honest(source.replica), Honest(source.replica)
-    exchange(Sync(store(), fold=False), alice.id, plain)
-    fresh = store()
-    assert exchange(Sync(fresh), alice.id, few) == [Finished(alice.id, 1300)]
-    assert fresh.replica.digest() == source.replica.digest()
-    assert plain.bytes > sum(map(len, log))
-    assert few.bytes < plain.bytes / 5
-
-
-@pytest.mark.parametrize("fold", [True, False])
-def test_who_compacted_and_who_did_not_end_equal(store, alice, bob, fold, monkeypatch):
-    monkeypatch.setattr(sync_plan, "BULK_CLAIMS", 1)
-    one = store(*(e.raw for e in [*alice.log(100), *bob.log(30)]))
-    other = store(*(e.raw for e in [*alice.log(70), *bob.log(90)]))
-    for issuer in (alice.id, bob.id):
-        one.compact(issuer, 100, keep=0)
-    for target, source in ((one, other), (other, one)):
-        assert not [x for x in exchange(Sync(target, fold), bob.id, Honest(source.replica)) if isinstance(x, Fault)]
-    assert one.replica.digest() == other.replica.digest()
-    assert len(one.replica) == 190
-
-
-def test_a_peer_that_knows_no_checkpoints_gets_what_it_can_read_and_blames_nobody(alice):
-    log = alice.log(80)
-    replica = held(*(e.raw for e in log[:10]), compact(log[10:70]).raw, *(e.raw for e in log[70:]))
-    request = RangeRequest((Range(alice.id, 1, 0, 80),))
-    chunks = serve_range(replica, decode(RangeRequest, encode([*encode_fields(request)][:3])))
-    assert list(next(chunks).claims) == [e.raw for e in log[:10]]
-    with pytest.raises(RemoteError) as refused:
-        next(chunks)
-    assert refused.value.code is Code.UNSUPPORTED
-    whole = list(serve_range(replica, RangeRequest((Range(alice.id, 1, 69, 11),))))
-    assert [raw for chunk in whole for raw in chunk.claims] == [e.raw for e in log[69:]]
-
-
-def encode_fields(message):
-    return [getattr(message, name) for name in message.__struct_fields__]
-
-
-def test_what_is_asked_for_as_held_keeps_its_signatures(alice):
-    log = alice.log(80)
-    replica = held(*(e.raw for e in log[:10]), compact(log[10:70]).raw, *(e.raw for e in log[70:]))
-    counts = {}
-    for records in (AS_HELD, FOLDED):
-        chunks = serve_range(replica, RangeRequest((Range(alice.id, 1, 0, 80),), records=records))
-        counts[records] = [claims_in(raw) for chunk in chunks for raw in chunk.records]
-    assert counts == {AS_HELD: [*[1] * 10, 60, *[1] * 10], FOLDED: [10, 64, 6]}
-
-
-def test_a_folded_proof_travels_by_gossip_beside_plain_ones(store, alice, bob):
-    holder = store(compact(alice.log(4, value=1)).raw, bob.claim(0).raw)
-    holder.insert_many([compact(alice.log(4, value=2)).raw])
-    proofs = tuple(fork.proof for fork in holder.take_new_forks())
-    plain = ForkProof(bob.claim(0, value=1).raw, bob.claim(0, value=2).raw)
-    announcement = announce(holder.replica, bob.id, (plain, *proofs))
-    assert (announcement.proofs, announcement.folded) == ((plain,), proofs)
-    assert len(encode(announcement)) < MAX_GOSSIP_BYTES
-    hearer = store()
-    assert not [x for x in Sync(hearer).handle(Announced(bob.id, announcement), 0.0) if isinstance(x, Fault)]
-    assert {fork.issuer for fork in hearer.replica.forks()} == {alice.id, bob.id}
-
-
-def test_a_checkpoint_of_rows_that_nobody_signed_costs_its_sender(store, alice, bob):
-    log = alice.log(40)
-    made = decode(Checkpoint, compact(log).raw)
-    false = encode(Checkpoint(made.previous, made.subjects, made.skills, made.rows[::-1], made.claim))
-
-    class Liar(Honest):
-        def range(self, request):
-            return [chunk.__class__((), (), (false,)) for chunk in super().range(request)]
-
-    victim = store()
-    told = exchange(Sync(victim), bob.id, Liar(held(*(e.raw for e in log))))
-    assert [effect for effect in told if isinstance(effect, Fault)]
-    assert victim.replica.digest() == Replica().digest()
 
 
 def test_evidence_is_told_from_a_checkpoint_as_from_claims(alice, bob):

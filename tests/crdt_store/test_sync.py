@@ -30,6 +30,7 @@ from crdt_store.sync_events import (
 from crdt_store.sync_messages import (
     AS_HELD,
     MAX_RANGE_BYTES,
+    MAX_RANGE_CLAIMS,
     HeadsReply,
     HeadsRequest,
     IssuerSummary,
@@ -140,7 +141,7 @@ def test_one_answer_is_bounded_and_the_rest_is_asked_again(store, alice):
     entries = alice.log(1000)
     full, empty = store(*entries), store()
     server = Honest(full.replica)
-    assert exchange(Sync(empty, fold=False), alice.id, server) == [Finished(alice.id, 1000)]
+    assert exchange(Sync(empty, MAX_RANGE_CLAIMS + 1), alice.id, server) == [Finished(alice.id, 1000)]
     assert server.calls == 3
     assert empty.replica.digest() == full.replica.digest()
 

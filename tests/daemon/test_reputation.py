@@ -89,6 +89,31 @@ async def test_old_claims_are_compacted_in_time_and_nobody_sees_a_difference(
     assert sum(sum(peer.reputation.faults.values()) for peer in (alice, bob, carol)) == 0
 
 
+async def test_others_get_their_turn_between_two_issuers_of_a_pass(
+    swarm: Swarm, nursery: trio.Nursery, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.claim_sync._COMPACT_SECONDS", 5.0)
+    peers = await swarm(4)
+    for peer in peers:
+        say(peer, peers[0])
+    await until(lambda: len(digests(*peers)) == 1 and len(peers[0].store.replica) == 4, 5)
+    looked_at: list[int] = []
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        turns += 1
+
+    def compact(issuer: str, most: int) -> int:
+        looked_at.append(turns)
+        nursery.start_soon(turn)
+        return 0
+
+    monkeypatch.setattr(peers[0].store, "compact", compact)
+    await until(lambda: len(looked_at) == 4, 20)
+    assert all(seen >= number - 1 for number, seen in enumerate(looked_at)), "a task runs before or after another of its round"
+
+
 async def test_heads_without_claims_cost_their_sender(swarm: Swarm, autojump_clock: Clock) -> None:
     alice, liar, bob = await swarm(3)
     await trio.sleep(1)  # news during an exchange waits for the next one

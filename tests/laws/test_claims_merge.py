@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from crdt_store import sync_plan
 from crdt_store.checkpoints import compact
 from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, sign_claim
 from crdt_store.forks import contradict
@@ -37,6 +36,7 @@ from crdt_store.sync_events import (
     check,
 )
 from crdt_store.sync_messages import RangeChunk, serve_heads, serve_range
+from crdt_store.sync_plan import BULK_CLAIMS
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId, peer_id_of
@@ -48,12 +48,8 @@ LAW = settings(max_examples=40, derandomize=True, deadline=None, database=None, 
 REPLICAS = 5
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in range(1, REPLICAS + 1)]
 NAMES = [peer_id_of(public_bytes(key)) for key in KEYS]
-
-
-@pytest.fixture(autouse=True)
-def little_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logs here are short: checkpoints are asked for from the first claim on."""
-    monkeypatch.setattr(sync_plan, "BULK_CLAIMS", 1)
+BULK = 1
+"""Logs here are short: checkpoints are asked for from the first claim on."""
 
 
 def log_of(author: int, epoch: int, length: int, value: int, base: Iterable[SignedClaim] = ()) -> list[SignedClaim]:
@@ -246,12 +242,12 @@ class Mesh(RuleBasedStateMachine):
     @rule(bulk=st.booleans())
     def ask_for_checkpoints_or_claims(self, bulk: bool) -> None:
         for sync in self.syncs:
-            sync._fold = bulk
+            sync._bulk = BULK if bulk else BULK_CLAIMS
 
     @initialize()
     def start(self) -> None:
         self.stores = [ClaimStore(MemoryStorage(), KEYS[i], 10, self.bounds) for i in range(REPLICAS)]
-        self.syncs = [Sync(store) for store in self.stores]
+        self.syncs = [Sync(store, BULK) for store in self.stores]
         self.cut: set[frozenset[int]] = set()
         self.now = 100
 
@@ -292,7 +288,7 @@ class Mesh(RuleBasedStateMachine):
         self.now += 1
         old = self.stores[who].replica
         self.stores[who] = ClaimStore(self.stores[who]._storage, KEYS[who], self.now, self.bounds)
-        self.syncs[who] = Sync(self.stores[who])
+        self.syncs[who] = Sync(self.stores[who], BULK)
         new = self.stores[who].replica
         assert {e.hash for e in old.claims()} <= {e.hash for e in new.claims()}
         assert old.forks() == new.forks()

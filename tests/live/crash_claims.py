@@ -20,7 +20,7 @@ from random import Random
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from crdt_store.checkpoints import claims_in, read_record
+from crdt_store.checkpoints import claims_of, read_record
 from crdt_store.claims import NO_HASH, Claim, Kind, sign_claim
 from crdt_store.own_log import Statement
 from crdt_store.replica import Replica
@@ -90,7 +90,7 @@ def check(path: Path, acknowledged: set[bytes], witness: Replica, fresh: list[by
     copies = Replica()
     for raw in stored.claims:
         copies.insert(raw, trusted=True)
-    holes = sum(map(claims_in, stored.claims)) - len(copies)
+    holes = sum(claims_of(read_record(raw)) for raw in stored.claims) - len(copies)
     me = peer_id_of(public_bytes(KEY))
     for raw in [*fresh, *(raw for raw in stored.claims if read_record(raw).claim.issuer == me)]:
         witness.insert(raw, trusted=True)

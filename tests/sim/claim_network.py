@@ -22,7 +22,6 @@ from random import Random
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from crdt_store import sync_plan
 from crdt_store.checkpoints import compact, verify_records
 from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, sign_claim
 from crdt_store.forks import open_proofs
@@ -45,6 +44,7 @@ from crdt_store.sync_events import (
     Verify,
 )
 from crdt_store.sync_messages import Announcement, announce, serve_heads, serve_range, take_proofs
+from crdt_store.sync_plan import BULK_CLAIMS
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import RemoteError
 from protocol.wire.ids import PeerId, peer_id_of
@@ -58,6 +58,8 @@ QUIET_AT = 40.0
 """Nobody writes or leaves any more; equality must follow."""
 END = 400.0
 FORK_SECONDS = 10.0
+BULK = 8, BULK_CLAIMS
+"""Claims that even and odd peers ask for in checkpoints when they lack so many."""
 
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in range(1, PEERS + 1)]
 NAMES = [peer_id_of(public_bytes(key)) for key in KEYS]
@@ -100,8 +102,7 @@ class Network:
         self._order = itertools.count()
         self._storages = [MemoryStorage() for _ in KEYS]
         self.stores = [self._open(number) for number in range(PEERS)]
-        self.syncs = [Sync(store, number % 2 == 0) for number, store in enumerate(self.stores)]
-        sync_plan.BULK_CLAIMS = 8
+        self.syncs = [Sync(store, BULK[number % 2]) for number, store in enumerate(self.stores)]
         self.life = [0] * PEERS
         self.online = [True] * PEERS
         self.side = [0] * PEERS
@@ -194,7 +195,7 @@ class Network:
         def back() -> None:
             self.stores[number].save()
             self.stores[number] = self._open(number)
-            self.syncs[number] = Sync(self.stores[number], number % 2 == 0)
+            self.syncs[number] = Sync(self.stores[number], BULK[number % 2])
             self.online[number] = True
             self.meet(number)
 
