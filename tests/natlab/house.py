@@ -48,10 +48,10 @@ class House:
         site = self.lab.add(name, kind, number)
         self.ending.callback(self.lab.remove, site)
 
-    def relay(self, *addresses: str) -> None:
+    def relay(self, *addresses: str, port: int = PORT) -> None:
         """Relays that are bootstraps, too, one on each address."""
         for number, address in enumerate(addresses, len(self.relays) + 1):
-            relay = self.start(f"R{number}", "--no-model", *self.joins(), listen=multiaddr_of(address, PORT))
+            relay = self.start(f"R{number}", "--no-model", *self.joins(), listen=multiaddr_of(address, port))
             self.relays.append(relay.wait_ready())
 
     def joins(self) -> list[str]:

@@ -164,6 +164,21 @@ def one_relay(house: House) -> tuple[bool, str]:
     )
 
 
+def only_443(house: House) -> tuple[bool, str]:
+    """An office that lets nothing out but TCP to port 443, where the relays listen; UDP and other ports are dropped."""
+    house.site("A", "port", 1)
+    house.site("B", "port", 11)
+    house.lab.restrict("A", 443)
+    house.relay(*RELAYS, port=443)
+    asker, server = house.pair()
+    known, over = asker.client.netcheck(), served(asker)
+    back = asker.path_to(server.peer_id)
+    return over == back.get("kind") == "relayed" and known["udp"] is not True, (
+        f"reserved at {sum(relay['held'] for relay in known['relays'])} relays, {described(back)}, "
+        f"served over {over or 'NOTHING'}"
+    )
+
+
 def sequential(house: House) -> tuple[bool, str]:
     """Two symmetric NATs that count their ports up."""
     house.site("A", "symseq", 1)
@@ -278,6 +293,7 @@ SCENARIOS: dict[str, Callable[[House], tuple[bool, str]]] = {
     "IPv6 only": ipv6_only,
     "network change": network_change,
     "bootstrap and relay on one address": one_relay,
+    "nothing out but TCP to port 443": only_443,
     "sequential symmetric pair": sequential,
     "port mapping (miniupnpd), sym-sym": mapped,
     "port mapping, gateway restarted": gateway_restarted,

@@ -119,6 +119,14 @@ class Lab:
         self.spaces.address(other, "eth0", f"192.168.{number}.3/24")
         self.spaces.route(other, f"192.168.{number}.1")
 
+    def restrict(self, name: str, port: int) -> None:
+        """Let nothing but TCP to `port` out of the site `name`, and nothing in but answers."""
+        self.spaces.execute(
+            f"H{name}", "nft", "add table inet office;"
+            " add chain inet office out { type filter hook forward priority 0; policy drop; };"
+            f" add rule inet office out ct state established,related accept; add rule inet office out tcp dport {port} accept",
+        )  # fmt: skip
+
     def add_ipv6_relays(self) -> list[str]:
         """IPv6 addresses of the relays, which keep their IPv4 ones."""
         found = []
