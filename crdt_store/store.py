@@ -158,7 +158,9 @@ class ClaimStore:
 
     def insert_opened(self, opened: Sequence[SignedClaim]) -> list[Outcome]:
         """Add claims whose signatures were checked, in order; one outcome each. `save` writes them."""
-        return [self._found(self.replica.insert_opened(entry)) for entry in opened]
+        outcomes = [self._found(self.replica.insert_opened(entry)) for entry in opened]
+        self.scores.witnesses.settle()  # 3 us a claim, which would wait for a reader, and make the collector look at all of them
+        return outcomes
 
     def insert_proof(self, proof: ForkProof) -> Outcome:
         """Add a fork proof from a peer and save it; raises RemoteError for bytes that prove nothing."""

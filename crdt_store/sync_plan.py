@@ -88,8 +88,11 @@ def plan(replica: Replica, wants: Iterable[Want], bulk: int = BULK_CLAIMS) -> Pl
     brings.
     """
     wanted = list(wants)
-    planned, left = _plan(replica, wanted, MIN_SLICE, AS_HELD)
-    return planned if MAX_RANGE_CLAIMS - left < bulk else _plan(replica, wanted, CHECKPOINT_CLAIMS, FOLDED)[0]
+    if bulk:
+        planned, left = _plan(replica, wanted, MIN_SLICE, AS_HELD)
+        if MAX_RANGE_CLAIMS - left < bulk:
+            return planned
+    return _plan(replica, wanted, CHECKPOINT_CLAIMS, FOLDED)[0]
 
 
 def _plan(replica: Replica, wants: Iterable[Want], least: int, records: int) -> tuple[Plan, int]:

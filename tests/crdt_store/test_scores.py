@@ -1,9 +1,15 @@
 """What claims prove, and what becomes of it when the replica takes them back."""
 
-from crdt_store.claims import Kind
+import gc
+
+import pytest
+
+from crdt_store.claims import NO_HASH, Kind
 from crdt_store.evidence import SERVICE, trials_of
+from crdt_store.memory import MemoryStorage
 from crdt_store.replica import Replica
 from crdt_store.scores import Scores, Tally
+from crdt_store.store import ClaimStore
 
 NOW = 1_700_000_100_000
 
@@ -57,3 +63,31 @@ def test_a_flood_of_strangers_hides_nothing_and_adds_a_tenth_at_most(author, ali
     assert quiet.right_milli > 15_000, "what carol said a week ago fills a third of a window"
     assert quiet.right_milli < loud.right_milli <= quiet.right_milli + 5_000
     assert loud.wrong_milli == quiet.wrong_milli == 0
+
+
+def about(author, subject, count):
+    log = []
+    for seq in range(count):
+        log.append(author.claim(seq, log[-1].hash if log else NO_HASH, subject=subject))
+    return log
+
+
+@pytest.mark.skipif(gc.is_tracked({}), reason="this Python's collector looks at every dictionary")
+def test_the_collector_does_not_look_again_at_what_was_known_before(alice, bob, author):
+    """Or it would look at all sums and mentions whenever ten thousand claims came, for 20 ms, in which the loop stands still."""
+    store = ClaimStore(MemoryStorage(), alice.key, 1)
+    log = about(bob, alice.id, 60)
+    store.insert_opened([*about(author(3), alice.id, 60), *log[:30]])
+    cell = store.scores.ledger.cell(alice.id, SERVICE)
+    held = [store.scores.ledger._mentions[alice.id], cell.totals, *(cell.steps[step] for step in cell.order)]
+    gc.collect()
+    assert not any(map(gc.is_tracked, held))
+    store.insert_opened(log[30:])
+    assert not any(map(gc.is_tracked, held))
+    assert cell.totals == {author(3).id: (60, 0), bob.id: (60, 0)}
+
+
+def test_what_was_taken_in_waits_for_no_reader(alice, bob):
+    store = ClaimStore(MemoryStorage(), alice.key, 1)
+    store.insert_opened(about(bob, alice.id, 1))
+    assert store.scores.ledger.touched == {}
