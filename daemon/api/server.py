@@ -16,6 +16,7 @@ import trio
 
 from daemon.api.errors import ApiError, error_object
 from daemon.api.http_wire import HttpWire, PlainRequest
+from daemon.eager_send import send_now
 from daemon.hang_ups import HangUps
 
 log = structlog.get_logger("swarmd.api")
@@ -29,6 +30,12 @@ Observer = Callable[[Scope, int], None]
 """(scope, status) after each exchange, for metrics; status 499 where the client left first."""
 
 _READ_BYTES = 64 << 10
+
+BYTES_A_TURN = 16 << 10
+"""Of one answer that the kernel took at once, before all others have their turn: an engine may never let its reader wait."""
+
+_LEAST_BYTES = 2 << 10
+"""That a write counts for: to make a small one takes as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +264,7 @@ class _Exchange:
         self.finished = False
         self.scope = trio.CancelScope()
         self._is_cut_off = False
+        self._sent_at_once = 0
 
     def leave(self) -> None:
         """The client has left: cancellation, not an exception, ends the app, whatever nurseries it is inside of."""
@@ -293,11 +301,21 @@ class _Exchange:
         was_cut_off, self._is_cut_off = self._is_cut_off, True
         try:
             if not was_cut_off:  # by a time limit, in the middle of a write: nothing can follow that
-                await self._stream.send_all(payload)
+                await self._send(payload)
                 self._is_cut_off = False
                 return
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         self.leave()
         await trio.sleep_forever()
 
+    async def _send(self, payload: bytes) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        sent = send_now(self._stream, payload)
+        self._sent_at_once += max(sent, _LEAST_BYTES)
+        if sent < len(payload):
+            self._sent_at_once = 0
+            await self._stream.send_all(payload[sent:])
+        elif self._sent_at_once >= BYTES_A_TURN:
+            self._sent_at_once = 0
+            await trio.lowlevel.cancel_shielded_checkpoint()

@@ -17,6 +17,7 @@ from pathlib import Path
 import h11
 import trio
 
+from daemon.eager_send import send_now
 from daemon.engine.http_body import Body, BodyError, ChunkedBody, OpenBody, SizedBody
 from daemon.engine.idle_connections import IdleConnections
 from daemon.engine.interface import EngineError
@@ -271,12 +272,7 @@ async def _reply_on_kept(stream: trio.SocketStream, request: _Request, silence: 
 
 
 async def _send(request: bytes, stream: trio.abc.Stream) -> None:
-    """Send a request: at once, as far as a socket takes it."""
-    sent = 0
-    if isinstance(stream, trio.SocketStream):
-        with contextlib.suppress(BlockingIOError):
-            sent = os.write(stream.socket.fileno(), request)
-    if sent < len(request):
+    if (sent := send_now(stream, request)) < len(request):
         await stream.send_all(request[sent:])
 
 

@@ -14,14 +14,14 @@ import trio
 
 from daemon.hang_ups import HangUps
 
-READS_PER_SECOND = 800
-"""Of all streams of one engine together: at 0.2 ms of CPU in both daemons, a sixth of a core."""
+READS_PER_SECOND = 400
+"""Of all streams of one engine together: at 0.25 ms of CPU in both daemons, a tenth of a core."""
 
 CALM_STREAMS = 2
-"""Beats are 2.5 ms apart then."""
+"""Beats are 5 ms apart then."""
 
-LONGEST_SECONDS = 0.02
-"""Of a beat, whatever the number of streams: 50 changes per second are more than an eye follows."""
+LONGEST_SECONDS = 0.04
+"""Of a beat, whatever the number of streams: 25 changes per second are a film's, and text is read slower than a film."""
 
 
 class Pace:
