@@ -86,8 +86,8 @@ class Kept:
         self._stream = stream
 
     @classmethod
-    async def connect(cls, socket: Path) -> "Kept":
-        return cls(await trio.open_unix_socket(str(socket)))
+    async def connect(cls, address: Address) -> "Kept":
+        return cls(await _open(address))
 
     async def __aenter__(self) -> Self:
         return self
