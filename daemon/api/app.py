@@ -50,7 +50,7 @@ def build_app(
         Route("/v1/completions", openai.completions, methods=["POST"]),
         Route("/v1/responses", Responses(backend, now, new_id).create, methods=["POST"]),
         Route("/v1/embeddings", Embeddings(backend, new_id).create, methods=["POST"]),
-        *Control(backend).routes(),
+        *Control(backend, new_id).routes(),
         *more,
     ]
     handlers = {ApiError: _on_api_error, RemoteError: _on_remote_error, HTTPException: _on_http_error}

@@ -10,7 +10,8 @@ from starlette.routing import Route
 
 from daemon.api.backend import AskEvent, Backend, EstimateEvent, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.errors import ApiError, json_response
-from daemon.api.requests import read_control, read_probe
+from daemon.api.openai import IdSource
+from daemon.api.requests import fresh_seed, read_control, read_probe
 from daemon.api.stream import AskStream, sse
 from daemon.version import version
 
@@ -55,8 +56,9 @@ def error_event(error: ApiError) -> bytes:
 class Control:
     """The handlers under /swarmd/v1/."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, new_id: IdSource) -> None:
         self._backend = backend
+        self._new_id = new_id
 
     def routes(self) -> list[Route]:
         """Every control route."""
@@ -128,7 +130,8 @@ class Control:
         return json_response(await self._backend.reputation(request.path_params.get("peer_id")))
 
     async def ask(self, request: Request) -> Response:
-        return AskStream(partial(self._backend.ask, read_control(await request.body())), ask_events, error_event)
+        asked = read_control(await request.body(), fresh_seed(self._new_id()))
+        return AskStream(partial(self._backend.ask, asked), ask_events, error_event)
 
     async def probe(self, request: Request) -> Response:
         return json_response(await self._backend.probe(read_probe(await request.body())))

@@ -13,7 +13,16 @@ from daemon.api.choice import Choice, shown_logprobs
 from daemon.api.errors import ApiError, error_object, json_response
 from daemon.api.extras import extras_of
 from daemon.api.many import Numbered, ask_all
-from daemon.api.requests import ROUND_MODELS, ChatMessage, ChatRequest, Common, CompletionRequest, asks_of, read_openai
+from daemon.api.requests import (
+    ROUND_MODELS,
+    ChatMessage,
+    ChatRequest,
+    Common,
+    CompletionRequest,
+    asks_of,
+    fresh_seed,
+    read_openai,
+)
 from daemon.api.stream import AskStream, sse
 from protocol.wire.errors import Code, RemoteError
 
@@ -41,13 +50,14 @@ class OpenAi:
         """POST /v1/chat/completions."""
         chat = read_openai(ChatRequest, await request.body())
         shape = _Shape(f"chatcmpl-{self._new_id()}", int(self._now()), chat, is_chat=True)
-        return await self._answer(shape, chat, asks_of(chat, chat.messages, extras_of(chat)))
+        return await self._answer(shape, chat, asks_of(chat, chat.messages, fresh_seed(shape.id), extras_of(chat)))
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         completion = read_openai(CompletionRequest, await request.body())
         shape = _Shape(f"cmpl-{self._new_id()}", int(self._now()), completion, is_chat=False)
-        return await self._answer(shape, completion, asks_of(completion, [ChatMessage("user", completion.prompt)]))
+        asks = asks_of(completion, [ChatMessage("user", completion.prompt)], fresh_seed(shape.id))
+        return await self._answer(shape, completion, asks)
 
     async def _answer(self, shape: "_Shape", request: Common, asks: list[AskRequest]) -> Response:
         work = partial(ask_all, self._backend, named(asks, shape.id))

@@ -11,7 +11,7 @@ from daemon.api.errors import ApiError, of_remote
 from protocol.extras import MAX_TOP_LOGPROBS, Extras, wanted
 from protocol.job import Job, Role, Sampling, Turn, check_job
 from protocol.wire.errors import Code, RemoteError
-from protocol.wire.ids import is_model_name, is_peer_id
+from protocol.wire.ids import is_model_name, is_peer_id, sha256
 from protocol.wire.limits import MAX_COMMITTEE, MAX_TOKENS
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -124,6 +124,7 @@ class ControlAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     model: str | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] | None = None
     verify: bool = False
     rationale: bool = False
@@ -177,8 +178,13 @@ def _read_with_others(kind: type[R], body: bytes, unoffered: Mapping[str, tuple[
     return request
 
 
-def read_control(body: bytes) -> AskRequest:
-    """Read POST /swarmd/v1/ask."""
+def fresh_seed(unique: str) -> int:
+    """A seed for a request that names none, out of a text that no other request has."""
+    return int.from_bytes(sha256(unique.encode())[:4]) >> 1
+
+
+def read_control(body: bytes, drawn: int) -> AskRequest:
+    """Read POST /swarmd/v1/ask; `drawn` as in `asks_of`."""
     ask = read_body(ControlAsk, body)
     if (ask.prompt is None) == (ask.messages is None):
         raise ApiError(400, "invalid_value", "give either 'prompt' or 'messages'", "prompt")
@@ -187,7 +193,8 @@ def read_control(body: bytes) -> AskRequest:
         raise ApiError(400, "invalid_value", "'peer' is not a peer id (12D3KooW...)", "peer")
     if ask.rationale and ask.strategy in ("route", "majority"):
         raise ApiError(400, "invalid_value", "'rationale' is what judges say: it goes with strategy rank or auto", "rationale")
-    sampling = Sampling(ask.max_tokens or DEFAULT_TOKENS, round((ask.temperature or 0.0) * 1000))
+    temperature = ask.temperature or 0.0
+    sampling = Sampling(ask.max_tokens or DEFAULT_TOKENS, round(temperature * 1000), seed=_seed(ask.seed, temperature, drawn))
     job = _job(messages, sampling, ask.model or "")
     return AskRequest(
         job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0, verify=ask.verify, rationale=ask.rationale
@@ -204,8 +211,10 @@ def read_probe(body: bytes) -> ProbeRequest:
     return ProbeRequest(probe.peer, probe.skill, probe.count, probe.rounds)
 
 
-def asks_of(request: Common, messages: list[ChatMessage], extras: Extras | None = None) -> list[AskRequest]:
-    """The asks behind an OpenAI request, one for each choice, whose seeds count up from the request's own."""
+def asks_of(request: Common, messages: list[ChatMessage], drawn: int, extras: Extras | None = None) -> list[AskRequest]:
+    """The asks behind an OpenAI request, one for each choice, whose seeds count up from the request's own, or from `drawn`
+    where it names none and is to be answered by chance: who asks again wants another answer.
+    """
     strategy = ROUND_MODELS.get(request.model, "route")
     count = request.n or 1
     wish = wish_of(request.peer)
@@ -213,7 +222,7 @@ def asks_of(request: Common, messages: list[ChatMessage], extras: Extras | None 
         named = "n" if count > 1 else "peer" if wish is not None else next(wanted(extras), None) if extras is not None else None
         if named is not None:
             raise ApiError(400, "unsupported_parameter", f"'{named}' is not supported in a round ({request.model})", named)
-    sampling = _sampling(request)
+    sampling = _sampling(request, drawn)
     job = _job(messages, sampling, "" if strategy != "route" else request.model, extras)
     seeds = [(sampling.seed + number) % 2**31 for number in range(count)]
     jobs = [msgspec.structs.replace(job, sampling=msgspec.structs.replace(sampling, seed=seed)) for seed in seeds]
@@ -234,7 +243,11 @@ def wish_of(block: PeerBlock | None) -> PeerWish | None:
     return PeerWish(only, frozenset(block.ignore or ()), block.sort, max_rtt, min_score)
 
 
-def _sampling(request: Common) -> Sampling:
+def _seed(named: int | None, temperature: float, drawn: int) -> int:
+    return named if named is not None else drawn if temperature else 0
+
+
+def _sampling(request: Common, drawn: int) -> Sampling:
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if len(stops) > 4 or not all(1 <= len(stop) <= 64 for stop in stops):
         raise ApiError(400, "invalid_value", "'stop' takes at most 4 texts of 1 to 64 characters", "stop")
@@ -243,7 +256,7 @@ def _sampling(request: Common) -> Sampling:
         request.max_completion_tokens or request.max_tokens or DEFAULT_TOKENS,
         round(temperature * 1000),
         max(1, round((1.0 if request.top_p is None else request.top_p) * 1000)),
-        request.seed or 0,
+        _seed(request.seed, temperature, drawn),
         tuple(stops),
     )
 

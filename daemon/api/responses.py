@@ -12,7 +12,7 @@ from daemon.api.backend import AskRequest, Backend, EstimateEvent, ProgressEvent
 from daemon.api.errors import ApiError, json_response
 from daemon.api.many import Numbered, ask_all
 from daemon.api.openai import Clock, IdSource, begun_headers, estimate_comment, is_result, named, reply_headers, side_of
-from daemon.api.requests import ChatMessage, ChatRequest, PeerBlock, TextPart, asks_of, read_openai
+from daemon.api.requests import ChatMessage, ChatRequest, PeerBlock, TextPart, asks_of, fresh_seed, read_openai
 from daemon.api.stream import AskStream, sse
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.limits import MAX_TOKENS
@@ -76,7 +76,7 @@ class Responses:
         """POST /v1/responses."""
         asked = read_openai(ResponsesRequest, await request.body(), NEUTRAL)
         shape = _Shape(self._new_id(), self._now(), asked)
-        work = partial(ask_all, self._backend, named(_asks(asked), shape.id))
+        work = partial(ask_all, self._backend, named(_asks(asked, fresh_seed(shape.id)), shape.id))
         if asked.stream:
             return AskStream(work, shape.events, shape.error, b"", shape.head, is_result)
         results: list[ResultEvent] = []
@@ -91,7 +91,7 @@ class Responses:
         return json_response(shape.ended(results[0]), headers=reply_headers(shape.id, results))
 
 
-def _asks(asked: ResponsesRequest) -> list[AskRequest]:
+def _asks(asked: ResponsesRequest, drawn: int) -> list[AskRequest]:
     given = [InputMessage("user", asked.input)] if isinstance(asked.input, str) else asked.input
     before = [ChatMessage("system", asked.instructions)] if asked.instructions else []
     chat = ChatRequest(
@@ -103,7 +103,7 @@ def _asks(asked: ResponsesRequest) -> list[AskRequest]:
         peer=asked.peer,
     )
     try:
-        return asks_of(chat, chat.messages)
+        return asks_of(chat, chat.messages, drawn)
     except ApiError as error:
         param = "input" if error.param == "messages" else error.param
         raise ApiError(error.status, error.code, error.message, param) from None

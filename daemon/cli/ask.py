@@ -26,6 +26,7 @@ STRATEGIES = ("route", "majority", "rank", "auto")
 @click.option("--model", metavar="NAME", help="Ask a peer that serves this model.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
 @click.option("--temperature", type=click.FloatRange(min=0), help="0 gives the likeliest answer.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="The same answer again; drawn anew where none is named.")
 @click.option("--watch", is_flag=True, help="Show every member as the round goes on.")
 @click.option("--verify", is_flag=True, help="Have another engine say whether the offered model gave this answer.")
 @click.option("--rationale", is_flag=True, help="Let those of a round's judges that can write say what decided them.")
@@ -44,7 +45,7 @@ def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **gi
     prompt = _standard_input() if question == "-" else question
     if not prompt.strip():
         raise click.UsageError("the question is empty")
-    options = {name: given[name] for name in ("committee", "peer", "model", "max_tokens", "temperature")}
+    options = {name: given[name] for name in ("committee", "peer", "model", "max_tokens", "temperature", "seed")}
     options |= {name: given[name] or None for name in ("verify", "rationale")}
     shown = _Shown(as_json, given["watch"])
     for event in client_of(given).ask(prompt, strategy=strategy, timeout_s=timeout, **options):

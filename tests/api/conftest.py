@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def start_api(tmp_path: Path, nursery: trio.Nursery) -> Callable[..., Any]:
     async def start(key: str | None = None, limits: HttpLimits | None = None) -> Api:
         backend = FakeBackend()
         statuses: list[int] = []
-        app = build_app(backend, Metrics().registry, key, lambda: 1000.0, lambda: "id1")
+        app = build_app(backend, Metrics().registry, key, lambda: 1000.0, (f"id{number}" for number in count(1)).__next__)
         server = HttpServer(app, limits or HttpLimits(), lambda scope, status: statuses.append(status))
         folder = Path(f"/tmp/swarmd-test-{os.getpid()}-{tmp_path.name[-20:]}")
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -4,6 +4,7 @@ import json
 import shutil
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import trio
@@ -31,6 +32,30 @@ async def test_openai_client_whole(api: Any) -> None:
     assert reply.usage.total_tokens == 5
     assert api.backend.asked[0].job.model == "tiny-all"
     assert api.backend.asked[0].job.sampling.seed == 3
+
+
+@pytest.mark.parametrize("where", ["chat", "completions", "responses", "control"])
+async def test_an_answer_by_chance_is_another_each_time_unless_its_seed_is_named(api: Any, where: str) -> None:
+    paths = {
+        "chat": "v1/chat/completions",
+        "completions": "v1/completions",
+        "responses": "v1/responses",
+        "control": "swarmd/v1/ask",
+    }
+    texts: dict[str, Any] = {"chat": {"messages": [{"role": "user", "content": "hi"}]}, "responses": {"input": "hi"}}
+    text = texts.get(where, {"prompt": "hi"})
+    named = [] if where == "responses" else [{"temperature": 1, "seed": 7}] * 2  # OpenAI's responses know no seed
+    transport = httpx.HTTPTransport(uds=str(api.socket))
+
+    def call() -> None:
+        with httpx.Client(transport=transport, base_url="http://swarmd") as client:
+            for sampling in (*[{"temperature": 1}] * 2, {}, {}, *named):
+                assert client.post(f"/{paths[where]}", json=text | sampling).status_code == 200
+
+    await trio.to_thread.run_sync(call)
+    first, second, *others = [ask.job.sampling.seed for ask in api.backend.asked]
+    assert first != second
+    assert others == [0, 0] + [7] * len(named)
 
 
 async def test_a_wish_for_peers_reaches_the_node(api: Any) -> None:
