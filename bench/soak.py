@@ -11,6 +11,7 @@ KNOWN_PEERS: they are full long before the part of the run that counts, as a rea
 import ctypes
 import gc
 import json
+import math
 import os
 import sys
 import time
@@ -42,7 +43,10 @@ IDENTITIES = 8
 BULK_BYTES = 200 << 10
 KNOWN_PEERS = 32
 STUCK_SECONDS = 1.0
-"""How far beyond its deadline a call may come back: this process is busy, and its loop is late."""
+"""How far beyond its deadline a call may come back: this process is busy, and its loop is late. Seconds in which the process
+got no CPU at all are no call's: a machine that stands still is told by a task that does nothing but tick."""
+
+TICK_SECONDS = 0.1
 
 GUARD_SECONDS = 20.0
 MAX_RSS_MIB_PER_MINUTE = 0.5
@@ -61,7 +65,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Soak:
-    """What a run saw. `latest_s` is how far beyond its deadline the latest call came back."""
+    """What a run saw. `latest_s` is how far beyond its deadline the latest call came back; of seconds that the process got."""
 
     samples: list[Sample] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -71,13 +75,18 @@ class Soak:
     drops: int = 0
     stuck: int = 0
     latest_s: float = -1e9
+    frozen_s: float = 0.0
+    due: float = math.inf
+    """When the next tick is."""
+    worked: float = 0.0
+    """CPU time of the process at the last one."""
     running: int = 0
     gate: trio.Event = field(default_factory=trio.Event)
     rest: trio.Event = field(default_factory=trio.Event)
 
     async def call(self, name: str, timeout: float, ask: Callable[[], Awaitable[None]]) -> None:
         """Make one call, count how it ended, and hold it to its deadline."""
-        start = time.perf_counter()
+        start, frozen = time.perf_counter(), self.frozen()
         outcome = "left"
         try:
             with trio.move_on_after(timeout + GUARD_SECONDS):
@@ -86,10 +95,22 @@ class Soak:
         except RemoteError as error:
             outcome = error.code.value
         finally:
-            late = time.perf_counter() - start - timeout
+            late = time.perf_counter() - start - timeout - (self.frozen() - frozen)
             self.latest_s = max(self.latest_s, late)
             self.stuck += late > STUCK_SECONDS
             self.outcomes[f"{name}: {outcome}"] += 1
+
+    def frozen(self) -> float:
+        """Seconds until now in which a tick was due, did not come, and the process did nothing instead."""
+        worked = time.process_time() - self.worked
+        return self.frozen_s + max(0.0, time.perf_counter() - self.due - worked)
+
+    async def tick(self) -> None:
+        """Notice when the process stands still."""
+        while True:
+            self.due, self.worked = time.perf_counter() + TICK_SECONDS, time.process_time()
+            await trio.sleep(TICK_SECONDS)
+            self.frozen_s = self.frozen()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -240,6 +261,7 @@ async def soak_for(minutes: float, strangers: float) -> Soak:
         server, address = serving.peer_id, serving.addresses()[0]
         keys = [Ed25519PrivateKey.generate() for _ in range(IDENTITIES)]
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(soak.tick)
             nursery.start_soon(_stay, soak, staying, calls, server, address)
             nursery.start_soon(_drop, soak, staying, server, rng)
             for _ in range(VISITORS):
@@ -267,7 +289,13 @@ def main(minutes: float, strangers: float, json_wanted: bool, check: bool) -> No
     short += [f"{soak.stuck} calls outlived their deadline"] if soak.stuck else []
     if json_wanted:
         samples = [asdict(sample) for sample in soak.samples]
-        told = {"slopes_per_minute": slopes, "stuck": soak.stuck, "latest_s": soak.latest_s, "outcomes": soak.outcomes}
+        told = {
+            "slopes_per_minute": slopes,
+            "stuck": soak.stuck,
+            "latest_s": soak.latest_s,
+            "frozen_s": soak.frozen_s,
+            "outcomes": soak.outcomes,
+        }
         run = {"minutes": minutes, "visits": soak.visits, "drops": soak.drops}
         click.echo(json.dumps({**run, **told, "samples": samples}, indent=1))
     else:
@@ -287,7 +315,10 @@ def _table(soak: Soak, slopes: dict[str, float], bounds: dict[str, float]) -> st
         row = [float(getattr(soak.samples[place], name)) for place in (0, len(soak.samples) // 2, -1)]
         verdict = "ok" if slopes[name] <= bound else "GROWS"
         lines.append(f"{name:12}" + "".join(f"{value:9.1f}" for value in row) + f"  {slopes[name]:+.2f} (<= {bound:g}) {verdict}")
-    lines.append(f"calls beyond their deadline: {soak.stuck}; the latest came {soak.latest_s:+.3f} s from its own")
+    lines.append(
+        f"calls beyond their deadline: {soak.stuck}; the latest came {soak.latest_s:+.3f} s from its own; "
+        f"the process stood still for {soak.frozen_s:.1f} s in all"
+    )
     return "\n".join([*lines, *(f"  {count:7} {name}" for name, count in sorted(soak.outcomes.items()))])
 
 
