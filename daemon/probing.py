@@ -53,7 +53,7 @@ WAIT_SECONDS = 20.0
 
 MAX_WAIT_SECONDS = 120.0
 PROBE_SECONDS = 120.0
-"""As long as a question of our user may take by default."""
+"""Of a whole probe: what is asked has a short answer."""
 
 FLUSH_SECONDS = 30.0
 """Marks are counted for so long before they become claims, one for many."""

@@ -30,6 +30,11 @@ class PeerWish:
     min_score_milli: int | None = None
 
 
+ASK_SECONDS = 3600.0
+"""Of a whole question, whose first word and whose pauses have bounds of their own (daemon/patience.py): 4,096 tokens at three a second,
+as a laptop may say them, take 23 minutes."""
+
+
 @dataclass(frozen=True, slots=True)
 class AskRequest:
     """One question of the local user. `timeout_s` bounds the whole of it, in seconds."""
@@ -38,7 +43,7 @@ class AskRequest:
     strategy: Strategy = "route"
     committee: int | None = None
     peer: str | None = None
-    timeout_s: float = 120.0
+    timeout_s: float = ASK_SECONDS
     wish: PeerWish | None = None
     verify: bool = False
     """Have another engine of the same configuration say whether the answer is that model's (strategy "route" alone)."""

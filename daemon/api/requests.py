@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
-from daemon.api.backend import AskRequest, PeerWish, ProbeRequest, Strategy
+from daemon.api.backend import ASK_SECONDS, AskRequest, PeerWish, ProbeRequest, Strategy
 from daemon.api.errors import ApiError, of_remote
 from protocol.extras import MAX_TOP_LOGPROBS, Extras, wanted
 from protocol.job import Job, Role, Sampling, Turn, check_job
@@ -197,7 +197,7 @@ def read_control(body: bytes, drawn: int) -> AskRequest:
     sampling = Sampling(ask.max_tokens or DEFAULT_TOKENS, round(temperature * 1000), seed=_seed(ask.seed, temperature, drawn))
     job = _job(messages, sampling, ask.model or "")
     return AskRequest(
-        job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or 120.0, verify=ask.verify, rationale=ask.rationale
+        job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or ASK_SECONDS, verify=ask.verify, rationale=ask.rationale
     )
 
 

@@ -30,7 +30,7 @@ STRATEGIES = ("route", "majority", "rank", "auto")
 @click.option("--watch", is_flag=True, help="Show every member as the round goes on.")
 @click.option("--verify", is_flag=True, help="Have another engine say whether the offered model gave this answer.")
 @click.option("--rationale", is_flag=True, help="Let those of a round's judges that can write say what decided them.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for all of it.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for all of it; an hour by default.")
 @json_option
 def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **given: Any) -> None:
     """Ask QUESTION ("-" reads it from standard input)."""

@@ -11,6 +11,7 @@ import trio
 
 from daemon.api.backend import PeerWish
 from protocol.wire.errors import Code, RemoteError
+from protocol.wire.limits import MAX_TOKENS
 
 PEER = "12D3KooWRpRMTtJfBF5tJFtLWhaB8XHSurC2eFeDhudVYzMT6DS3"
 
@@ -32,6 +33,7 @@ async def test_openai_client_whole(api: Any) -> None:
     assert reply.usage.total_tokens == 5
     assert api.backend.asked[0].job.model == "tiny-all"
     assert api.backend.asked[0].job.sampling.seed == 3
+    assert api.backend.asked[0].timeout_s >= MAX_TOKENS / 3  # seconds, at three tokens a second
 
 
 @pytest.mark.parametrize("where", ["chat", "completions", "responses", "control"])
