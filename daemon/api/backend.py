@@ -31,8 +31,8 @@ class PeerWish:
 
 
 ASK_SECONDS = 3600.0
-"""Of a whole question, whose first word and whose pauses have bounds of their own (daemon/patience.py): 4,096 tokens at three a second,
-as a laptop may say them, take 23 minutes."""
+"""Of a whole question, whose first word and whose pauses have bounds of their own (daemon/patience.py): 4,096 tokens at three a
+second, as a laptop may say them, take 23 minutes."""
 
 
 @dataclass(frozen=True, slots=True)
