@@ -88,7 +88,7 @@ class CountingSync(ClaimSync):
     signatures = 0
 
     async def _check(self, verify: Verify) -> None:
-        self.signatures += len(verify.claims)
+        self.signatures += verify.signatures
         await super()._check(verify)
 
 

@@ -57,9 +57,7 @@ class Processes:
                     pipe.close()
         self._folder.cleanup()
 
-    def daemon(
-        self, name: str, *arguments: str, prefix: Sequence[str] = (), listen: str = "/ip4/127.0.0.1/tcp/0"
-    ) -> Daemon:
+    def daemon(self, name: str, *arguments: str, prefix: Sequence[str] = (), listen: str = "/ip4/127.0.0.1/tcp/0") -> Daemon:
         """Start one daemon, by the command `prefix` where there is one, and wait until it is ready; raises StartError."""
         folder = Path(self._folder.name) / name
         (folder / "run").mkdir(parents=True, mode=0o700)

@@ -105,8 +105,10 @@ def _paused_round(mesh: Mesh, count: int) -> dict[str, Any]:
     victims = mesh.nodes[-count:]
     begun, shown, reason, frozen = time.monotonic(), None, "", False
     try:
-        question = mesh.nodes[0].client(ASK_SECONDS).ask(
-            QUESTION, strategy="rank", committee=len(mesh.nodes), timeout_s=ASK_SECONDS, max_tokens=16
+        question = (
+            mesh.nodes[0]
+            .client(ASK_SECONDS)
+            .ask(QUESTION, strategy="rank", committee=len(mesh.nodes), timeout_s=ASK_SECONDS, max_tokens=16)
         )
         for event in question:
             if event.name == "progress" and event.fields["phase"] == "judge" and not frozen:

@@ -62,9 +62,7 @@ def main(  # noqa: PLR0913 - one argument per option
         sys.exit(1)
 
 
-def compare(
-    rivals: tuple[str, ...], given: dict[str, str | None], loads: list[Load], rounds: int, seconds: float
-) -> Report:
+def compare(rivals: tuple[str, ...], given: dict[str, str | None], loads: list[Load], rounds: int, seconds: float) -> Report:
     """Start every side, run all loads on all of them, and end them; raises SideError."""
     sides = [Side(OURS, "bench.peers.swarmd", sys.executable)]
     sides += [Side(name, RIVALS[name].module, given.get(name) or environment(RIVALS[name])) for name in rivals]

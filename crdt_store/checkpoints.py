@@ -156,9 +156,19 @@ def claims_of(entry: SignedClaim) -> int:
     return 1 + len(entry.checkpoint.rows) if isinstance(entry, CheckpointEntry) else 1
 
 
+def beginning(entry: SignedClaim) -> tuple[int, bytes]:
+    """The seq of a record's first claim, and the hash of the claim before it."""
+    if isinstance(entry, CheckpointEntry):
+        return entry.start, entry.checkpoint.previous
+    return entry.claim.seq, entry.claim.previous
+
+
 def can_be_row(entry: SignedClaim) -> bool:
     """Whether a row can stand for this claim: its bytes, which its hash is of, must be those that its fields alone give."""
-    return not entry.raw or statement_hash(DOMAIN, PeerId(entry.claim.issuer), encode(entry.claim)) == entry.hash
+    said = encode(entry.claim)
+    if entry.envelope is not None:
+        return said == entry.envelope.payload
+    return not entry.raw or statement_hash(DOMAIN, PeerId(entry.claim.issuer), said) == entry.hash
 
 
 def compact(entries: Sequence[SignedClaim]) -> SignedClaim:

@@ -56,16 +56,18 @@ class Log:
     def head(self, epoch: int) -> LogHead:
         return LogHead(epoch, self.length, self.tip())
 
-    def append(self, entry: SignedClaim) -> None:
-        """Add a record that follows the tip; a checkpoint is expanded."""
+    def append(self, entry: SignedClaim) -> int:
+        """Add a record that follows the tip, expanded if it is a checkpoint; how many claims it holds."""
+        claims = 1
         if isinstance(entry, CheckpointEntry):
-            for one in entry.before:
-                self.hashes += one.hash
+            self.hashes += b"".join([one.hash for one in entry.before])
+            claims += len(entry.before)
         self.hashes += entry.hash
         self.raws.append(entry.raw)
         self.ends.append(entry.claim.seq)
         if not can_be_row(entry):
             self.odd.append(entry.claim.seq)
+        return claims
 
     def entry(self, seq: int) -> SignedClaim:
         """One claim that is held; its `raw` is empty where only a checkpoint vouches for it."""

@@ -1,6 +1,6 @@
 """What may become of a claim or a proof that is offered to a replica. Values alone."""
 
-from dataclasses import dataclass
+import msgspec
 
 from crdt_store.checkpoints import CheckpointEntry
 from crdt_store.claims import SignedClaim
@@ -8,16 +8,14 @@ from crdt_store.forks import Fork
 from protocol.wire.ids import PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(msgspec.Struct, frozen=True, gc=False):
     """A log that is kept no longer."""
 
     issuer: PeerId
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Inserted:
+class Inserted(msgspec.Struct, frozen=True, gc=False):
     """The claim, or all of a checkpoint, is new and kept, as `entry` has it. `dropped` names what had to go for it: older epochs
     of its issuer, or borrowed room."""
 
@@ -25,20 +23,17 @@ class Inserted:
     dropped: tuple[Dropped, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Compacted:
+class Compacted(msgspec.Struct, frozen=True, gc=False):
     """The claims of the checkpoint `entry` are kept as that from now on. Nothing else changed."""
 
     entry: CheckpointEntry
 
 
-@dataclass(frozen=True, slots=True)
-class Duplicate:
+class Duplicate(msgspec.Struct, frozen=True, gc=False):
     """Held already."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(msgspec.Struct, frozen=True, gc=False):
     """Claims before this one are missing: ask for `expected` and on."""
 
     issuer: PeerId
@@ -46,15 +41,13 @@ class Gap:
     expected: int
 
 
-@dataclass(frozen=True, slots=True)
-class Forked:
+class Forked(msgspec.Struct, frozen=True, gc=False):
     """The issuer is frozen from `fork.epoch` on, and its claims from there are dropped."""
 
     fork: Fork
 
 
-@dataclass(frozen=True, slots=True)
-class Ignored:
+class Ignored(msgspec.Struct, frozen=True, gc=False):
     """Valid, and of no use: "frozen" issuer, "retired" epoch, or "full": no room for it. Nobody's fault."""
 
     reason: str

@@ -13,7 +13,7 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from crdt_store.checkpoints import CHECKPOINT_CLAIMS, CheckpointEntry, compact, expand, read_record, stretch, verify_record
+from crdt_store.checkpoints import CHECKPOINT_CLAIMS, beginning, compact, expand, read_record, stretch, verify_record
 from crdt_store.claims import MAX_LOG_CLAIMS, SignedClaim
 from crdt_store.forks import Fork, ForkProof, fork_of, open_proof
 from crdt_store.heads import IssuerHeads, LogRow, fork_id, fork_row, issuer_digest, log_id, log_row, replica_digest
@@ -97,9 +97,14 @@ class Replica:
         if _closed(state, claim.epoch, self._bounds):
             frozen = state.fork is not None and claim.epoch >= state.fork.epoch
             return Ignored("frozen" if frozen else "retired")
-        start, previous = _beginning(entry)
+        start, previous = beginning(entry)
         fits = start > log.length or (start == log.length and previous == log.tip())  # else it proves a fork, and needs no room
         return Ignored("full") if fits and not self.room.has(issuer, len(entry.raw)) else None
+
+    def continues(self, entry: SignedClaim) -> bool:
+        """Whether a record begins where its log ends, as it is held."""
+        log = self._log(PeerId(entry.claim.issuer), entry.claim.epoch) or _NO_LOG
+        return beginning(entry) == (log.length, log.tip())
 
     def insert_opened(self, entry: SignedClaim) -> Outcome:
         """Add one claim whose signature was checked, or a checkpoint that was expanded besides."""
@@ -107,12 +112,13 @@ class Replica:
         issuer = PeerId(claim.issuer)
         state = self._issuers.get(issuer, _NOBODY)
         log = state.logs.get(claim.epoch, _NO_LOG)
-        start, previous = _beginning(entry)
+        start, previous = beginning(entry)
         if start != log.length or previous != log.tip():
             return self.foresee(entry) or self._out_of_place(issuer, log, entry)
         if _closed(state, claim.epoch, self._bounds):
             return self.foresee(entry) or Ignored("retired")
-        self._making_room = []
+        if self._making_room:
+            self._making_room = []
         if not self.room.take(issuer, len(entry.raw)):
             return Ignored("full")
         return self._append(issuer, entry)
@@ -288,18 +294,19 @@ class Replica:
         return None if state is None else state.logs.get(epoch)
 
     def _append(self, issuer: PeerId, entry: SignedClaim) -> Inserted:
-        state = self._issuers.setdefault(issuer, _Issuer())
+        state = self._issuers.get(issuer)
+        if state is None:
+            state = self._issuers[issuer] = _Issuer()
         epoch = entry.claim.epoch
         log = state.logs.get(epoch)
         if log is None:
             log = state.logs[epoch] = Log(log_id(issuer, epoch))
             insort(state.epochs, epoch)
             self._register(log.id, (issuer, epoch))
-        before = log.length
-        log.append(entry)
-        state.claims += log.length - before
+        claims = log.append(entry)
+        state.claims += claims
         self._bytes += len(entry.raw)
-        self._count += log.length - before
+        self._count += claims
         self._changed(state, log.id)
         retired = _beyond_quota(state, None, self._bounds)
         dropped: tuple[Dropped, ...] = ()
@@ -365,13 +372,6 @@ class Replica:
             held = state.logs.get(epoch)
             row = None if held is None else log_row(log, held.head(epoch))
         return 0 if row is None else int.from_bytes(row.pack(), "big")
-
-
-def _beginning(entry: SignedClaim) -> tuple[int, bytes]:
-    """The seq of a record's first claim, and the hash of the claim before it."""
-    if isinstance(entry, CheckpointEntry):
-        return entry.start, entry.checkpoint.previous
-    return entry.claim.seq, entry.claim.previous
 
 
 def _closed(state: _Issuer, epoch: int, bounds: Bounds) -> bool:

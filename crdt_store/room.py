@@ -85,14 +85,18 @@ class Room:
 
     def take(self, issuer: PeerId, size: int) -> bool:
         """Count `size` more bytes of `issuer`; False where there is no room for them."""
-        used = self._used.get(issuer)
+        known = self._used.get(issuer)
+        used = known or 0
         if issuer != self._owner:
-            if (used is None or self._lack(issuer, size) > 0) and not self._make(issuer, size):
+            vouched = issuer in self._vouched
+            over = used - self._guarantees[vouched]
+            lending = max(0, over + size) - max(0, over)
+            if (known is None or (lending and self._lent + lending > self._lendable)) and not self._make(issuer, size):
                 return False
-            if used is None and issuer not in self._vouched:
+            if known is None and not vouched:
                 self._strangers += 1
-            self._lent += self._lending(issuer, size)
-        self._used[issuer] = (used or 0) + size
+            self._lent += lending
+        self._used[issuer] = used + size
         return True
 
     def _make(self, issuer: PeerId, size: int) -> bool:

@@ -158,6 +158,9 @@ class ClaimStorage:
             for change in changes:
                 if isinstance(change, Inserted) and not change.dropped:
                     rows.append(_row(change.entry))
+                    if len(rows) == _TOGETHER:
+                        self._insert_foreign(rows)
+                        rows = []
                     continue
                 self._insert_foreign(rows)
                 rows = []

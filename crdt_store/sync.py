@@ -13,6 +13,7 @@ from crdt_store.forks import Fork, ForkProof, open_proof
 from crdt_store.heads import ROW_HEAD_BYTES, LogRow, fork_id
 from crdt_store.outcomes import Forked, Ignored, Inserted, Outcome
 from crdt_store.replica import Replica
+from crdt_store.runs import RUN_CLAIMS, find_runs
 from crdt_store.sketch import ITEM_BYTES, MAX_CELLS, difference, unpack
 from crdt_store.sync_events import (
     Announced,
@@ -30,7 +31,7 @@ from crdt_store.sync_events import (
     Verified,
     Verify,
 )
-from crdt_store.sync_exchange import Exchange, Ids, Phase, State, cost_of, too_much
+from crdt_store.sync_exchange import Exchange, Ids, Phase, State, cost_of, spared_by, too_much
 from crdt_store.sync_messages import (
     FOLDED,
     MAX_ASKED,
@@ -88,10 +89,13 @@ class Target(Protocol):
 class Sync:
     """Exchanges with many peers, one at a time with each; all pull into one target."""
 
-    def __init__(self, target: Target, bulk: int = BULK_CLAIMS) -> None:
-        """`bulk`: where one answer would bring so many claims, they may come in checkpoints, to the end of the exchange."""
+    def __init__(self, target: Target, bulk: int = BULK_CLAIMS, run: int = RUN_CLAIMS) -> None:
+        """`bulk`: where one answer would bring so many claims, they may come in checkpoints, to the end of the exchange.
+        `run`: claims that follow each other and are taken in under the last one's signature.
+        """
         self._target = target
         self._bulk = bulk
+        self._run = run
         self._exchanges: dict[PeerId, Exchange] = {}
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -258,7 +262,9 @@ class Sync:
             return self._fault(peer, exchange, malformed("more claims than one answer may hold"), now, end=True)
         if not claims and not proofs:
             return []
-        return [Verify(peer, tuple(claims), tuple(proofs), exchange.allow(cost, now))]
+        runs = find_runs(replica, claims, self._run)
+        cost -= sum(spared_by(run) for run in runs)
+        return [Verify(peer, tuple(claims), tuple(proofs), exchange.allow(cost, now), runs)]
 
     def _verified(
         self,

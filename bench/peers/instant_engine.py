@@ -1,6 +1,6 @@
 """An OpenAI-compatible server that answers at once, or so many tokens per second and stream: every token is one event.
 
-    python -m bench.peers.instant_engine [RATE]      prints its URL and serves until it is ended
+python -m bench.peers.instant_engine [RATE]      prints its URL and serves until it is ended
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Lattica's bitswap for bench/fetch.py: holders put the blocks of a file, a fetcher gets them. Runs in Lattica's own environment.
 
-    python -m bench.peers.lattica_blocks hold FILE BLOCK_BYTES     says {"address", "cids"}, holds until its input ends
-    python -m bench.peers.lattica_blocks fetch ADDRESS ...         takes {"cids", "workers"} lines, answers {"bytes", "seconds"}
+python -m bench.peers.lattica_blocks hold FILE BLOCK_BYTES     says {"address", "cids"}, holds until its input ends
+python -m bench.peers.lattica_blocks fetch ADDRESS ...         takes {"cids", "workers"} lines, answers {"bytes", "seconds"}
 """
 
 import json

@@ -1,6 +1,6 @@
 """A peer that shares a file and sends other bytes of the right length: real transport, real calls, false content.
 
-    python -m bench.peers.liar FILE ADDRESS        joins through ADDRESS, prints its own address, serves until it is ended
+python -m bench.peers.liar FILE ADDRESS        joins through ADDRESS, prints its own address, serves until it is ended
 """
 
 import os

@@ -43,9 +43,7 @@ ROW = LogRow(b"log name", 5, b"hea").pack()
 
 MESSAGES = {
     "heads request": HeadsRequest(H, A, (A, B), 36, 24, 14_000),
-    "heads reply": HeadsReply(
-        H, (IssuerSummary(A, H),), True, (IssuerHeads(A, (LogHead(1, 2, H),), 3),), 7, b"c" * 16, ROW
-    ),
+    "heads reply": HeadsReply(H, (IssuerSummary(A, H),), True, (IssuerHeads(A, (LogHead(1, 2, H),), 3),), 7, b"c" * 16, ROW),
     "range request": RangeRequest((Range(A, 1_700_000_000_000, 5, 1000),), (B,), Pick(b"log name", 5, 20).pack(), FOLDED),
     "range chunk": RangeChunk((b"claim",), (ForkProof(b"one", b"two"),), (b"record",)),
     "announcement": Announcement(H, (IssuerHeads(A, (LogHead(1, 2, H),)),), (), (ForkProof(b"one", b"two"),)),

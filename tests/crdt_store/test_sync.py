@@ -45,6 +45,9 @@ from crdt_store.sync_plan import plan, wants_of
 from protocol.wire.codec import decode, encode
 from protocol.wire.limits import MAX_CHUNK_BYTES, MAX_FRAME_BYTES, MAX_GOSSIP_BYTES
 
+NEVER = MAX_RANGE_CLAIMS + 1
+"""As `run`: every claim is checked by itself."""
+
 
 class Honest:
     """Answers as the daemon does; everything passes through bytes."""
@@ -362,7 +365,7 @@ def test_a_proof_by_gossip_freezes_at_once_and_a_false_one_costs(store, alice, b
 def test_a_full_replica_asks_for_nothing_and_blames_nobody(alice, bob, author):
     full = filled(ClaimStore(MemoryStorage(), author(200).key, 1, Bounds(total_bytes=6_000)), alice.log(7))
     source = filled(ClaimStore(MemoryStorage(), author(200).key, 1), [*alice.log(30), *bob.log(30)])
-    sync = Sync(full)
+    sync = Sync(full, run=NEVER)
     told = [exchange(sync, alice.id, Honest(source.replica)) for _ in range(5)]
     assert told == [[Finished(alice.id, 2)], *[[Finished(alice.id, 0)]] * 4], "the last 700 bytes are two claims of bob"
     crowded = filled(ClaimStore(MemoryStorage(), author(200).key, 1, Bounds(strangers=1)), alice.log(1))

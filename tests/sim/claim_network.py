@@ -2,7 +2,8 @@
 
     python -m tests.sim.claim_network [--seeds 1000] [--jobs 2]       SEED=7 python -m tests.sim.claim_network
 
-Every third peer compacts what it holds, all the time, and every second one asks for checkpoints where it lacks eight claims.
+Every third peer compacts what it holds, all the time, every second one asks for checkpoints where it lacks eight claims, and two
+of four take two claims that follow each other under the second one's signature.
 Stores, sync machine, messages and signatures are the real ones; each distinct signature is checked once for all fifty, and
 gossip and calls are modelled: a call is lost with a chance of 5%; a gossiped message is a heartbeat late with one of 20%, and
 lost with one of 4%.
@@ -24,9 +25,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from crdt_store.checkpoints import compact, verify_records
 from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, sign_claim
-from crdt_store.forks import open_proofs
 from crdt_store.memory import MemoryStorage
 from crdt_store.own_log import OwnLogFrozen, Statement
+from crdt_store.runs import RUN_CLAIMS
 from crdt_store.store import ClaimStore
 from crdt_store.sync import SYNC_EVERY, Sync
 from crdt_store.sync_events import (
@@ -40,8 +41,8 @@ from crdt_store.sync_events import (
     Event,
     HeadsArrived,
     RangeEnded,
-    Verified,
     Verify,
+    check,
 )
 from crdt_store.sync_messages import Announcement, announce, serve_heads, serve_range, take_proofs
 from crdt_store.sync_plan import BULK_CLAIMS
@@ -60,6 +61,8 @@ END = 400.0
 FORK_SECONDS = 10.0
 BULK = 8, BULK_CLAIMS
 """Claims that even and odd peers ask for in checkpoints when they lack so many."""
+RUN = 2, RUN_CLAIMS
+"""Claims in a row that two of four peers, and the other two, take in under the last one's signature."""
 
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in range(1, PEERS + 1)]
 NAMES = [peer_id_of(public_bytes(key)) for key in KEYS]
@@ -67,11 +70,14 @@ NUMBER = {name: number for number, name in enumerate(NAMES)}
 _checked: dict[bytes, SignedClaim | RemoteError] = {}
 
 
-def checked(entry: SignedClaim) -> SignedClaim | RemoteError:
+def checked(entry: SignedClaim) -> SignedClaim:
     """A real check, made once for all peers."""
     if entry.raw not in _checked:
         _checked[entry.raw] = verify_records([entry])[0]
-    return _checked[entry.raw]
+    found = _checked[entry.raw]
+    if isinstance(found, RemoteError):
+        raise found
+    return found
 
 
 @dataclass
@@ -102,7 +108,7 @@ class Network:
         self._order = itertools.count()
         self._storages = [MemoryStorage() for _ in KEYS]
         self.stores = [self._open(number) for number in range(PEERS)]
-        self.syncs = [Sync(store, BULK[number % 2]) for number, store in enumerate(self.stores)]
+        self.syncs = [self._sync(number) for number in range(PEERS)]
         self.life = [0] * PEERS
         self.online = [True] * PEERS
         self.side = [0] * PEERS
@@ -111,6 +117,9 @@ class Network:
 
     def _open(self, number: int) -> ClaimStore:
         return ClaimStore(self._storages[number], KEYS[number], 1_700_000_000_000 + int(self.now * 1000))
+
+    def _sync(self, number: int) -> Sync:
+        return Sync(self.stores[number], BULK[number % 2], RUN[number % 4 // 2])
 
     def at(self, delay: float, work: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (self.now + delay, next(self._order), work))
@@ -141,8 +150,8 @@ class Network:
                 life = self.life[number]
                 delay = self.rng.uniform(0.02, 0.2)
                 self.at(delay, lambda: self._answer(number, life, NUMBER[peer], effect, delay))
-            case Verify(peer, claims, proofs, _):
-                self.give(number, Verified(peer, [checked(entry) for entry in claims], open_proofs(proofs)))
+            case Verify():
+                self.give(number, check(effect, checked))
         self.faults += type(effect).__name__ == "Fault"
 
     def _answer(self, number: int, life: int, server: int, effect: Effect, delay: float) -> None:
@@ -195,7 +204,7 @@ class Network:
         def back() -> None:
             self.stores[number].save()
             self.stores[number] = self._open(number)
-            self.syncs[number] = Sync(self.stores[number], BULK[number % 2])
+            self.syncs[number] = self._sync(number)
             self.online[number] = True
             self.meet(number)
 
