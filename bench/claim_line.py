@@ -119,7 +119,7 @@ async def sync_once(store: ClaimStore, source: Replica, bulk: int = BULK_CLAIMS)
         result.seconds = time.perf_counter() - begun
         nursery.cancel_scope.cancel()
     result.cpu = time.process_time() - used
-    result.claims, result.missing_bytes = len(store.replica) - held, store.replica.total_bytes - before
+    result.claims, result.missing_bytes = len(store.replica) - held, source.total_bytes - before
     result.wire_bytes, result.signatures = wire.bytes, sync.signatures
     gaps.sort()
     result.stall_ms, result.stall_p99_ms = 1000 * gaps[-1], 1000 * gaps[len(gaps) * 99 // 100]

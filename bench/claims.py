@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -21,73 +20,27 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from nacl.bindings import crypto_sign_open
 
 from bench import claim_flood
-from bench.claim_line import IN_FULL, PEER, Exchange, sync_once
+from bench.claim_corpus import ISSUERS, LENGTH, LOGS, NOW, PLACES, Corpus, alone, behind, build
+from bench.claim_curves import early, off_at, sampling_limit, settled_at
+from bench.claim_line import IN_FULL, Exchange, sync_once
 from bench.claims_table import as_table, short_of
 from bench.command import run
-from crdt_store.checkpoints import expand
-from crdt_store.claims import DOMAIN, NO_HASH, Claim, Kind, SignedClaim, read_claim
+from crdt_store.claims import DOMAIN, SignedClaim, read_claim
 from crdt_store.memory import MemoryStorage
-from crdt_store.own_log import Statement
 from crdt_store.replica import Replica
 from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
-from crdt_store.sync import Sync
-from crdt_store.sync_events import AskHeads, AskRange, Begin, ChunkArrived, HeadsArrived, RangeEnded, Verified, Verify
-from crdt_store.sync_messages import serve_heads, serve_range
 from crdt_store.sync_plan import BULK_CLAIMS
-from protocol.wire.codec import decode, encode
-from protocol.wire.envelope import Envelope, public_bytes, seal, signed_bytes, statement_hash
-from protocol.wire.ids import PeerId, peer_id_of, public_key_of
+from protocol.wire.codec import decode
+from protocol.wire.envelope import Envelope, signed_bytes
+from protocol.wire.ids import PeerId, public_key_of
 
-ISSUERS, LOGS, LENGTH = 200, 5, 100
 DIFFERENCES = (10, 1_000, 10_000)
 ROUNDS = 3
 """Of the largest difference; the median counts, and of how late the loop was the worst."""
-NOW = 1_700_000_000_000
 MET = (0, 50)
 """Of 200 peers, those that the fresh node probed itself."""
-SKILLS = ("math", "code", "")
-PLACES = ("math", "code", "general")
-"""What they are called in scores."""
 ROOT = Path(__file__).parents[1]
-
-
-@dataclass
-class Corpus:
-    """100,000 claims of 200 issuers in 1,000 logs, by log."""
-
-    keys: list[Ed25519PrivateKey]
-    names: list[PeerId]
-    skill_of: list[int]
-    """How many of a thousand questions each answers right."""
-    logs: list[list[bytes]] = field(default_factory=list)
-
-
-def build(seed: int = 1) -> Corpus:
-    rng = Random(seed)
-    keys = [Ed25519PrivateKey.from_private_bytes(rng.randbytes(32)) for _ in range(ISSUERS)]
-    names = [peer_id_of(public_bytes(key)) for key in keys]
-    corpus = Corpus(keys, names, [rng.randrange(300, 950) for _ in range(ISSUERS)])
-    for epoch in range(LOGS):
-        for number, key in enumerate(keys):
-            issuer, previous, log = corpus.names[number], NO_HASH, []
-            for seq in range(LENGTH):
-                subject = rng.randrange(ISSUERS)
-                kind = Kind.PROBE_PASSED if rng.randrange(1000) < corpus.skill_of[subject] else Kind.PROBE_FAILED
-                at = NOW - (LOGS - epoch) * 86_400_000 + seq * 600_000
-                claim = Claim(issuer, NOW + epoch, seq, previous, corpus.names[subject], kind, SKILLS[seq % 3], 1, NO_HASH, at)
-                payload = encode(claim)
-                log.append(seal(DOMAIN, payload, key))
-                previous = statement_hash(DOMAIN, issuer, payload)
-            corpus.logs.append(log)
-    return corpus
-
-
-def behind(corpus: Corpus, difference: int) -> list[bytes]:
-    """All claims but `difference`, which are the last of as many logs as there are, or the last few of every log."""
-    short = min(difference, len(corpus.logs))
-    cut = difference // short
-    return [raw for i, log in enumerate(corpus.logs) for raw in (log[:-cut] if i < short else log)]
 
 
 Signed = tuple[bytes, bytes, bytes]
@@ -116,68 +69,6 @@ def openssl_rate(jobs: list[Signed]) -> float:
     for key, *said in ready:
         key.verify(*said)
     return len(jobs) / (time.perf_counter() - begun)
-
-
-Curve = list[tuple[float, float, float]]
-"""What a fresh node has: its share of the claims; its bytes, as a share of all claims in full; and how far
-off its scores are then."""
-
-
-def early(corpus: Corpus, source: Replica, met: int) -> tuple[Curve, Curve]:
-    """How far off the scores of a fresh node are while it pulls all, as it does, in checkpoints; at every fiftieth of the claims.
-
-    It probed `met` peers itself, ten questions in each of three skills: by these it knows whom to believe. How far off: the
-    difference from its score at the end, relative to that; at the 95th percentile of a quarter of the peers in all skills, and
-    at the median of those that it probed. About the order of what comes alone, so that signatures are taken as checked.
-    """
-    store = ClaimStore(MemoryStorage(), Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\x01"), NOW)
-    rng = Random(3)
-    probed = rng.sample(range(ISSUERS), met)
-    for subject in probed:
-        for skill in SKILLS:
-            right = sum(rng.randrange(1000) < corpus.skill_of[subject] for _ in range(10))
-            for kind, count in ((Kind.PROBE_PASSED, right), (Kind.PROBE_FAILED, 10 - right)):
-                if count:
-                    store.record(Statement(corpus.names[subject], kind, skill, count), NOW)
-    places = [(name, skill) for name in corpus.names[::4] for skill in PLACES]
-    known = [(corpus.names[subject], skill) for subject in probed for skill in PLACES] or places
-    sync, peer, own = Sync(store), PEER, len(store.replica)
-    seen: list[tuple[int, int, list[int]]] = []
-    came = 0
-    for _ in range(10):
-        effects = sync.handle(Begin(peer), 0.0)
-        while effects:
-            effect = effects.pop(0)
-            if isinstance(effect, AskHeads):
-                effects += sync.handle(HeadsArrived(peer, serve_heads(source, effect.request)), 0.0)
-            elif isinstance(effect, AskRange):
-                for chunk in serve_range(source, effect.request):
-                    came += len(encode(chunk))
-                    for inner in sync.handle(ChunkArrived(peer, chunk), 0.0):
-                        assert isinstance(inner, Verify)
-                        effects += sync.handle(Verified(peer, list(map(expand, inner.claims)), ()), 0.0)
-                effects += sync.handle(RangeEnded(peer), 0.0)
-                arrived = len(store.replica) - own
-                if arrived >= len(source) or not seen or arrived >= seen[-1][0] + len(source) // 50:
-                    seen.append((arrived, came, [store.scores.score(*place, NOW).mean_milli for place in (*places, *known)]))
-    assert len(store.replica) == len(source) + own, "the fresh node did not get everything"
-    offs = [[abs(a - b) / max(b, 1) for a, b in zip(scores, seen[-1][2], strict=True)] for *_, scores in seen]
-    shares = [(have / len(source), size / source.total_bytes) for have, size, _ in seen]
-    every = [sorted(off[: len(places)])[len(places) * 95 // 100] for off in offs]
-    of_known = [sorted(off[len(places) :])[len(known) // 2] for off in offs]
-    together = [[(*share, off) for share, off in zip(shares, offs, strict=True)] for offs in (every, of_known)]
-    return together[0], together[1]
-
-
-def settled_at(curve: Curve) -> tuple[float, float]:
-    """The shares of the claims and of their bytes from which on scores are within 5% and stay there."""
-    last_wrong = max((i for i, (*_, wrong) in enumerate(curve) if wrong > 0.05), default=-1)
-    return curve[min(last_wrong + 1, len(curve) - 1)][:2]
-
-
-def off_at(curve: Curve, share: float) -> float:
-    """How far off scores are once `share` of the claims arrived."""
-    return next((wrong for arrived, _, wrong in curve if arrived >= share), 0.0)
 
 
 LOAD = """
@@ -268,30 +159,39 @@ def measure(folder: Path) -> dict[str, Any]:
     rates, openssl = [bare_rate(jobs)], [openssl_rate(jobs)]
     syncs: dict[int, Exchange] = {}
 
-    def pull(difference: int, bulk: int = IN_FULL) -> Exchange:
-        path = folder / f"{difference}-{len(rates)}.db"
+    def pull(held: list[bytes], source: Replica, bulk: int = IN_FULL) -> Exchange:
+        path = folder / f"{len(rates)}.db"
         store = ClaimStore(ClaimStorage(path), key, NOW)
-        trusted(behind(corpus, difference), store)
-        exchange = trio.run(sync_once, store, full.replica, bulk)
+        trusted(held, store)
+        exchange = trio.run(sync_once, store, source, bulk)
         store.close()
         path.unlink()
         rates.append(bare_rate(jobs))
         openssl.append(openssl_rate(jobs))
         return exchange
 
+    def pulls(held: list[bytes], source: Replica, bulk: int = IN_FULL) -> list[Exchange]:
+        return sorted((pull(held, source, bulk) for _ in range(ROUNDS)), key=lambda exchange: exchange.seconds)
+
     for difference in DIFFERENCES[:-1]:
-        syncs[difference] = pull(difference)
-    pulled = sorted((pull(DIFFERENCES[-1]) for _ in range(ROUNDS)), key=lambda exchange: exchange.seconds)
+        syncs[difference] = pull(behind(corpus, difference), full.replica)
+    pulled = pulls(behind(corpus, DIFFERENCES[-1]), full.replica)
     largest = syncs[DIFFERENCES[-1]] = pulled[ROUNDS // 2]
-    in_bulk = sorted((pull(DIFFERENCES[-1], BULK_CLAIMS) for _ in range(ROUNDS)), key=lambda exchange: exchange.seconds)
+    in_bulk = pulls(behind(corpus, DIFFERENCES[-1]), full.replica, BULK_CLAIMS)
     bulk = in_bulk[ROUNDS // 2]
     path_of_fresh = folder / "fresh.db"
     fresh = trio.run(sync_once, ClaimStore(ClaimStorage(path_of_fresh), key, NOW), full.replica)
     curves = {met: early(corpus, full.replica, met) for met in MET}
+    limits = sampling_limit(full.replica)
     dense = compacted(folder, full, key)
     full.close()
     loaded = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
     memory, load_seconds, _ = loaded.stdout.split()
+    everything = [raw for log in corpus.logs for raw in log]
+    source = ClaimStore(MemoryStorage(), key, NOW)
+    trusted(everything + alone(corpus), source)
+    source.replica.sketch()
+    lone = pulls(everything, source.replica, BULK_CLAIMS)[ROUNDS // 2]
     bare = median(rates)
     return {
         "claims": count,
@@ -307,6 +207,10 @@ def measure(folder: Path) -> dict[str, Any]:
                  **latest(in_bulk)},
         "in_full_per_s": largest.claims / largest.seconds,
         "in_full_share": largest.claims / largest.seconds / bare,
+        "in_full_signatures": largest.signatures,
+        "alone": {"claims": lone.claims, "signatures": lone.signatures, "merged_per_s": lone.claims / lone.seconds,
+                  "merge_share": lone.claims / lone.seconds / bare, "cpu_us": 1e6 * lone.cpu / lone.claims},
+        "sampling_limit": limits,
         "score_us": 1e6 * median(reads),
         "score_uncached_us": 1e6 * median(uncached),
         **latest(pulled),

@@ -22,7 +22,9 @@ from crdt_store.outcomes import Compacted, Dropped, Duplicate, Forked, Gap, Igno
 from crdt_store.room import Bounds, Room
 from crdt_store.sketch import Sketch
 from protocol.wire.ids import Hash, PeerId
-from protocol.wire.limits import MAX_CLAIM_BYTES
+
+USUAL_BYTES = 512
+"""A claim has 400 bytes at most where each field is as long as it may be; 4 KiB are for those of later versions."""
 
 FROZEN_PLACE = -1
 """In place of an epoch: the issuer's fork proof."""
@@ -233,7 +235,7 @@ class Replica:
     def wants(self, issuer: PeerId, epoch: int) -> bool:
         """Whether more claims of this log would be kept."""
         state = self._issuers.get(issuer, _NOBODY)
-        return not _closed(state, epoch, self._bounds) and self.room.has(issuer, MAX_CLAIM_BYTES)
+        return not _closed(state, epoch, self._bounds) and self.room.has(issuer, USUAL_BYTES)
 
     def raws(self, issuer: PeerId, epoch: int, start: int, count: int) -> tuple[bytes, ...]:
         """At most `count` encoded claims of one log from `start` on; fewer where one has no signature of its own any more."""
@@ -264,9 +266,11 @@ class Replica:
 
     def compact(self, issuer: PeerId, most: int, keep: int = CHECKPOINT_CLAIMS) -> list[Compacted]:
         """Put claims of one issuer together into checkpoints, `most` at most: all of older logs, and of the newest those before
-        the last `keep`, once there are twice as many. What is held, and so every hash and score, stays the same.
+        the last `keep`, once there are twice as many; all where there is no room for one claim more of this issuer: six fit in
+        place of one. What is held, and so every hash and score, stays the same.
         """
         state = self._issuers.get(issuer, _NOBODY)
+        keep = keep if self.room.has(issuer, USUAL_BYTES) else 0
         changes: list[Compacted] = []
         for epoch in state.epochs:
             log = state.logs[epoch]

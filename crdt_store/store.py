@@ -68,7 +68,8 @@ VOUCHING = frozenset(
 """Kinds of our own claims that take their subject out of the crowd of strangers (`room`): it did something for us."""
 
 MAX_UNSAVED = 20_000
-"""Changes that wait for a disk which fails; beyond that the latest are kept in memory alone, and peers give them again."""
+"""Changes that wait for a disk which fails. Beyond that the latest, and what comes later of their logs, are kept in memory alone,
+and peers give them again after the next start; fork proofs always wait."""
 
 
 class ClaimStore:
@@ -88,8 +89,12 @@ class ClaimStore:
         self._storage = storage
         self._key = key
         self._unsaved: list[Change] = []
+        self._delayed: list[Change] = []
+        """Those that found no disk before."""
         self._new_forks: list[Fork] = []
         self._proved_forks: list[Fork] = []
+        self._lost: set[tuple[str, int]] = set()
+        """Logs of which a change was given up (MAX_UNSAVED): what follows it on disk would follow nothing."""
         self.damaged = self._load()
         """Claims and proofs that were on disk and could not be read; peers give them again."""
         self._own = OwnLog(self.me, storage.open_epoch(self.me, 0, now_ms))
@@ -175,19 +180,25 @@ class ClaimStore:
     @property
     def unsaved(self) -> int:
         """Changes that `save` would write."""
-        return len(self._unsaved)
+        return len(self._delayed) + len(self._unsaved)
 
     def save(self) -> None:
         """Write what others gave us since the last time, in one transaction; a failing disk is told in `storage_error`."""
-        if not self._unsaved:
+        if not self.unsaved:
             return
-        batch, self._unsaved = self._unsaved, []
+        new, self._unsaved = self._unsaved, []
+        if self._lost:
+            new = [change for change in new if _log_of(change) not in self._lost]
+        self._delayed += new
         try:
-            self._storage.add_foreign(batch)
+            self._storage.add_foreign(self._delayed)
         except StorageError as error:
             self.storage_error = str(error)
-            self._unsaved[:0] = batch[: MAX_UNSAVED - len(self._unsaved)]
+            beyond = self._delayed[MAX_UNSAVED:]
+            self._lost.update(log for change in beyond if (log := _log_of(change)) is not None)
+            self._delayed[MAX_UNSAVED:] = [change for change in beyond if isinstance(change, Forked)]
             return
+        self._delayed = []
         self.storage_error = None
 
     def compact(self, issuer: PeerId, most: int, keep: int = CHECKPOINT_CLAIMS) -> int:
@@ -264,3 +275,8 @@ class ClaimStore:
                 damaged += 1
         self.scores.witnesses.settle()  # a quarter of a second for 100,000 claims, which no reader shall wait for
         return damaged
+
+
+def _log_of(change: Change) -> tuple[str, int] | None:
+    """The log that a change is of; None for a fork, which is of an issuer."""
+    return None if isinstance(change, Forked) else (change.entry.claim.issuer, change.entry.claim.epoch)

@@ -130,6 +130,11 @@ class Sync:
         """Whether `peer` lied so often that it is not asked now."""
         return peer in self._exchanges and now < self._exchanges[peer].shunned_until
 
+    def made_room(self) -> None:
+        """Claims take less room than they did: ask again about what yielded nothing, once."""
+        for exchange in self._exchanges.values():
+            exchange.barren.clear()
+
     def _exchange(self, peer: PeerId) -> Exchange:
         if peer not in self._exchanges and len(self._exchanges) >= MAX_PEERS:
             idle = [name for name, held in self._exchanges.items() if held.phase is Phase.IDLE]

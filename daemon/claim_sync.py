@@ -242,11 +242,15 @@ class ClaimSync:
         """Older claims lose their signatures to checkpoints, a few at a time, so that no call waits for it."""
         while True:
             await trio.sleep(_COMPACT_SECONDS * self._rng.uniform(0.8, 1.2))
+            made = False
             for issuer in self._store.replica.issuers():
                 while self._store.compact(issuer, _COMPACT_AT_ONCE):
+                    made = True
                     self._unsaved.set()
                     await trio.sleep(_COMPACT_PAUSE)
                 await trio.lowlevel.checkpoint()
+            if made:
+                self._sync.made_room()
 
     async def _announce_news(self) -> None:
         while True:

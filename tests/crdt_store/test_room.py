@@ -89,3 +89,37 @@ def test_a_thousand_keys_of_one_attacker_leave_room_for_newcomers():
     assert all(room.take(f"newcomer {number}", SIZE) for number in range(2_000) for _ in range(16))
     room.vouch([f"friend {number}" for number in range(1_000)])
     assert all(room.take(f"friend {number}", SIZE) for number in range(1_000) for _ in range(49))
+
+
+def test_a_stranger_is_asked_for_claims_until_its_part_is_full(author):
+    """Not only while there is room for the longest claim that any version may make, which is twelve usual ones."""
+    bounds = Bounds(strangers=4, total_bytes=4 * 4 * 16 * SIZE)
+    replica = Replica(bounds)
+    for epoch in range(1, 9):
+        for entry in author(2).log(40, epoch):
+            replica.insert(entry.raw)
+    wanted, taken = [], []
+    for entry in author(1).log(20):
+        wanted.append(replica.wants(author(1).id, 1))
+        taken.append(isinstance(replica.insert(entry.raw), Inserted))
+    fit = sum(taken)
+    assert fit in (16, 17), "its part, and what the flood left of a claim's room"
+    assert all(wanted[: fit - 1]), "each was asked for, but for the last"
+    assert not any(wanted[fit:])
+
+
+def test_where_room_is_short_the_newest_claims_are_put_together_too(author):
+    replica = replica_full_of(author, 19, 10)
+    name = author(19).id
+    held = replica.length(name, 1)
+    assert replica.insert(author(19).log(held + 1)[-1].raw) == Ignored("full")
+    digest = replica.digest()
+    made = [len(replica.compact(issuer, 10)) for issuer in replica.issuers()]
+    assert 0 < sum(made) < 19, "those that came first, until there is room"
+    assert replica.digest() == digest
+    for entry in author(19).log(held + 1)[held:]:
+        assert isinstance(replica.insert(entry.raw), Inserted)
+    roomy = Replica()
+    for entry in author(1).log(40):
+        roomy.insert(entry.raw)
+    assert roomy.compact(author(1).id, 10) == [], "news keep their signatures where there is room for them"

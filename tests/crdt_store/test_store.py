@@ -6,7 +6,10 @@ import stat
 
 import pytest
 
+from crdt_store.audit import Audit
+from crdt_store.checkpoints import compact
 from crdt_store.claims import MAX_LOG_CLAIMS, Kind
+from crdt_store.forks import ForkProof, open_proof
 from crdt_store.memory import MemoryStorage
 from crdt_store.outcomes import Forked, Inserted
 from crdt_store.own_log import OwnLogFrozen, Statement, next_epoch
@@ -200,6 +203,45 @@ def test_copies_that_found_no_disk_are_written_with_the_next_ones(alice, bob):
     store.insert_many([entry.raw for entry in log[1:]])
     assert store.storage_error is None
     assert storage.load().claims == [entry.raw for entry in log]
+
+
+def fault_in(path):
+    storage, audit = ClaimStorage.reading(path), Audit()
+    audit.rows(storage.proofs()) and audit.rows(storage.rows(("", 0, 0), 1_000))
+    storage.close()
+    return audit.report.fault
+
+
+def test_what_a_failing_disk_cost_leaves_no_hole_in_a_log(path, alice, bob, author, monkeypatch):
+    """A claim on disk behind one that was given up would be taken for damage."""
+    monkeypatch.setattr("crdt_store.store.MAX_UNSAVED", 20)
+    storage = ClaimStorage(path)
+    store = ClaimStore(storage, alice.key, NOW)
+    log, other = bob.log(70), author(3).log(5)
+    write = storage.add_foreign
+
+    def fail(changes):
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(storage, "add_foreign", fail)
+    for start in range(0, 60, 15):
+        store.insert_opened(log[start : start + 15])
+        store.save()
+    store.insert_fork(open_proof(ForkProof(author(4).claim(0, value=1).raw, author(4).claim(0, value=2).raw)))
+    store.save()
+    assert store.unsaved == 21
+    monkeypatch.setattr(storage, "add_foreign", write)
+    store.insert_opened([*log[60:], *other])
+    store.save()
+    assert (store.storage_error, store.unsaved, len(store.replica)) == (None, 0, 75)
+    store.close()
+    assert fault_in(path) == ""
+    again = ClaimStore(ClaimStorage(path), alice.key, NOW)
+    lengths = (again.replica.length(bob.id, 1), again.replica.length(author(3).id, 1))
+    assert (lengths, len(again.replica.forks()), again.damaged) == ((20, 5), 1, 0)
+    again.insert_many([compact(log[20:]).raw])
+    again.close()
+    assert fault_in(path) == ""
 
 
 def test_a_full_disk_refuses_to_issue_and_recovers_without_a_restart(path, alice, bob):

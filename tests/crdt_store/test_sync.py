@@ -368,6 +368,9 @@ def test_a_full_replica_asks_for_nothing_and_blames_nobody(alice, bob, author):
     sync = Sync(full, run=NEVER)
     told = [exchange(sync, alice.id, Honest(source.replica)) for _ in range(5)]
     assert told == [[Finished(alice.id, 2)], *[[Finished(alice.id, 0)]] * 4], "the last 700 bytes are two claims of bob"
+    sync.made_room()
+    assert exchange(sync, alice.id, server := Honest(source.replica)) == [Finished(alice.id, 0)]
+    assert server.calls > 1, "what found no room is asked for once more, and is nobody's fault"
     crowded = filled(ClaimStore(MemoryStorage(), author(200).key, 1, Bounds(strangers=1)), alice.log(1))
     assert exchange(Sync(crowded), alice.id, Honest(source.replica)) == [Finished(alice.id, 29)]
 
