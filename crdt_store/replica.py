@@ -11,12 +11,12 @@ looks at the set of claims alone, never at when or from whom they came.
 
 from bisect import insort
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from crdt_store.checkpoints import CHECKPOINT_CLAIMS, beginning, compact, expand, read_record, stretch, verify_record
 from crdt_store.claims import MAX_LOG_CLAIMS, SignedClaim
 from crdt_store.forks import Fork, ForkProof, fork_of, open_proof
 from crdt_store.heads import IssuerHeads, LogRow, fork_id, fork_row, issuer_digest, log_id, log_row, replica_digest
+from crdt_store.issuer import Issuer, beyond_quota, closed
 from crdt_store.logs import Log
 from crdt_store.outcomes import Compacted, Dropped, Duplicate, Forked, Gap, Ignored, Inserted, Outcome
 from crdt_store.room import Bounds, Room
@@ -30,17 +30,7 @@ FROZEN_PLACE = -1
 """In place of an epoch: the issuer's fork proof."""
 
 
-@dataclass(slots=True)
-class _Issuer:
-    logs: dict[int, Log] = field(default_factory=dict)
-    epochs: list[int] = field(default_factory=list)
-    """Ascending, as the keys of `logs`."""
-    claims: int = 0
-    fork: Fork | None = None
-    digest: Hash | None = None
-
-
-_NOBODY = _Issuer()
+_NOBODY = Issuer()
 _NO_LOG = Log(b"")
 
 
@@ -57,7 +47,7 @@ class Replica:
         self._observe = observe
         self._bounds = bounds or Bounds()
         self.room = Room(self._bounds, always_admit, self._shrink)
-        self._issuers: dict[PeerId, _Issuer] = {}
+        self._issuers: dict[PeerId, Issuer] = {}
         self._places: dict[bytes, tuple[PeerId, int]] = {}
         self._rows: dict[bytes, int] = {}
         """By log: the item of it that the sketch has; 0 where it has none."""
@@ -68,6 +58,7 @@ class Replica:
         self._bytes = 0
         self._count = 0
         self._digest: Hash | None = None
+        self._listing: bytes | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -96,7 +87,7 @@ class Replica:
         log = state.logs.get(claim.epoch, _NO_LOG)
         if claim.seq < log.length:
             return Duplicate() if log.hash(claim.seq) == entry.hash else None
-        if _closed(state, claim.epoch, self._bounds):
+        if closed(state, claim.epoch, self._bounds):
             frozen = state.fork is not None and claim.epoch >= state.fork.epoch
             return Ignored("frozen" if frozen else "retired")
         start, previous = beginning(entry)
@@ -117,7 +108,7 @@ class Replica:
         start, previous = beginning(entry)
         if start != log.length or previous != log.tip():
             return self.foresee(entry) or self._out_of_place(issuer, log, entry)
-        if _closed(state, claim.epoch, self._bounds):
+        if closed(state, claim.epoch, self._bounds):
             return self.foresee(entry) or Ignored("retired")
         if self._making_room:
             self._making_room = []
@@ -221,8 +212,16 @@ class Replica:
         self._changed_logs.clear()
         return self._sketch
 
-    def rows(self) -> list[LogRow]:
-        """Every row, most useful first: proofs, then each issuer's newest log, then each one's next, newer epochs first."""
+    def rows(self) -> bytes:
+        """Every row, packed, most useful first: proofs, then each issuer's newest log, then each one's next, newer epochs first.
+
+        Made once for all who ask until something changes: 4 us a log.
+        """
+        if self._listing is None:
+            self._listing = b"".join(row.pack() for row in self._in_order())
+        return self._listing
+
+    def _in_order(self) -> list[LogRow]:
         order: list[tuple[int, int, LogRow]] = []
         for issuer, state in self._issuers.items():
             if state.fork is not None:
@@ -235,7 +234,7 @@ class Replica:
     def wants(self, issuer: PeerId, epoch: int) -> bool:
         """Whether more claims of this log would be kept."""
         state = self._issuers.get(issuer, _NOBODY)
-        return not _closed(state, epoch, self._bounds) and self.room.has(issuer, USUAL_BYTES)
+        return not closed(state, epoch, self._bounds) and self.room.has(issuer, USUAL_BYTES)
 
     def raws(self, issuer: PeerId, epoch: int, start: int, count: int) -> tuple[bytes, ...]:
         """At most `count` encoded claims of one log from `start` on; fewer where one has no signature of its own any more."""
@@ -300,7 +299,7 @@ class Replica:
     def _append(self, issuer: PeerId, entry: SignedClaim) -> Inserted:
         state = self._issuers.get(issuer)
         if state is None:
-            state = self._issuers[issuer] = _Issuer()
+            state = self._issuers[issuer] = Issuer()
         epoch = entry.claim.epoch
         log = state.logs.get(epoch)
         if log is None:
@@ -312,7 +311,7 @@ class Replica:
         self._bytes += len(entry.raw)
         self._count += claims
         self._changed(state, log.id)
-        retired = _beyond_quota(state, None, self._bounds)
+        retired = beyond_quota(state, None, self._bounds)
         dropped: tuple[Dropped, ...] = ()
         if retired or self._making_room:
             dropped = (*self._making_room, *(self._cut(issuer, state, old) for old in retired))
@@ -322,7 +321,7 @@ class Replica:
         return inserted
 
     def _freeze(self, fork: Fork) -> Forked:
-        state = self._issuers.setdefault(fork.issuer, _Issuer())
+        state = self._issuers.setdefault(fork.issuer, Issuer())
         if state.fork is None:
             self.room.take(fork.issuer, 0)
             self._register(fork_id(fork.issuer), (fork.issuer, FROZEN_PLACE))
@@ -344,7 +343,7 @@ class Replica:
         self._making_room.append(self._cut(issuer, state, state.epochs[0]))
         return before - self._bytes
 
-    def _cut(self, issuer: PeerId, state: _Issuer, epoch: int) -> Dropped:
+    def _cut(self, issuer: PeerId, state: Issuer, epoch: int) -> Dropped:
         log = state.logs.pop(epoch)
         state.epochs.remove(epoch)
         size = log.size
@@ -355,9 +354,9 @@ class Replica:
         self._changed(state, log.id)
         return Dropped(issuer, epoch)
 
-    def _changed(self, state: _Issuer, log: bytes) -> None:
+    def _changed(self, state: Issuer, log: bytes) -> None:
         state.digest = None
-        self._digest = None
+        self._digest = self._listing = None
         self._changed_logs.add(log)
 
     def _register(self, log: bytes, place: tuple[PeerId, int]) -> None:
@@ -376,25 +375,3 @@ class Replica:
             held = state.logs.get(epoch)
             row = None if held is None else log_row(log, held.head(epoch))
         return 0 if row is None else int.from_bytes(row.pack(), "big")
-
-
-def _closed(state: _Issuer, epoch: int, bounds: Bounds) -> bool:
-    """Whether nothing more of this log is taken: its issuer is frozen from there on, or newer logs fill the quota."""
-    if state.fork is not None and epoch >= state.fork.epoch:
-        return True
-    return epoch in _beyond_quota(state, epoch, bounds)
-
-
-def _beyond_quota(state: _Issuer, wanted: int | None, bounds: Bounds) -> tuple[int, ...]:
-    """The epochs, of those held and `wanted`, that are older than a full quota of newer ones."""
-    if state.claims < bounds.issuer_claims and len(state.epochs) < bounds.issuer_epochs:
-        return ()
-    epochs = state.epochs if wanted is None or wanted in state.logs else sorted([*state.epochs, wanted])
-    claims = 0
-    beyond: list[int] = []
-    for newer, epoch in enumerate(reversed(epochs)):
-        if claims >= bounds.issuer_claims or newer >= bounds.issuer_epochs:
-            beyond.append(epoch)
-        log = state.logs.get(epoch)
-        claims += 0 if log is None else log.length
-    return tuple(beyond)

@@ -31,7 +31,7 @@ from crdt_store.sync_events import (
     Verified,
     Verify,
 )
-from crdt_store.sync_exchange import Exchange, Ids, Phase, State, cost_of, spared_by, too_much
+from crdt_store.sync_exchange import MAX_BARREN, Exchange, Ids, Phase, State, cost_of, spared_by, too_much
 from crdt_store.sync_messages import (
     FOLDED,
     MAX_ASKED,
@@ -42,7 +42,7 @@ from crdt_store.sync_messages import (
     HeadsRequest,
     RangeChunk,
     RangeRequest,
-    unpack_rows,
+    split_rows,
 )
 from crdt_store.sync_plan import BULK_CLAIMS, Want, part_of, plan, wants_of
 from protocol.wire.errors import RemoteError, malformed
@@ -70,7 +70,6 @@ _PROVEN = b""
 """In place of a log's id: the answer holds a fork proof."""
 
 MAX_PEERS = 1_024
-MAX_BARREN = 4_096
 
 
 # State
@@ -182,15 +181,15 @@ class Sync:
             return [self._ask(peer, exchange, cells=asked.cells, listed=min(asked.listed, 0))]
         if reply.cells:
             return self._cells(peer, exchange, reply, now)
-        exchange.rows += unpack_rows(reply.rows)
+        exchange.rows += split_rows(reply.rows)
         if reply.more and reply.rows and len(exchange.rows) < MAX_LISTED_ROWS:
             return [self._ask(peer, exchange, listed=len(exchange.rows))]
         ours = self._target.replica.sketch()
-        news = [row for row in exchange.rows if int.from_bytes(row.pack(), "big") not in ours]
+        news = [row for row in exchange.rows if int.from_bytes(row, "big") not in ours]
         known = len(exchange.rows) - len(news)
         told = len(exchange.cells)
         exchange.rows = []
-        self._want(exchange, (Want(row) for row in news))
+        self._want(exchange, (Want(LogRow.unpack(row)) for row in news))
         if told > 2 * (len(news) + len(ours) - known) + 64:
             return self._fault(peer, exchange, malformed("cells of other rows than it holds"), now, end=True)
         return self._next(peer, exchange, now)
@@ -299,14 +298,17 @@ class Sync:
         """Close what yielded nothing. What stands behind the last thing that yielded may only have found no room: ask again."""
         replica = self._target.replica
         asked = list(exchange.before.values())
-        moved = [i for i, (want, state) in enumerate(asked) if self._state(want) != state or want.row.id in exchange.useless]
+        changed = [self._state(want) != state for want, state in asked]
+        moved = [i for i, (want, _) in enumerate(asked) if changed[i] or want.row.id in exchange.useless]
         reach = moved[-1] if moved else len(asked)
-        empty = [want for want, state in asked[: reach + 1] if self._state(want) == state and part_of(replica, want)]
+        empty: list[Want] = []
+        for i, (want, _) in enumerate(asked):
+            if part_of(replica, want) is None:
+                exchange.wants.pop(want.row.id, None)  # now, and not ten thousand of them once all were asked about
+            elif i <= reach and not changed[i]:
+                empty.append(want)
         for want in empty:
-            exchange.wants.pop(want.row.id, None)
-            exchange.barren[want.row.id] = want.row.length, want.row.head
-            if len(exchange.barren) > MAX_BARREN:
-                del exchange.barren[next(iter(exchange.barren))]
+            exchange.give_up(want)
         excused = _PROVEN in exchange.useless  # a log that the peer had to drop is answered by the proof
         if all(exchange.useless.get(want.row.id) or (excused and self._state(want) is None) for want in empty):
             return self._next(peer, exchange, now)

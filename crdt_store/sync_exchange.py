@@ -5,7 +5,7 @@ from enum import Enum, auto
 
 from crdt_store.checkpoints import claims_of
 from crdt_store.claims import SignedClaim
-from crdt_store.heads import LogRow, log_id
+from crdt_store.heads import log_id
 from crdt_store.sync_messages import MAX_RANGE_BYTES, MOST_RANGE_CLAIMS, HeadsRequest
 from crdt_store.sync_plan import Want
 from protocol.wire.ids import Hash, PeerId
@@ -14,6 +14,8 @@ VERIFY_RATE = 500.0
 VERIFY_BURST = 12_000.0
 """Signatures checked for one peer: 500 a second, a tenth of one core, after a first 12,000, so that who was away for a day is
 not kept waiting for what he missed."""
+
+MAX_BARREN = 4_096
 
 _ROWS_A_SIGNATURE = 8
 """Rows that cost as much as a claim with its signature (20 of 160 us), so that a flood in checkpoints gains nothing."""
@@ -39,7 +41,8 @@ class Exchange:
     digest: Hash | None = None
     """Theirs, when the cells or rows at hand were made."""
     cells: list[int] = field(default_factory=list)
-    rows: list[LogRow] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)
+    """Packed, as they came."""
     restarts: int = 0
     differing: list[PeerId] = field(default_factory=list)
     wants: dict[bytes, Want] = field(default_factory=dict)
@@ -61,6 +64,13 @@ class Exchange:
     allowed_at: float = 0.0
     barren: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     """Rows that this peer gave and that yielded nothing: not asked about again until they change."""
+
+    def give_up(self, want: Want) -> None:
+        """Ask about this row no more until it changes."""
+        self.wants.pop(want.row.id, None)
+        self.barren[want.row.id] = want.row.length, want.row.head
+        if len(self.barren) > MAX_BARREN:
+            del self.barren[next(iter(self.barren))]
 
     def allow(self, signatures: float, now: float) -> float:
         """When so many signatures of this peer may be checked: at once within its allowance."""

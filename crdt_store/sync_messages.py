@@ -10,7 +10,7 @@ import msgspec
 from crdt_store.checkpoints import CHECKPOINT_CLAIMS, RawRecord
 from crdt_store.claims import MAX_EPOCH, MAX_LOG_CLAIMS, Epoch, RawClaim, Seq
 from crdt_store.forks import Fork, ForkProof
-from crdt_store.heads import IssuerHeads, LogRow
+from crdt_store.heads import IssuerHeads
 from crdt_store.replica import FROZEN_PLACE, Replica
 from crdt_store.sketch import CELL_BYTES, ITEM_BYTES, MAX_CELLS, pack
 from protocol.wire.codec import Message
@@ -146,9 +146,9 @@ def unpack_picks(packed: bytes) -> Iterator[Pick]:
         yield Pick(piece[:8], int.from_bytes(piece[8:10], "big"), int.from_bytes(piece[10:], "big"))
 
 
-def unpack_rows(packed: bytes) -> list[LogRow]:
-    """The rows of a reply; a last piece that is none is dropped."""
-    return [LogRow.unpack(packed[i : i + ITEM_BYTES]) for i in range(0, len(packed) - ITEM_BYTES + 1, ITEM_BYTES)]
+def split_rows(packed: bytes) -> list[bytes]:
+    """The rows of a reply, each packed; a last piece that is none is dropped."""
+    return [packed[i : i + ITEM_BYTES] for i in range(0, len(packed) - ITEM_BYTES + 1, ITEM_BYTES)]
 
 
 class RangeChunk(Message, frozen=True):
@@ -221,9 +221,9 @@ def _rows_or_cells(replica: Replica, request: HeadsRequest, digest: Hash) -> Hea
         cells = sketch.cells(request.cells)[request.skip :]
         return HeadsReply(digest, logs=len(sketch), cells=pack(cells))
     start = max(request.listed, 0)
-    rows = replica.rows()[:MAX_LISTED_ROWS]
-    page = b"".join(row.pack() for row in rows[start : start + MAX_ROWS])
-    return HeadsReply(digest, more=len(rows) > start + MAX_ROWS, logs=len(sketch), rows=page)
+    rows = replica.rows()[: MAX_LISTED_ROWS * ITEM_BYTES]
+    page = rows[start * ITEM_BYTES : (start + MAX_ROWS) * ITEM_BYTES]
+    return HeadsReply(digest, more=len(rows) > (start + MAX_ROWS) * ITEM_BYTES, logs=len(sketch), rows=page)
 
 
 def serve_range(replica: Replica, request: RangeRequest) -> Iterator[RangeChunk]:
