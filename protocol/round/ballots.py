@@ -4,10 +4,11 @@ A judge's two looks at a swapped pair are averaged, which cancels a taste for th
 pairs it saw one way round. A judge of negative weight counts by its opposite.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import compress
+from typing import NamedTuple
 
 from protocol.round.logistic import probability_milli
 from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters, Judgement
@@ -18,69 +19,33 @@ Pair = tuple[int, int]
 TASTE_PRIOR_PAIRS = 2
 """A judge is taken for unbiased as firmly as so many swapped pairs that show no bias would say."""
 
-_WEIGHT_SHIFT = 9
-_EVIDENCE_SHIFT = 41
-_LOW = (1 << _EVIDENCE_SHIFT) - 1
-_FEW = (1 << _WEIGHT_SHIFT) - 1
-"""A pair's sums are one number: evidence, above 32 bits of weight, above 9 of judges (511, each of 8,000,000 at most). One
-addition instead of three, and the evidence of one judgement still fits two digits of a Python integer."""
+_MOST_JUDGES = 511
+_WEIGHT_SHIFT = _MOST_JUDGES.bit_length()
+"""A pair's judges are counted below the sum of their weights, in one number: one addition instead of two."""
 
 
-PairSum = tuple[int, int, int, int, int, int]
-"""A judged pair a < b: a, b, weighted evidence for a, weight, judges, and the evidence per weight in millionths."""
+Heard = tuple[int, int, int]
+"""How many pairs a judge was asked, how many of them both ways round, and in how many of those it preferred the same answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """One judge's ballot. `odds` by a * classes + b, a < b: log-odds for a, the mean where it was asked both ways (`swapped`
-    pairs, in `consistent` of which it preferred the same answer)."""
+class PairTable(NamedTuple):
+    """Each judged pair a < b, in order. Of each: a, b, the weighted evidence for a, the weight, the judges, and the evidence per
+    weight in millionths. `met` is how many others each class was judged against."""
 
-    odds: dict[int, int]
-    swapped: int
-    consistent: int
+    first: Sequence[int]
+    second: Sequence[int]
+    evidence: Sequence[float]
+    weight: Sequence[int]
+    judges: Sequence[int]
+    centred_micro: Sequence[int]
+    met: Sequence[int]
 
 
 def preferences(judgements: Sequence[Judgement], position_bias: bool = False) -> dict[Pair, int]:
     """A judge's log-odds (milli-nats) that the lower-numbered class of each pair wins; the mean where it was asked both ways."""
-    said = heard(judgements, MAX_COMMITTEE, position_bias)
-    return {divmod(key, MAX_COMMITTEE): odds for key, odds in said.odds.items()}
-
-
-def heard(judgements: Sequence[Judgement], count: int, position_bias: bool) -> Said:
-    """What a judge of `count` classes said; each ordered pair is there once at most, and log-odds are within the clamp."""
-    said: dict[int, int] = {}
-    both: list[tuple[int, int, bool]] = []
-    keys = _keys(count)
-    for judgement in judgements:
-        a, b = judgement.first, judgement.second
-        key = keys[a][b]
-        if key in said:
-            both.append((key, judgement.log_odds_milli if a < b else -judgement.log_odds_milli, a < b))
-        elif a < b:
-            said[key] = judgement.log_odds_milli
-        else:
-            said[key] = -judgement.log_odds_milli
-    consistent = tastes = 0
-    for key, odds, lower_first in both:
-        other = said[key]
-        consistent += odds * other >= 0
-        tastes += odds - other if lower_first else other - odds
-        odds += other
-        said[key] = (odds + 1) // 2 if odds >= 0 else -((1 - odds) // 2)  # `ratio` to 2, without its call
-    if position_bias and (taste := ratio(tastes, 2 * (len(both) + TASTE_PRIOR_PAIRS))):
-        asked_once = said.keys() - {key for key, _, _ in both}
-        for judgement in judgements:
-            key = keys[judgement.first][judgement.second]
-            if key in asked_once:
-                said[key] += taste if judgement.first > judgement.second else -taste
-    return Said(said, len(both), consistent)
-
-
-@cache
-def _keys(count: int) -> tuple[tuple[int, ...], ...]:
-    """The key of a pair of `count` classes in `Said.odds`, by either class and then the other: looking it up is quicker than
-    reckoning it."""
-    return tuple(tuple(min(a, b) * count + max(a, b) for b in range(count)) for a in range(count))
+    sums = PairSums(MAX_COMMITTEE, FoldParameters(position_bias=position_bias), most=False)
+    sums.add(0, 0, judgements)
+    return sums.preferences(0)
 
 
 def favourites(said: Mapping[Pair, int]) -> frozenset[int]:
@@ -103,14 +68,27 @@ def evidence_micro(log_odds_milli: int, parameters: FoldParameters) -> int:
 
 
 @cache
-def _evidence_table(evidence: str) -> tuple[int, ...]:
-    """`evidence_micro`, shifted to its place in a pair's sums, by log-odds up to twice the clamp (a taste may be taken off);
-    negative ones count from the end, as Python's indexes do. Equal values are one object: the table stays in the cache."""
+def _evidence_table(evidence: str) -> list[float]:
+    """`evidence_micro` by log-odds up to twice the clamp (a taste may be taken off); negative ones count from the end, as indexes
+    of Python do. Equal values are one object: the table stays in the processor's cache."""
     parameters = FoldParameters(evidence="log_odds" if evidence == "log_odds" else "probability")
     reach = range(2 * LOG_ODDS_CLAMP_MILLI + 1)
-    shared: dict[int, int] = {}
-    values = [evidence_micro(odds, parameters) << _EVIDENCE_SHIFT for odds in (*reach, *(-odds for odds in reach[:0:-1]))]
-    return tuple(shared.setdefault(value, value) for value in values)
+    shared: dict[int, float] = {}
+    values = [evidence_micro(odds, parameters) for odds in (*reach, *(-odds for odds in reach[:0:-1]))]
+    return [shared.setdefault(value, float(value)) for value in values]
+
+
+@cache
+def _numbering(count: int) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...], tuple[int, ...]]:
+    """The number of each pair of `count` classes, by one class and then the other; and the lower and the higher class by number.
+    Looking them up is quicker than reckoning them."""
+    pairs = [(a, b) for a in range(count) for b in range(a + 1, count)]
+    numbers = {pair: number for number, pair in enumerate(pairs)}
+    return (
+        tuple(tuple(numbers.get((min(a, b), max(a, b)), -1) for b in range(count)) for a in range(count)),
+        tuple(a for a, _ in pairs),
+        tuple(b for _, b in pairs),
+    )
 
 
 LEAST_TRIMMED = 12
@@ -122,73 +100,165 @@ further than its neighbours' opinions. Of twenty judges that differ by half a na
 place in 1.5 to 2 of 100 rounds instead of 8."""
 
 
+_Said = list[int | None] | defaultdict[int, int | None]
+"""What a judge said, by number of the pair: log-odds for the lower class, the mean where it was asked both ways."""
+
+
+_NOTHING: frozenset[int] = frozenset()
+
+
 class PairSums:
     """Of each judged pair a < b of `count` classes: the weighted evidence for a (weight * evidence), the weight, and how many
-    judges; without the outermost judgements where there are many."""
+    judges; without the outermost judgements where there are many.
 
-    def __init__(self, count: int, parameters: FoldParameters) -> None:
-        self._count = count
-        self._evidence = _evidence_table(parameters.evidence)
-        self._cast: list[tuple[int, int, Mapping[int, int], frozenset[int]]] = []
-        self._sums: list[int] | defaultdict[int, int] = [0] * (count * count) if count <= MAX_COMMITTEE else defaultdict(int)
+    Evidence is summed in doubles, in half the time of integers. It is whole and stays below 2**53, as 511 judges of at most
+    8,000,000 say at most 500,000 each: such sums are exact, in any order and on any machine.
+    """
 
-    def add(self, favourite: int, other: int, said: Mapping[int, int]) -> None:
-        """Count one judge's ballot. Its weight for pairs that hold its favourite and for the others, in millionths."""
-        evidence, sums, base = self._evidence, self._sums, (abs(other) << _WEIGHT_SHIFT) + 1
-        if favourite == other:
-            self._cast.append((favourite, other, said, frozenset()))
-            for key, odds in said.items():
-                sums[key] += other * evidence[odds] + base
-            return
-        chosen = favourites({divmod(key, self._count): odds for key, odds in said.items()})
-        self._cast.append((favourite, other, said, chosen))
-        special = (abs(favourite) << _WEIGHT_SHIFT) + 1
-        for key, odds in said.items():
-            if (key // self._count in chosen) != (key % self._count in chosen):
-                sums[key] += favourite * evidence[odds] + special
+    def __init__(self, count: int, parameters: FoldParameters, most: bool = True) -> None:
+        """`most`: whether most pairs will be judged; of more than MAX_COMMITTEE classes, as nobody may ask for, few are."""
+        self._numbers, self._first, self._second = _numbering(count)
+        self._table = _evidence_table(parameters.evidence)
+        self._position_bias = parameters.position_bias
+        self._dense = most and count <= MAX_COMMITTEE
+        self._casts: list[tuple[_Said, int, int, frozenset[int]]] = []
+        pairs = len(self._first)
+        self._evidence: list[float] | defaultdict[int, float] = [0.0] * pairs if self._dense else defaultdict(float)
+        self._voices: list[int] | defaultdict[int, int] = [0] * pairs if self._dense else defaultdict(int)
+
+    def add(self, favourite: int, other: int, judgements: Sequence[Judgement]) -> Heard:
+        """Count one judge's ballot, in which each ordered pair is there once at most and log-odds are within the clamp. Its
+        weights in millionths: for pairs that hold what it puts first, and for the others."""
+        numbers, table, evidence, voices = self._numbers, self._table, self._evidence, self._voices
+        weight, voice = float(other), (abs(other) << _WEIGHT_SHIFT) + 1
+        said: _Said = [None] * len(self._first) if self._dense else defaultdict(_nothing)
+        twice: list[int] = []
+        consistent = tastes = 0
+        for judgement in judgements:
+            a, b, odds = judgement.first, judgement.second, judgement.log_odds_milli
+            number = numbers[a][b]
+            if a > b:
+                odds = -odds
+            before = said[number]
+            if before is None:
+                said[number] = odds
+                evidence[number] += weight * table[odds]
+                voices[number] += voice
             else:
-                sums[key] += other * evidence[odds] + base
+                twice.append(number)
+                consistent += odds * before >= 0
+                tastes += odds - before if a < b else before - odds
+                odds += before
+                said[number] = mean = (odds + 1) // 2 if odds >= 0 else -((1 - odds) // 2)  # `ratio` to 2, without its call
+                evidence[number] += weight * (table[mean] - table[before])
+        if self._position_bias and (taste := ratio(tastes, 2 * (len(twice) + TASTE_PRIOR_PAIRS))):
+            known = frozenset(twice)
+            self._without_taste(taste, weight, said, [j for j in judgements if numbers[j.first][j.second] not in known])
+        chosen = self._weigh_apart(favourite, other, said) if favourite != other else _NOTHING
+        self._casts.append((said, favourite, other, chosen))
+        return len(judgements) - len(twice), len(twice), consistent
 
-    def rows(self) -> list[PairSum]:
+    def preferences(self, judge: int) -> dict[Pair, int]:
+        """The log-odds for the lower class of each pair, of the `judge`-th ballot that was added."""
+        return {(self._first[number], self._second[number]): odds for number, odds in _told(self._casts[judge][0])}
+
+    def table(self) -> PairTable:
         """Every judged pair, in order."""
-        count = self._count
-        found: list[PairSum] = []
-        for key, sums in enumerate(self._sums) if isinstance(self._sums, list) else sorted(self._sums.items()):
-            if sums:
-                total, weight = sums >> _EVIDENCE_SHIFT, (sums & _LOW) >> _WEIGHT_SHIFT
-                if not weight:
-                    centred = 0
-                elif total < 0:  # `ratio`, without a call for each of hundreds of pairs
-                    centred = -((weight - 2 * total) // (2 * weight))
-                else:
-                    centred = (2 * total + weight) // (2 * weight)
-                judges = sums & _FEW
-                if judges >= LEAST_TRIMMED and weight:
-                    total = _trimmed_sum(self._said_of(key), weight)
-                    centred = ratio(total, weight)
-                found.append((key // count, key % count, total, weight, judges, centred))
-        return found
+        first, second, evidence, voices = self._columns()
+        weights = [each >> _WEIGHT_SHIFT for each in voices]
+        judges = [each & _MOST_JUDGES for each in voices]
+        if judges and max(judges) >= LEAST_TRIMMED:
+            for place, count in enumerate(judges):
+                if count >= LEAST_TRIMMED and weights[place]:
+                    said = self._said_of(first[place], second[place])
+                    evidence[place] = float(_trimmed_sum(said, int(evidence[place]), weights[place]))
+        # As by `ratio`: a quotient below 500,000 is off by 2**-34 at most when one half is added, and as weights are below 2**32
+        # it is either a half itself, which is exact, or twice as far from one.
+        centred = [
+            int(total / weight + (0.5 if total >= 0 else -0.5)) if weight else 0
+            for total, weight in zip(evidence, weights, strict=True)
+        ]
+        return PairTable(first, second, evidence, weights, judges, centred, self._met(first, second))
 
-    def _said_of(self, key: int) -> list[tuple[int, int]]:
+    def _met(self, first: Sequence[int], second: Sequence[int]) -> list[int]:
+        """How many others each class was judged against."""
+        count = len(self._numbers)
+        if isinstance(self._voices, list):  # nearly all are
+            met = [count - 1] * count
+            for number, voices in enumerate(self._voices) if 0 in self._voices else ():
+                if not voices:
+                    met[self._first[number]] -= 1
+                    met[self._second[number]] -= 1
+            return met
+        found = Counter(first) + Counter(second)
+        return [found[index] for index in range(count)]
+
+    def _columns(self) -> tuple[list[int], list[int], list[float], list[int]]:
+        """The lower class, the higher one, the evidence and the voices of each judged pair, in order."""
+        if isinstance(self._voices, list):
+            judged: list[int] = self._voices
+            first, second = (list(compress(column, judged)) for column in (self._first, self._second))
+            return first, second, list(compress(self._evidence, judged)), list(filter(None, judged))
+        numbers = sorted(self._voices)
+        first, second = ([column[number] for number in numbers] for column in (self._first, self._second))
+        return first, second, [self._evidence[number] for number in numbers], [self._voices[number] for number in numbers]
+
+    def _without_taste(self, taste: int, weight: float, said: _Said, asked_once: Iterable[Judgement]) -> None:
+        """Take a judge's taste for the first place off the pairs that it saw one way round."""
+        for judgement in asked_once:
+            number = self._numbers[judgement.first][judgement.second]
+            before = said[number] or 0
+            said[number] = odds = before - taste if judgement.first < judgement.second else before + taste
+            self._evidence[number] += weight * (self._table[odds] - self._table[before])
+
+    def _weigh_apart(self, favourite: int, other: int, said: _Said) -> frozenset[int]:
+        """Count the pairs that hold what the judge puts first, which is returned, at their own weight instead of the other."""
+        told = [(self._first[number], self._second[number], number, odds) for number, odds in _told(said)]
+        chosen = favourites({(a, b): odds for a, b, _, odds in told})
+        more, voice = float(favourite - other), (abs(favourite) - abs(other)) << _WEIGHT_SHIFT
+        for a, b, number, odds in told:
+            if (a in chosen) != (b in chosen):
+                self._evidence[number] += more * self._table[odds]
+                self._voices[number] += voice
+        return chosen
+
+    def _said_of(self, a: int, b: int) -> list[tuple[int, int]]:
         """Every judge's evidence of one pair, the least first, and the weight of each, positive."""
-        a, b = divmod(key, self._count)
-        said = []
-        for favourite, other, odds, chosen in self._cast:
-            if key in odds:
+        number, found = self._numbers[a][b], []
+        for said, favourite, other, chosen in self._casts:
+            odds = said[number]
+            if odds is not None:
                 weight = favourite if (a in chosen) != (b in chosen) else other
-                evidence = self._evidence[odds[key]] >> _EVIDENCE_SHIFT
-                said.append((evidence, weight) if weight >= 0 else (-evidence, -weight))
-        return sorted(said)
+                found.append((int(self._table[odds]) * (1 if weight >= 0 else -1), abs(weight)))
+        return sorted(found)
 
 
-def _trimmed_sum(said: Sequence[tuple[int, int]], weight: int) -> int:
-    """The sum of weighed evidence of a pair, sorted, as if all judgements were like those that are left without both ends."""
-    low, high = weight // TRIMMED_PART, weight - weight // TRIMMED_PART
-    total = passed = 0
+def _told(said: _Said) -> list[tuple[int, int]]:
+    """What was said, by number of the pair."""
+    rows = enumerate(said) if isinstance(said, list) else said.items()
+    return [(number, odds) for number, odds in rows if odds is not None]
+
+
+def _nothing() -> None:
+    return None
+
+
+def _trimmed_sum(said: Sequence[tuple[int, int]], total: int, weight: int) -> int:
+    """The sum of weighed evidence of a pair (`said`, the least first), as if all judgements were like those that are left without
+    both ends."""
+    cut = weight // TRIMMED_PART
+    return ratio((total - _outermost(said, cut) - _outermost(reversed(said), cut)) * weight, weight - 2 * cut)
+
+
+def _outermost(said: Iterable[tuple[int, int]], cut: int) -> int:
+    """The weighed evidence of the first of `said`, as many as weigh `cut` together."""
+    total = 0
     for evidence, each in said:
-        total += evidence * max(0, min(high, passed + each) - max(low, passed))
-        passed += each
-    return ratio(total * weight, high - low)
+        if each >= cut:
+            return total + evidence * cut
+        total += evidence * each
+        cut -= each
+    return total
 
 
 def ratio(numerator: int, denominator: int) -> int:

@@ -17,12 +17,13 @@ Arm `best`: the answer of the member of most answer weight.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import msgspec
 
-from protocol.round.ballots import PairSum, PairSums, Said, heard, ratio
-from protocol.round.bradley_terry import strengths_milli
+from protocol.round.ballots import Heard, PairSums, PairTable, ratio
+from protocol.round.bradley_terry import Matches, strengths_milli
 from protocol.round.calibration import confidence_milli
 from protocol.round.classes import AnswerClass, tie_break, voices
 from protocol.round.messages import Candidate, FoldParameters, Judgement
@@ -118,9 +119,8 @@ class Contributions:
 
 def votes_micro(table: Mapping[int, Voice], seats: Iterable[int], one_voice: bool) -> dict[int, int]:
     """What the vote of each of `seats` counts for, in millionths."""
-    chosen = {seat: table[seat] for seat in seats}
-    milli = {seat: voice.answer_weight_milli for seat, voice in chosen.items()}
-    return voices(milli, {seat: voice.config_digest for seat, voice in chosen.items()}, one_voice)
+    milli = {seat: table[seat].answer_weight_milli for seat in seats}
+    return voices(milli, {seat: table[seat].config_digest for seat in milli}, one_voice)
 
 
 def verdict_hash(result: Result) -> Hash:
@@ -132,43 +132,28 @@ def fold(given: Contributions) -> Result:
     """The result, whatever the order in which contributions came. Needs at least one class with a seat that is not dropped."""
     dropped = set(given.dropped)
     count = len(given.classes)
-    members = [tuple(seat for seat in found.seats if seat not in dropped) for found in given.classes]
+    members = [tuple([seat for seat in found.seats if seat not in dropped]) for found in given.classes]
     votes = _votes(given, {seat for seats in members for seat in seats})
-    ballots = {
-        seat: heard(given.ballots[seat], count, given.fold.position_bias) for seat in sorted(given.ballots) if seat not in dropped
-    }
-    judged, judge_total = _judged(given, ballots)
+    judged, judge_total, heard = _judged(given, [seat for seat in sorted(given.ballots) if seat not in dropped])
     standing = [index for index, seats in enumerate(members) if seats]
-    vote_micro = [sum(votes[seat] for seat in seats) for seats in members]
+    vote_micro = [sum(map(votes.__getitem__, seats)) for seats in members]
     wins = _mean_wins(count, standing, judged)
-    ranked = given.fold.arm == "rank" and bool(judged) and all(len(seats) < 2 for seats in members)
+    ranked = given.fold.arm == "rank" and bool(judged.first) and all(len(seats) < 2 for seats in members)
     scores = _ranked(given, judged, judge_total) if ranked else _scores(given, vote_micro, wins, judge_total)
     order = _ordered(given, standing, scores)
-    ranks = {index: place + 1 for place, index in enumerate(order)}
-    winner, basis = order[0], _basis(given, bool(judged), ranked)
+    places = [count] * count
+    for place, index in enumerate(order, 1):
+        places[index] = place
+    winner, basis = order[0], _basis(given, bool(judged.first), ranked)
     leads = _leads([scores[index] for index in order], basis)
+    texts = [sha256(found.text.encode()) for found in given.classes]
     return Result(
         round=given.round,
         strategy=given.strategy,
         basis=basis,
-        classes=tuple(
-            ClassRow(
-                sha256(found.text.encode()),
-                members[index],
-                vote_micro[index],
-                500 + ratio(wins[index], 1000),
-                scores[index],
-                ranks.get(index, count),
-            )
-            for index, found in enumerate(given.classes)
-        ),
-        pairs=tuple(
-            [
-                PairRow(a, b, judges, 500 + (-((500 - centred) // 1000) if centred < 0 else (centred + 500) // 1000))
-                for a, b, _, _, judges, centred in judged
-            ]
-        ),
-        judges=tuple([JudgeRow(seat, len(said.odds), said.swapped, said.consistent) for seat, said in ballots.items()]),
+        classes=tuple(map(ClassRow, texts, members, vote_micro, _wins_milli(wins), scores, places)),
+        pairs=tuple(map(PairRow, judged.first, judged.second, judged.judges, _wins_milli(judged.centred_micro))),
+        judges=tuple([JudgeRow(seat, *said) for seat, said in heard.items()]),
         aborted=tuple(sorted(given.aborted)),
         dropped=tuple(sorted(given.dropped)),
         winner=winner,
@@ -192,10 +177,12 @@ def _leads(scores: Sequence[int], basis: Basis) -> tuple[int, ...]:
 
 
 def _ordered(given: Contributions, standing: Sequence[int], scores: Sequence[int]) -> list[int]:
-    """The classes by score, the best first; ties are looked at only where there are any."""
+    """The classes by score, the best first; only those that tie need more."""
     order = sorted(standing, key=lambda index: -scores[index])
-    if len({scores[index] for index in standing}) < len(standing):
-        order.sort(key=lambda index: (-scores[index], tie_break(given.round, given.classes[index].key)))
+    tied = {scores[a] for a, b in pairwise(order) if scores[a] == scores[b]}
+    if tied:
+        ties = {index: tie_break(given.round, given.classes[index].key) for index in order if scores[index] in tied}
+        order.sort(key=lambda index: (-scores[index], ties.get(index, b"")))
     return order
 
 
@@ -218,21 +205,17 @@ def _votes(given: Contributions, seats: set[int]) -> dict[int, int]:
     return {seat: count if given.voices[seat].answer_weight_milli == most else 0 for seat, count in counted.items()}
 
 
-def _judged(given: Contributions, ballots: Mapping[int, Said]) -> tuple[list[PairSum], int]:
-    """What judges say of each pair, and the weight of all of them."""
-    chosen = {seat: given.voices[seat] for seat in ballots}
+def _judged(given: Contributions, seats: Sequence[int]) -> tuple[PairTable, int, dict[int, Heard]]:
+    """What the judges of `seats` say of each pair, the weight of all of them, and how many pairs each was asked."""
+    chosen = {seat: given.voices[seat] for seat in seats}
     digests = {seat: voice.config_digest for seat, voice in chosen.items()}
     plain = {seat: voice.judge_weight_milli for seat, voice in chosen.items()}
-    first = {
-        seat: voice.judge_weight_milli if voice.favourite_weight_milli is None else voice.favourite_weight_milli
-        for seat, voice in chosen.items()
-    }
+    apart = {seat: weight for seat, voice in chosen.items() if (weight := voice.favourite_weight_milli) is not None}
     others = voices(plain, digests, given.fold.one_voice)
-    favourites = others if plain == first else voices(first, digests, given.fold.one_voice)
-    judged = PairSums(len(given.classes), given.fold)
-    for seat, said in ballots.items():
-        judged.add(favourites[seat], others[seat], said.odds)
-    return judged.rows(), sum(max(abs(favourites[seat]), abs(others[seat])) for seat in ballots)
+    favourites = voices(plain | apart, digests, given.fold.one_voice) if apart else others
+    sums = PairSums(len(given.classes), given.fold)
+    heard = {seat: sums.add(favourites[seat], others[seat], given.ballots[seat]) for seat in seats}
+    return sums.table(), sum(map(max, map(abs, favourites.values()), map(abs, others.values()))), heard
 
 
 def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[int], judge_total: int) -> list[int]:
@@ -245,28 +228,41 @@ def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[i
     ]
 
 
-def _ranked(given: Contributions, judged: Sequence[PairSum], judge_total: int) -> list[int]:
+def _ranked(given: Contributions, judged: PairTable, judge_total: int) -> list[int]:
     """Bradley-Terry strengths in millionths of a nat, judges' weights scaled to a mean of one; what was not judged comes last."""
     judges, scale = max(1, len(given.ballots)), max(1, judge_total)
-    wins, half = {}, 1000 * scale
-    for a, b, total, weight, _, _ in judged:
-        whole, lead = weight * 1000 * judges // scale, 2 * total * judges
-        nearest = (lead + half) // (2 * half) if lead >= 0 else -((half - lead) // (2 * half))  # `ratio`, without its call
-        wins[a, b] = (whole // 2 + nearest, whole)
-    strengths = strengths_milli([given.voices[found.seats[0]].strength_milli for found in given.classes], wins)
-    seen = {index for pair in wins for index in pair}
+    thousand, unit, half = 1000 * judges, 1000 * scale, 500 * scale
+    whole = [weight * thousand // scale for weight in judged.weight]
+    nearest = [  # `ratio`, without its call
+        (total * judges + half) // unit if total >= 0 else -((half - total * judges) // unit)
+        for total in map(int, judged.evidence)
+    ]
+    for_first = [weight // 2 + lead for weight, lead in zip(whole, nearest, strict=True)]
+    means = [given.voices[found.seats[0]].strength_milli for found in given.classes]
+    strengths = strengths_milli(means, Matches(judged.first, judged.second, for_first, whole))
+    seen = {*judged.first, *judged.second}
     lowest = min(strengths[index] for index in seen) - 1000
     return [(strength if index in seen else lowest) * given.fold.judge_gain_milli for index, strength in enumerate(strengths)]
 
 
-def _mean_wins(count: int, standing: Sequence[int], judged: Sequence[PairSum]) -> list[int]:
+def _wins_milli(centred_micro: Sequence[int]) -> list[int]:
+    """Chances in thousandths for centred ones in millionths, rounded as by `ratio`."""
+    return [(centred + (500_500 if centred >= 0 else 500_499)) // 1000 for centred in centred_micro]
+
+
+def _mean_wins(count: int, standing: Sequence[int], judged: PairTable) -> list[int]:
     """Of each class the mean over the opponents it was judged against, centred, in millionths; 0 where it was not judged."""
-    sums, met, still = [0] * count, [0] * count, [index in standing for index in range(count)]
-    for a, b, _, _, _, centred in judged:
-        if still[b]:
-            sums[a] += centred
-            met[a] += 1
-        if still[a]:
-            sums[b] -= centred
-            met[b] += 1
+    sums, met = [0] * count, list(judged.met)
+    for a, b, centred in zip(judged.first, judged.second, judged.centred_micro, strict=True):
+        sums[a] += centred
+        sums[b] -= centred
+    if len(standing) < count:  # what was said of a class without a seat counts for nobody else
+        gone = set(range(count)).difference(standing)
+        for a, b, centred in zip(judged.first, judged.second, judged.centred_micro, strict=True):
+            if b in gone:
+                sums[a] -= centred
+                met[a] -= 1
+            if a in gone:
+                sums[b] += centred
+                met[b] -= 1
     return [ratio(total, opponents) if opponents else 0 for total, opponents in zip(sums, met, strict=True)]

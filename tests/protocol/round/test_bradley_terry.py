@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.round.bradley_terry import RIDGE_MILLI, strengths_milli
+from protocol.round.bradley_terry import RIDGE_MILLI, Matches, strengths_milli
 from protocol.round.calibration import confidence_milli, gain_milli
 from protocol.round.logistic import logistic_table
 from tests.sim.round_network import seeded
@@ -29,6 +29,11 @@ def by_floats(means: list[int], wins: Wins) -> list[float]:
     return theta
 
 
+def fitted(means: list[int], wins: Wins) -> tuple[int, ...]:
+    first, second, won, weight = zip(*((*pair, *row) for pair, row in wins.items()), strict=True)
+    return strengths_milli(means, Matches(first, second, won, weight))
+
+
 @st.composite
 def any_wins(draw: st.DrawFn) -> tuple[list[int], Wins]:
     count = draw(st.integers(2, 7))
@@ -42,12 +47,12 @@ def any_wins(draw: st.DrawFn) -> tuple[list[int], Wins]:
 @given(any_wins(), st.integers())
 def test_strengths_are_finite_and_the_same_bits_in_any_order(given_: tuple[list[int], Wins], seed: int) -> None:
     means, wins = given_
-    strengths = strengths_milli(means, wins)
+    strengths = fitted(means, wins)
     assert all(abs(value) < 8200 for value in strengths)
     rows = list(wins.items())
     seeded(seed).shuffle(rows)
     turned = {(b, a) if i % 2 else (a, b): (w - won if i % 2 else won, w) for i, ((a, b), (won, w)) in enumerate(rows)}
-    assert strengths_milli(means, turned) == strengths
+    assert fitted(means, turned) == strengths
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -55,21 +60,21 @@ def test_strengths_are_those_of_a_float_fit(seed: int) -> None:
     chance = seeded(seed)
     wins = {(a, b): (chance.randint(0, 5000), 5000) for a in range(6) for b in range(a + 1, 6) if chance.random() < 0.8}
     means = [chance.randint(-1500, 1500) for _ in range(6)] if seed % 2 else [0] * 6
-    for ours, theirs in zip(strengths_milli(means, wins), by_floats(means, wins), strict=True):
+    for ours, theirs in zip(fitted(means, wins), by_floats(means, wins), strict=True):
         assert ours == pytest.approx(1000 * theirs, abs=15)
 
 
 def test_the_undefeated_stays_finite_and_a_cycle_is_level() -> None:
-    assert 800 < strengths_milli([0] * 3, {(0, 1): (5000, 5000), (0, 2): (5000, 5000), (1, 2): (2500, 5000)})[0] < 8000
-    assert max(map(abs, strengths_milli([0] * 3, {(0, 1): (3000, 3000), (1, 2): (3000, 3000), (2, 0): (3000, 3000)}))) <= 5
+    assert 800 < fitted([0] * 3, {(0, 1): (5000, 5000), (0, 2): (5000, 5000), (1, 2): (2500, 5000)})[0] < 8000
+    assert max(map(abs, fitted([0] * 3, {(0, 1): (3000, 3000), (1, 2): (3000, 3000), (2, 0): (3000, 3000)}))) <= 5
 
 
 @pytest.mark.parametrize("mean", [-8000, 8000])
 def test_the_furthest_means_a_header_can_state_stay_within_the_table(mean: int) -> None:
     wins = {(a, b): (50_000, 50_000) for a in range(50) for b in range(a + 1, 50)}
-    strengths = strengths_milli([mean] * 50, wins)
+    strengths = fitted([mean] * 50, wins)
     assert list(strengths) == sorted(strengths, reverse=True)
-    assert strengths_milli([mean, -mean], {(0, 1): (0, 50_000)}) != strengths_milli([mean, -mean], {(0, 1): (50_000, 50_000)})
+    assert fitted([mean, -mean], {(0, 1): (0, 50_000)}) != fitted([mean, -mean], {(0, 1): (50_000, 50_000)})
 
 
 def test_the_table_is_the_logistic_function() -> None:
@@ -87,3 +92,13 @@ def test_the_gain_is_the_one_whose_confidence_was_right() -> None:
     assert gain_milli(too_sure, "fuse") < 700, "6 of 10 right where 0.88 was claimed"
     assert abs(confidence_milli((2000,), gain_milli(too_sure, "fuse")) - 600) < 180
     assert gain_milli([((2000,), place % 100 < 98) for place in range(200)], "fuse") >= 1700
+
+
+def test_the_greatest_sums_that_a_round_can_make_are_exact_in_doubles() -> None:
+    """Every judge at the greatest weight for one answer: strengths as from a thousandth of it, scaled as the fold does."""
+    most = 511 * 1000
+    wins = {(a, b): (most, most) for a in range(60) for b in range(a + 1, 60)}
+    assert 1_000_000 * most * 499 < 2**53
+    first = fitted([0] * 60, wins)
+    assert list(first) == sorted(first, reverse=True)
+    assert fitted([0] * 60, {(b, a): (0, w) for (a, b), (_, w) in reversed(wins.items())}) == first
