@@ -131,8 +131,8 @@ class Probing:
         return watched
 
     def _answered(self, request: AskRequest, result: ResultEvent) -> None:
-        self._traffic.note(request.job, self._rng)
         is_route = result.round is None
+        self._traffic.note(request.job, self._rng, in_round=not is_route)
         if is_route and result.path != "local":
             peer = PeerId(result.peer_id)
             self._used.append(peer)
@@ -217,7 +217,7 @@ class Probing:
             )
         likely = self._fallback(self._rng.choice(members))
         task = fresh(skill, self._rng) if skill else self._traffic.task("", likely, self._rng)
-        job = bind(task, self._traffic.shape(self._rng), "", self._rng)
+        job = bind(task, self._traffic.shape(self._rng, in_round=True), "", self._rng)
         gold = self._gold[job] = _Gold(task)
         try:
             with trio.move_on_after(PROBE_SECONDS) as scope:

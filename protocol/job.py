@@ -32,10 +32,17 @@ class Turn(Message, frozen=True):
     content: str
 
 
+ROUTE_TOKENS = MAX_TOKENS
+"""Of an answer by one peer whose length nobody named: it ends where the model ends it, or its context."""
+
+ROUND_TOKENS = 256
+"""Of each answer in a round whose length nobody named: all members pay for it, and judges read two."""
+
+
 class Sampling(Message, frozen=True):
     """How an engine samples. Milli-units keep the wire free of floats: temperature_milli 700 is 0.7."""
 
-    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)] = 256
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)] = ROUND_TOKENS
     temperature_milli: Annotated[int, msgspec.Meta(ge=0, le=2000)] = 0
     top_p_milli: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1000
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0

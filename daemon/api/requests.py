@@ -9,7 +9,7 @@ import msgspec
 from daemon.api.backend import ASK_SECONDS, AskRequest, PeerWish, ProbeRequest, Strategy
 from daemon.api.errors import ApiError, of_remote
 from protocol.extras import MAX_TOP_LOGPROBS, Extras, wanted
-from protocol.job import Job, Role, Sampling, Turn, check_job
+from protocol.job import ROUND_TOKENS, ROUTE_TOKENS, Job, Role, Sampling, Turn, check_job
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import is_model_name, is_peer_id, sha256
 from protocol.wire.limits import MAX_COMMITTEE, MAX_TOKENS
@@ -18,8 +18,6 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 ROUND_MODELS: Mapping[str, Strategy] = {"swarm/rank": "rank", "swarm/majority": "majority", "swarm/auto": "auto"}
 """Model names that run a round instead of routing to one peer."""
-
-DEFAULT_TOKENS = 256
 
 MAX_CHOICES = 8
 """Of one request: each is a call of its own, and a peer gives one caller no more at once."""
@@ -194,7 +192,8 @@ def read_control(body: bytes, drawn: int) -> AskRequest:
     if ask.rationale and ask.strategy in ("route", "majority"):
         raise ApiError(400, "invalid_value", "'rationale' is what judges say: it goes with strategy rank or auto", "rationale")
     temperature = ask.temperature or 0.0
-    sampling = Sampling(ask.max_tokens or DEFAULT_TOKENS, round(temperature * 1000), seed=_seed(ask.seed, temperature, drawn))
+    tokens = ask.max_tokens or _tokens(ask.strategy)
+    sampling = Sampling(tokens, round(temperature * 1000), seed=_seed(ask.seed, temperature, drawn))
     job = _job(messages, sampling, ask.model or "")
     return AskRequest(
         job, ask.strategy, ask.committee, ask.peer, ask.timeout_s or ASK_SECONDS, verify=ask.verify, rationale=ask.rationale
@@ -222,7 +221,7 @@ def asks_of(request: Common, messages: list[ChatMessage], drawn: int, extras: Ex
         named = "n" if count > 1 else "peer" if wish is not None else next(wanted(extras), None) if extras is not None else None
         if named is not None:
             raise ApiError(400, "unsupported_parameter", f"'{named}' is not supported in a round ({request.model})", named)
-    sampling = _sampling(request, drawn)
+    sampling = _sampling(request, strategy, drawn)
     job = _job(messages, sampling, "" if strategy != "route" else request.model, extras)
     seeds = [(sampling.seed + number) % 2**31 for number in range(count)]
     jobs = [msgspec.structs.replace(job, sampling=msgspec.structs.replace(sampling, seed=seed)) for seed in seeds]
@@ -247,13 +246,17 @@ def _seed(named: int | None, temperature: float, drawn: int) -> int:
     return named if named is not None else drawn if temperature else 0
 
 
-def _sampling(request: Common, drawn: int) -> Sampling:
+def _tokens(strategy: Strategy) -> int:
+    return ROUTE_TOKENS if strategy == "route" else ROUND_TOKENS
+
+
+def _sampling(request: Common, strategy: Strategy, drawn: int) -> Sampling:
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if len(stops) > 4 or not all(1 <= len(stop) <= 64 for stop in stops):
         raise ApiError(400, "invalid_value", "'stop' takes at most 4 texts of 1 to 64 characters", "stop")
     temperature = 0.0 if request.temperature is None else request.temperature
     return Sampling(
-        request.max_completion_tokens or request.max_tokens or DEFAULT_TOKENS,
+        request.max_completion_tokens or request.max_tokens or _tokens(strategy),
         round(temperature * 1000),
         max(1, round((1.0 if request.top_p is None else request.top_p) * 1000)),
         _seed(request.seed, temperature, drawn),

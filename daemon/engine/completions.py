@@ -3,7 +3,7 @@
 Must not start or stop engines.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any
 
@@ -95,14 +95,20 @@ class CompletionClient:
         """The events of a streamed completion, as many at once as came at once. Leaving closes the connection, which makes the
         engine stop.
         """
-        raw = msgspec.json.encode(body)
         # Where many streams run, the end of each is heard by its connection being closed (see pace).
         idle = self._idle if self._pace.is_calm else None
-        async with exchange(self._server, "POST", "/v1/chat/completions", raw, idle) as reply:
-            if reply.status != _OK:
-                raise _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
-            async with aclosing(_events(reply, self._pace)) as events:
-                yield events
+        complaint = EngineError("the engine was asked for nothing")
+        for asked in _lengths(body):
+            raw = msgspec.json.encode(asked)
+            async with exchange(self._server, "POST", "/v1/chat/completions", raw, idle) as reply:
+                if reply.status == _OK:
+                    async with aclosing(_events(reply, self._pace)) as events:
+                        yield events
+                    return
+                complaint = _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
+            if not _is_about_length(complaint):
+                break
+        raise complaint
 
     async def post(self, body: JsonObject, limit: int) -> bytes:
         """The reply, of at most `limit` bytes, to a completion that is not streamed; raises EngineError."""
@@ -226,6 +232,18 @@ class _Answer:
 
 def _length(delta: Delta) -> int:
     return len(delta.content or "") + sum(len(call.function.arguments or "") for call in delta.tool_calls or ())
+
+
+def _lengths(body: JsonObject) -> Iterator[JsonObject]:
+    """The request, and then without a bound of its own: the context's rest is one, and shorter where that did not fit."""
+    yield body
+    if body.get("max_tokens", 1) > 1:
+        yield {name: value for name, value in body.items() if name != "max_tokens"}
+
+
+def _is_about_length(complaint: EngineError) -> bool:
+    """Whether prompt and answer together are too long, for which vLLM refuses a request that llama.cpp would cut short."""
+    return isinstance(complaint, EngineRefused) and "context" in str(complaint)
 
 
 def _complaint(status: int, raw: bytes) -> EngineError:

@@ -9,7 +9,7 @@ from random import Random
 
 import msgspec
 
-from protocol.job import Job, Role, Sampling, Turn
+from protocol.job import ROUND_TOKENS, ROUTE_TOKENS, Job, Role, Sampling, Turn
 from protocol.probes.answers import MAX_TRUTH_CHARS, Known, near_miss
 from protocol.probes.task import Task, alike, fresh, known_answer
 from protocol.skills import skill_of
@@ -32,8 +32,11 @@ class Shape:
     names_model: bool = False
 
 
-PLAIN = Shape(Sampling())
+PLAIN = Shape(Sampling(ROUTE_TOKENS))
 """Of a probe before our user asked anything: what `swarmd ask` sends."""
+
+PLAIN_ROUND = Shape(Sampling(ROUND_TOKENS))
+"""Likewise of a gold round: what `swarmd ask --strategy rank` sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +54,19 @@ class Traffic:
 
     def __init__(self) -> None:
         self._shapes: deque[Shape] = deque(maxlen=MAX_SHAPES)
+        self._round_shapes: deque[Shape] = deque(maxlen=MAX_SHAPES)
         self._kinds: deque[str] = deque(maxlen=MAX_SHAPES)
         """Questions that are ours in kind: others are put in their words."""
         self._solved: deque[Solved] = deque(maxlen=MAX_SOLVED)
 
-    def note(self, job: Job, rng: Random) -> None:
-        """Our user asked this."""
+    def note(self, job: Job, rng: Random, in_round: bool = False) -> None:
+        """Our user asked this, of one peer or `in_round`: the two have lengths of their own, by which a probe could be told."""
         question, earlier = job.turns[-1], job.turns[:-1]
         if job.extras is not None or question.role is not Role.USER or any(turn.role is not Role.SYSTEM for turn in earlier):
             return  # a conversation under way cannot be imitated by one question
         system = "\n".join(turn.content for turn in earlier)
         if len(system) <= MAX_SOLVED_CHARS:
-            self._shapes.append(Shape(job.sampling, system, bool(job.model)))
+            (self._round_shapes if in_round else self._shapes).append(Shape(job.sampling, system, bool(job.model)))
         if alike(question.content, rng) is not None:
             self._kinds.append(question.content)
 
@@ -85,9 +89,10 @@ class Traffic:
             return task
         return fresh(rng.choice(fallback), rng)
 
-    def shape(self, rng: Random) -> Shape:
+    def shape(self, rng: Random, in_round: bool = False) -> Shape:
         """One of our user's shapes, as often as it comes."""
-        return rng.choice(self._shapes) if self._shapes else PLAIN
+        shapes, plain = (self._round_shapes, PLAIN_ROUND) if in_round else (self._shapes, PLAIN)
+        return rng.choice(shapes) if shapes else plain
 
     @property
     def solved(self) -> int:

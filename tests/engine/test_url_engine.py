@@ -9,10 +9,11 @@ from random import Random
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from daemon.engine.completions import EventReader
 from daemon.engine.http_engine import HttpEngine
-from daemon.engine.interface import EngineError, EngineState
+from daemon.engine.interface import EngineError, EngineRefused, EngineState
 from daemon.engine.url_engine import UrlSettings, checked_url, read_key, url_engine
 from protocol.job import Job, Role, Sampling, Turn
 
@@ -143,6 +144,36 @@ async def test_a_server_without_log_probabilities_is_judged_by_its_letter(runnin
             assert b - a == pytest.approx(2.0)
             assert math.exp(a) + math.exp(b) == pytest.approx(1.0)
     assert asked == [None, 20, 5, None, None]  # the warm-up, the search for what it takes, and then only that
+
+
+TOO_LONG = b"""{"error":{"message":"This model's maximum context length is 128 tokens. However, ..."}}"""
+"""What vLLM says where prompt and answer together are longer than its context."""
+
+
+@pytest.mark.live
+async def test_an_answer_that_may_be_longer_than_the_context_is_asked_for_as_long_as_fits(running: Running) -> None:
+    asked: list[object] = []
+
+    def completion(body: dict[str, object]) -> tuple[int, bytes]:
+        asked.append(body.get("max_tokens"))
+        return (200, said("as long as fits")) if body.get("max_tokens", 0) in (0, 1) else (400, TOO_LONG)
+
+    def never_fits(body: dict[str, object]) -> tuple[int, bytes]:
+        asked.append(body.get("max_tokens"))
+        return (200, said("1")) if body.get("max_tokens") == 1 else (400, TOO_LONG)
+
+    job = replace(JOB, sampling=replace(JOB.sampling, max_tokens=4096))
+    async with served(openai(completion)) as url, running(url_engine(UrlSettings(url), RNG)) as engine:
+        async with engine.generate(job) as chunks:
+            assert "".join([chunk.text async for chunk in chunks]) == "as long as fits"
+        assert asked == [1, 4096, None]
+    asked.clear()
+    async with served(openai(never_fits)) as url, running(url_engine(UrlSettings(url), RNG)) as engine:
+        with pytest.raises(EngineRefused, match="context length"):
+            async with engine.generate(job):
+                pass
+        assert asked == [1, 4096, None]
+        assert engine.busy == 0
 
 
 @pytest.mark.live

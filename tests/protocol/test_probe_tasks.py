@@ -12,7 +12,7 @@ from protocol.probes.answers import MAX_READ_CHARS, Known, is_right, near_miss
 from protocol.probes.interval import wilson_milli
 from protocol.probes.phrases import TEMPLATES
 from protocol.probes.task import SKILLS, Task, alike, fresh, known_answer
-from protocol.probes.traffic import MAX_SHAPES, MAX_SOLVED, PLAIN, Shape, Traffic, bind, known_of
+from protocol.probes.traffic import MAX_SHAPES, MAX_SOLVED, PLAIN, PLAIN_ROUND, Shape, Traffic, bind, known_of
 from protocol.skills import skill_of_text
 
 
@@ -155,6 +155,15 @@ def test_a_solved_question_is_asked_of_nobody_who_saw_it_and_once() -> None:
     tasks = [traffic.task("new", ("add",), rng) for _ in range(50)]
     assert [task.text for task in tasks if task.skill != "add"] == ["Which river flows through Budapest?"]
     assert traffic.solved == 0
+
+
+def test_a_gold_round_looks_like_a_round_and_a_probe_like_a_question_to_one_peer() -> None:
+    traffic, rng = Traffic(), Random(1)
+    traffic.note(Job(user("add 1 2"), Sampling(4096)), rng)
+    assert traffic.shape(rng, in_round=True) == PLAIN_ROUND
+    traffic.note(Job(user("add 3 4"), Sampling(300)), rng, in_round=True)
+    assert {traffic.shape(rng).sampling.max_tokens for _ in range(20)} == {4096}
+    assert {traffic.shape(rng, in_round=True).sampling.max_tokens for _ in range(20)} == {300}
 
 
 def test_what_is_remembered_of_traffic_is_bounded() -> None:
