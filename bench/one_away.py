@@ -13,7 +13,7 @@ from statistics import median
 import trio
 
 from bench.daemons import Daemon, StartError, cpu_seconds
-from bench.http_client import Address, Kept, Streamed, request, stream_completion
+from bench.http_client import Address, Kept, request, stream_completion
 
 COMPLETIONS = "/v1/chat/completions"
 SLOTS = 64
@@ -51,6 +51,25 @@ ROOM = [word for limit in (*LIMITS, "engine.threads=1") for word in ("--set", li
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """One streamed answer: when its first token came and when its last, in seconds from the start of the load."""
+
+    waited: float
+    first: float
+    last: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Streams kept running for some seconds: the median wait for a first token, tokens per second, all tokens of all answers."""
+
+    first_s: float
+    rate: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """Where the engine itself is asked, and the name that it has for its model; `prefix` stands before `/v1` in its paths."""
 
@@ -81,23 +100,21 @@ class Sides:
 
     async def measure(self, streams: int, rounds: int, seconds: float) -> None:
         """Medians of `rounds`; `first` in milliseconds, `rate` in tokens per second, `cpu` in microseconds per token."""
-        taken: dict[str, list[tuple[float, float]]] = {side: [] for side in self._sides}
+        taken: dict[str, list[Load]] = {side: [] for side in self._sides}
         self.cpu = {side: dict.fromkeys(self._pids, 0.0) for side in self._sides}
-        tokens = dict.fromkeys(self._sides, 0.0)
         for number in range(rounds + 1):
             for side in sorted(self._sides, reverse=bool(number % 2)):
                 before = {name: cpu_seconds(pid) for name, pid in self._pids.items()}
-                start = time.perf_counter()
-                sample = await stream_for(*self._sides[side], streams, seconds if number else 0.3)
+                load = await stream_for(*self._sides[side], streams, seconds if number else 0.3)
                 if number:  # the first is not counted: it opens links and fills caches
-                    taken[side].append(sample)
-                    tokens[side] += sample[1] * (time.perf_counter() - start)
+                    taken[side].append(load)
                     for name, pid in self._pids.items():
                         self.cpu[side][name] += cpu_seconds(pid) - before[name]
-        self.first = {side: median(sample[0] for sample in samples) * 1000 for side, samples in taken.items()}
-        self.rate = {side: median(sample[1] for sample in samples) for side, samples in taken.items()}
+        self.first = {side: median(load.first_s for load in loads) * 1000 for side, loads in taken.items()}
+        self.rate = {side: median(load.rate for load in loads) for side, loads in taken.items()}
         for side, spent in self.cpu.items():
-            self.cpu[side] = {name: 1e6 * value / tokens[side] for name, value in spent.items()}
+            tokens = sum(load.tokens for load in taken[side])
+            self.cpu[side] = {name: 1e6 * value / tokens for name, value in spent.items()}
 
     def figures(self, streams: int) -> list[Figure]:
         """What was measured last, with the targets of one stream and of 16."""
@@ -148,19 +165,36 @@ async def served_model(daemon: Daemon) -> str:
     raise StartError("no daemon announces a model")
 
 
-async def stream_for(address: Address, wanted: bytes, streams: int, seconds: float) -> tuple[float, float]:
-    """Keep `streams` completions running for `seconds`: the median time to the first token, and tokens per second."""
-    done: list[Streamed] = []
+async def stream_for(address: Address, wanted: bytes, streams: int, seconds: float) -> Load:
+    """Keep `streams` completions running for `seconds`; those that are under way then are read to their end."""
+    answers: list[Answer] = []
     start = time.perf_counter()
 
     async def work() -> None:
-        while True:
-            done.append(await stream_completion(address, wanted))
-            if time.perf_counter() - start >= seconds:
-                return
+        while (asked := time.perf_counter() - start) < seconds:
+            one = await stream_completion(address, wanted)
+            answers.append(Answer(one.first_s, asked + one.first_s, asked + one.total_s, one.tokens))
 
     await _together([work] * streams)
-    return median(one.first_s for one in done), sum(one.tokens for one in done) / (time.perf_counter() - start)
+    return Load(
+        median(answer.waited for answer in answers), tokens_until(seconds, answers) / seconds, sum(one.tokens for one in answers)
+    )
+
+
+def tokens_until(moment: float, answers: Iterable[Answer]) -> float:
+    """Tokens that had come by then, each answer's taken to come evenly from its first to its last.
+
+    The load is whole until that moment and fades afterwards, as streams end one by one. A rate up to the last one's end would
+    hang on how often an answer fits into the time: it falls by a tenth where half of the streams begin a fifth answer and the
+    others do not.
+    """
+    came = 0.0
+    for answer in answers:
+        if answer.last <= moment:
+            came += answer.tokens
+        elif answer.first < moment:
+            came += answer.tokens * (moment - answer.first) / (answer.last - answer.first)
+    return came
 
 
 async def _together(tasks: list[Callable[[], Awaitable[None]]]) -> None:

@@ -207,17 +207,14 @@ async def _one_daemon(processes: Processes, rounds: int, seconds: float) -> list
     stream = {"max_tokens": FLOOR_TOKENS, "stream": True, "stream_options": {"include_usage": True}}
     long = {"model": model, "messages": turns, **stream}
     floor = request("POST", COMPLETIONS, json.dumps(long).encode())
-    rates = [await stream_for(daemon.socket, floor, FLOOR_STREAMS, seconds) for _ in range(rounds)]
-    figures = [
-        Figure(
-            f"one daemon, instant engine, {FLOOR_STREAMS} streams", median(rate for _, rate in rates), "tokens/s", at_least=20_000
-        )
-    ]
-    loads = {
+    loads = [await stream_for(daemon.socket, floor, FLOOR_STREAMS, seconds) for _ in range(rounds)]
+    rate = median(load.rate for load in loads)
+    figures = [Figure(f"one daemon, instant engine, {FLOOR_STREAMS} streams", rate, "tokens/s", at_least=20_000)]
+    asked = {
         "/health": request("GET", "/health", keep=True),
         "chat completion, instant engine": request("POST", COMPLETIONS, short, keep=True),
     }
-    for name, wanted in loads.items():
+    for name, wanted in asked.items():
         await _at_rate(daemon.socket, wanted, 0.5)
         taken = await _at_rate(daemon.socket, wanted, seconds * rounds)
         figures += [

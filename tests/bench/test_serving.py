@@ -1,4 +1,4 @@
-"""What `bench.serving --engine-url` refuses, and that both sides are asked the same but for the name. Starts no daemon."""
+"""How `bench.serving` counts, what its `--engine-url` refuses, and that both sides are asked the same. Starts no daemon."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.daemons import Daemon
-from bench.one_away import Engine, Sides, asked_stream
+from bench.one_away import Answer, Engine, Sides, asked_stream, tokens_until
 from bench.serving import main
 
 
@@ -38,3 +38,21 @@ def test_both_sides_are_asked_the_same() -> None:
     assert b"secret" not in away
     bodies = [sent.partition(b"\r\n\r\n")[2] for sent in (alone, away)]
     assert bodies[0].replace(b"owner/engine-name", b"engine-name") == bodies[1]
+
+
+@pytest.mark.parametrize("answer_s", [0.45, 0.49, 0.495, 0.5, 0.505, 0.55, 3.0])
+def test_a_rate_does_not_depend_on_how_answers_fit_into_the_time(answer_s: float) -> None:
+    """Sixteen streams, each asking again until two seconds are over: the rate is that of the streams, whatever they take."""
+    wait, tokens = 0.02, 80
+    answers = []
+    for stream in range(16):
+        asked = stream / 1000
+        while asked < 2.0:
+            answers.append(Answer(wait, asked + wait, asked + answer_s, tokens))
+            asked += answer_s
+    assert tokens_until(2.0, answers) / 2.0 == pytest.approx(16 * tokens / answer_s, rel=0.03)
+
+
+def test_an_answer_that_comes_at_once_counts_where_it_comes() -> None:
+    """All of it or nothing."""
+    assert tokens_until(1.0, [Answer(0.5, 0.5, 0.5, 7), Answer(0.5, 1.5, 1.5, 9)]) == 7
