@@ -16,16 +16,13 @@ import trio
 from crdt_store.replica import Replica
 from crdt_store.store import ClaimStore
 from crdt_store.sync_events import Verify
-from crdt_store.sync_messages import MAX_RANGE_CLAIMS, HeadsRequest, RangeRequest, serve_heads, serve_range
-from crdt_store.sync_plan import BULK_CLAIMS
+from crdt_store.sync_messages import HeadsRequest, RangeRequest, serve_heads, serve_range
 from daemon import collector
 from daemon.claim_sync import ClaimSync, in_thread
 from protocol.wire.codec import decode, encode
 from protocol.wire.ids import PeerId
 
 PEER = PeerId("peer")
-IN_FULL = MAX_RANGE_CLAIMS + 1
-"""As `bulk`: every claim comes with its signature."""
 
 
 @dataclass
@@ -45,14 +42,16 @@ class Exchange:
 class Wire:
     """Other peers and the lines to them: each answers from its replica as the daemon does, through bytes that are counted."""
 
-    def __init__(self, sources: Mapping[PeerId, Replica]) -> None:
+    def __init__(self, sources: Mapping[PeerId, Replica], older: bool = False) -> None:
+        """`older`: they know no checkpoints, so that every claim comes in its envelope."""
         self._sources = sources
+        self._older = older
         self.bytes = 0
 
-    def driver(self, store: ClaimStore, bulk: int = BULK_CLAIMS) -> "CountingSync":
-        """What a daemon pulls with, on this end of the lines; `bulk` as in `sync.Sync`."""
+    def driver(self, store: ClaimStore) -> "CountingSync":
+        """What a daemon pulls with, on this end of the lines."""
         here: Any = self
-        return CountingSync(store, here, here, Random(1), in_thread, bulk)
+        return CountingSync(store, here, here, Random(1), in_thread)
 
     def serve(self, method: str, handler: Any) -> None:
         """Nobody asks us."""
@@ -70,7 +69,10 @@ class Wire:
     @asynccontextmanager
     async def stream(self, peer: PeerId, method: str, body: bytes, *, timeout: float) -> AsyncIterator[AsyncIterator[bytes]]:
         async def chunks() -> AsyncIterator[bytes]:
-            for chunk in serve_range(self._sources[peer], decode(RangeRequest, self._carry(body))):
+            request = decode(RangeRequest, self._carry(body))
+            if self._older:
+                request = RangeRequest(request.ranges, request.proofs, request.picks)
+            for chunk in serve_range(self._sources[peer], request):
                 await trio.lowlevel.checkpoint()
                 yield self._carry(encode(chunk))
 
@@ -92,14 +94,14 @@ class CountingSync(ClaimSync):
         await super()._check(verify)
 
 
-async def sync_once(store: ClaimStore, source: Replica, bulk: int = BULK_CLAIMS) -> Exchange:
-    """Pull everything by the daemon's own driver into a file."""
+async def sync_once(store: ClaimStore, source: Replica, older: bool = False) -> Exchange:
+    """Pull everything by the daemon's own driver into a file; `older` as in `Wire`."""
     gc.unfreeze()  # an earlier pull's
     collector.settle()  # as a daemon does that stands
-    result, wire = Exchange(), Wire({PEER: source})
+    result, wire = Exchange(), Wire({PEER: source}, older)
     before, held = store.replica.total_bytes, len(store.replica)
     gaps: list[float] = []
-    sync = wire.driver(store, bulk)
+    sync = wire.driver(store)
 
     async def watch() -> None:
         while True:

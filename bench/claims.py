@@ -22,7 +22,7 @@ from nacl.bindings import crypto_sign_open
 from bench import claim_flood
 from bench.claim_corpus import ISSUERS, LENGTH, LOGS, NOW, PLACES, Corpus, alone, behind, build
 from bench.claim_curves import early, off_at, sampling_limit, settled_at
-from bench.claim_line import IN_FULL, Exchange, sync_once
+from bench.claim_line import Exchange, sync_once
 from bench.claims_table import as_table, short_of
 from bench.command import run
 from crdt_store.claims import DOMAIN, SignedClaim, read_claim
@@ -30,7 +30,6 @@ from crdt_store.memory import MemoryStorage
 from crdt_store.replica import Replica
 from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
-from crdt_store.sync_plan import BULK_CLAIMS
 from protocol.wire.codec import decode
 from protocol.wire.envelope import Envelope, signed_bytes
 from protocol.wire.ids import PeerId, public_key_of
@@ -159,25 +158,25 @@ def measure(folder: Path) -> dict[str, Any]:
     rates, openssl = [bare_rate(jobs)], [openssl_rate(jobs)]
     syncs: dict[int, Exchange] = {}
 
-    def pull(held: list[bytes], source: Replica, bulk: int = IN_FULL) -> Exchange:
+    def pull(held: list[bytes], source: Replica, older: bool = True) -> Exchange:
         path = folder / f"{len(rates)}.db"
         store = ClaimStore(ClaimStorage(path), key, NOW)
         trusted(held, store)
-        exchange = trio.run(sync_once, store, source, bulk)
+        exchange = trio.run(sync_once, store, source, older)
         store.close()
         path.unlink()
         rates.append(bare_rate(jobs))
         openssl.append(openssl_rate(jobs))
         return exchange
 
-    def pulls(held: list[bytes], source: Replica, bulk: int = IN_FULL) -> list[Exchange]:
-        return sorted((pull(held, source, bulk) for _ in range(ROUNDS)), key=lambda exchange: exchange.seconds)
+    def pulls(held: list[bytes], source: Replica, older: bool = True) -> list[Exchange]:
+        return sorted((pull(held, source, older) for _ in range(ROUNDS)), key=lambda exchange: exchange.seconds)
 
     for difference in DIFFERENCES[:-1]:
         syncs[difference] = pull(behind(corpus, difference), full.replica)
     pulled = pulls(behind(corpus, DIFFERENCES[-1]), full.replica)
     largest = syncs[DIFFERENCES[-1]] = pulled[ROUNDS // 2]
-    in_bulk = pulls(behind(corpus, DIFFERENCES[-1]), full.replica, BULK_CLAIMS)
+    in_bulk = pulls(behind(corpus, DIFFERENCES[-1]), full.replica, older=False)
     bulk = in_bulk[ROUNDS // 2]
     path_of_fresh = folder / "fresh.db"
     fresh = trio.run(sync_once, ClaimStore(ClaimStorage(path_of_fresh), key, NOW), full.replica)
@@ -191,7 +190,7 @@ def measure(folder: Path) -> dict[str, Any]:
     source = ClaimStore(MemoryStorage(), key, NOW)
     trusted(everything + alone(corpus), source)
     source.replica.sketch()
-    lone = pulls(everything, source.replica, BULK_CLAIMS)[ROUNDS // 2]
+    lone = pulls(everything, source.replica, older=False)[ROUNDS // 2]
     bare = median(rates)
     return {
         "claims": count,

@@ -40,7 +40,7 @@ def as_table(found: dict[str, Any]) -> str:
         f" {found['bulk']['cpu_us']:.0f} us of CPU a claim; loop late {found['bulk']['stall_p99_ms']:.1f} ms at p99,"
         f" {found['bulk']['stall_ms']:.1f} at most",
         f"the same in their envelopes     {found['in_full_per_s']:8.0f} /s   {found['in_full_share']:.0%} of bare (target"
-        f" 80%), as less than a thousand comes: {found['in_full_signatures']} of"
+        f" 80%), as peers of an older version give them: {found['in_full_signatures']} of"
         f" {found['sync']['10000']['claims']} signatures checked, the others by the hash chain of their log, up to one that was;"
         f" {found['cpu_us']:.0f} us of CPU a claim",
         f"claims that each come alone     {found['alone']['merged_per_s']:8.0f} /s   {found['alone']['merge_share']:.0%} of bare:"

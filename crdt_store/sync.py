@@ -33,7 +33,6 @@ from crdt_store.sync_events import (
 )
 from crdt_store.sync_exchange import MAX_BARREN, Exchange, Ids, Phase, State, cost_of, spared_by, too_much
 from crdt_store.sync_messages import (
-    FOLDED,
     MAX_ASKED,
     MAX_CHUNK_ROWS,
     MAX_LISTED_ROWS,
@@ -356,8 +355,8 @@ class Sync:
 
     def _plan(self, exchange: Exchange) -> RangeRequest:
         """What to ask about next; what was asked about goes behind what was not, so that every log gets its turn."""
-        planned = plan(self._target.replica, exchange.wants.values(), 0 if exchange.bulk else self._bulk)
-        exchange.bulk = planned.request.records == FOLDED
+        planned = plan(self._target.replica, exchange.wants.values(), 0 if exchange.bulk else self._bulk, self._run)
+        exchange.bulk = exchange.bulk or planned.claims >= self._bulk
         exchange.before = {want.row.id: (want, self._state(want)) for want in planned.asked}
         for want in planned.asked:
             del exchange.wants[want.row.id]

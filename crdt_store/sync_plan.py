@@ -7,6 +7,7 @@ from crdt_store.checkpoints import CHECKPOINT_CLAIMS
 from crdt_store.claims import MAX_LOG_CLAIMS
 from crdt_store.heads import FROZEN, IssuerHeads, LogRow, fork_row, log_id, log_row
 from crdt_store.replica import FROZEN_PLACE, Replica
+from crdt_store.runs import RUN_CLAIMS
 from crdt_store.sync_messages import AS_HELD, FOLDED, MAX_PICKS, MAX_RANGE_CLAIMS, MAX_RANGES, Pick, Range, RangeRequest
 from protocol.wire.ids import PeerId
 
@@ -79,24 +80,28 @@ class Plan:
     asked: tuple[Want, ...]
     done: frozenset[bytes]
     """Ids of wants about which there is nothing to ask any more."""
+    claims: int
+    """That its answer may hold."""
+    fewest: int
+    """Of them, of any log; 0 where only proofs are asked for."""
 
 
-def plan(replica: Replica, wants: Iterable[Want], bulk: int = BULK_CLAIMS) -> Plan:
+def plan(replica: Replica, wants: Iterable[Want], bulk: int = BULK_CLAIMS, run: int = RUN_CLAIMS) -> Plan:
     """A request for a slice of each want, as far as one answer goes; proofs first, because they travel first.
 
     Where one answer would bring `bulk` claims or more, all of them may come in checkpoints; more than MAX_RANGE_CLAIMS it never
-    brings.
+    brings. So they may where each log would bring `run` or more: those would lose their signatures on arrival (`runs`).
     """
     wanted = list(wants)
     if bulk:
-        planned, left = _plan(replica, wanted, MIN_SLICE, AS_HELD)
-        if MAX_RANGE_CLAIMS - left < bulk:
+        planned = _plan(replica, wanted, MIN_SLICE, AS_HELD)
+        if planned.claims < bulk and planned.fewest < run:
             return planned
-    return _plan(replica, wanted, CHECKPOINT_CLAIMS, FOLDED)[0]
+    return _plan(replica, wanted, CHECKPOINT_CLAIMS, FOLDED)
 
 
-def _plan(replica: Replica, wants: Iterable[Want], least: int, records: int) -> tuple[Plan, int]:
-    """A plan with slices of `least` claims or more, and how many claims more its answer might hold."""
+def _plan(replica: Replica, wants: Iterable[Want], least: int, records: int) -> Plan:
+    """A plan with slices of `least` claims or more."""
     proofs: list[Want] = []
     logs: list[Want] = []
     for want in wants:
@@ -107,7 +112,7 @@ def _plan(replica: Replica, wants: Iterable[Want], least: int, records: int) -> 
     ranges: list[Range] = []
     issuers: list[PeerId] = []
     picks: list[Pick] = []
-    left = MAX_RANGE_CLAIMS
+    left, fewest = MAX_RANGE_CLAIMS, 0
     for want in [*proofs, *logs]:
         if left <= 0:
             break  # what is behind is not even looked at: a newcomer wants a thousand logs and asks about sixty at a time
@@ -124,7 +129,10 @@ def _plan(replica: Replica, wants: Iterable[Want], least: int, records: int) -> 
             issuers.append(want.place[0])
         else:
             ranges.append(Range(*want.place, part.start, count))
-        left -= 0 if part.start == FROZEN else count
+        if part.start != FROZEN:
+            left -= count
+            fewest = min(fewest or count, count)
         asked.append(want)
     packed = b"".join(pick.pack() for pick in picks)
-    return Plan(RangeRequest(tuple(ranges), tuple(issuers), packed, records), tuple(asked), frozenset(done)), left
+    request = RangeRequest(tuple(ranges), tuple(issuers), packed, records)
+    return Plan(request, tuple(asked), frozenset(done), MAX_RANGE_CLAIMS - left, fewest)

@@ -15,7 +15,6 @@ import trio
 from crdt_store import sync, sync_events, sync_messages
 from crdt_store.forks import Fork, ForkProof
 from crdt_store.store import ClaimStore
-from crdt_store.sync_plan import BULK_CLAIMS
 from daemon.admission import PeerSlots
 from daemon.calls import Calls, InboundCall
 from daemon.transport.interface import Transport, TransportError
@@ -58,17 +57,15 @@ async def in_thread(work: Callable[[], Any]) -> Any:
 
 
 class ClaimSync:
-    """Exchanges claims with peers. `aside` is `in_thread` but in simulations; `bulk` as in `sync.Sync`."""
+    """Exchanges claims with peers. `aside` is `in_thread` but in simulations."""
 
-    def __init__(
-        self, store: ClaimStore, calls: Calls, transport: Transport, rng: Random, aside: "Aside[Any]", bulk: int = BULK_CLAIMS
-    ) -> None:
+    def __init__(self, store: ClaimStore, calls: Calls, transport: Transport, rng: Random, aside: "Aside[Any]") -> None:
         self._store = store
         self._calls = calls
         self._transport = transport
         self._rng = rng
         self._aside = aside
-        self._sync = sync.Sync(store, bulk)
+        self._sync = sync.Sync(store)
         self._nursery: trio.Nursery | None = None
         self._news = trio.Event()
         self._unsaved = trio.Event()

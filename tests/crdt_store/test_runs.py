@@ -8,12 +8,14 @@ from crdt_store.memory import MemoryStorage
 from crdt_store.runs import RUN_CLAIMS
 from crdt_store.store import ClaimStore
 from crdt_store.sync import Sync
-from crdt_store.sync_events import Begin, ChunkArrived, Fault, HeadsArrived, RangeEnded, Verify, check
+from crdt_store.sync_events import Begin, ChunkArrived, Fault, Finished, HeadsArrived, RangeEnded, Verify, check
 from crdt_store.sync_exchange import VERIFY_BURST
-from crdt_store.sync_messages import RangeChunk, serve_heads
+from crdt_store.sync_messages import AS_HELD, FOLDED, RangeChunk, serve_heads
+from crdt_store.sync_plan import plan, wants_of
 from protocol.wire.codec import decode, encode
 from protocol.wire.envelope import Envelope, seal
 from protocol.wire.errors import Code
+from tests.crdt_store.test_sync import Honest, exchange
 
 
 @pytest.fixture
@@ -168,3 +170,24 @@ def test_checkpoints_and_claims_side_by_side_are_all_taken_in(pulled, store, ali
     assert target.replica.digest() == store(*raws([*log, *other])).replica.digest()
     assert shape(target.replica, bob.id) == [9]
     assert sum(claims_of(read_record(raw)) for raw, _ in target.replica.records(alice.id, 1)) == 40
+
+
+def test_what_would_lose_its_signatures_on_arrival_comes_without(store, alice, bob):
+    """A seventh of the bytes; where a log brings fewer claims than a run, all keep theirs."""
+    source = store(*raws([*alice.log(40), *bob.log(RUN_CLAIMS)]))
+    row = wants_of(source.replica.heads(alice.id)) + wants_of(source.replica.heads(bob.id))
+    assert plan(store().replica, row).request.records == FOLDED
+    assert plan(store(*raws(bob.log(1))).replica, row).request.records == AS_HELD
+    target, server = store(), Honest(source.replica)
+    assert exchange(Sync(target), bob.id, server) == [Finished(bob.id, 40 + RUN_CLAIMS)]
+    assert server.bytes < 3_000
+    assert target.replica.digest() == source.replica.digest()
+
+
+def test_few_by_few_is_not_bulk(store, alice, bob):
+    """An exchange that brought a run has news come with every signature again."""
+    source = store(*raws([*alice.log(40), *bob.log(2)]))
+    sync = Sync(store(), run=3)
+    exchange(sync, bob.id, Honest(store(*raws(alice.log(40))).replica))
+    assert exchange(sync, bob.id, Honest(source.replica)) == [Finished(bob.id, 2)]
+    assert raws(sync._target.replica.claims(bob.id)) == raws(bob.log(2))

@@ -113,7 +113,7 @@ def test_a_newcomer_gets_all_for_a_fifth_of_the_bytes(store, alice, bob):
     log = [entry.raw for entry in [*alice.log(700), *bob.log(600)]]
     source = store(*log)
     plain, few = Honest(source.replica), Honest(source.replica)
-    exchange(Sync(store(), NEVER), alice.id, plain)
+    exchange(Sync(store(), NEVER, NEVER), alice.id, plain)
     fresh = store()
     assert exchange(Sync(fresh), alice.id, few) == [Finished(alice.id, 1300)]
     assert fresh.replica.digest() == source.replica.digest()
