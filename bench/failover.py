@@ -108,7 +108,7 @@ def ask(client: Client, temperature: float, act: Callable[[], str] | None = None
     """Ask, and `act` once AT_PIECES pieces were heard."""
     pieces: list[str] = []
     longest, before, ended = 0.0, 0.0, ""
-    for event in client.ask(QUESTION, model=MODEL, max_tokens=TOKENS, temperature=temperature, timeout_s=120):
+    for event in client.ask(QUESTION, model=MODEL, max_tokens=TOKENS, temperature=temperature, seed=1, timeout_s=120):
         now = time.monotonic()
         if event.name == "token":
             longest, before = max(longest, now - before if pieces else 0.0), now

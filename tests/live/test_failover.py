@@ -162,7 +162,7 @@ def test_llama_cpp_goes_on_where_a_killed_one_ended(starter: Starter, tmp_path: 
     for daemon in servers:
         daemon.wait_ready()
     until(lambda: len(alive(asker)) == 2)
-    options = {"model": "tests/random-llama", "max_tokens": 1200, "temperature": temperature}
+    options = {"model": "tests/random-llama", "max_tokens": 1200, "temperature": temperature, "seed": 1}
     failed: list[Daemon] = []
     undisturbed, alone = answered(third, "tell me", 0, lambda: None, **options)
     assert [attempt["outcome"] for attempt in alone["attempts"]] == ["ok"]
