@@ -7,10 +7,10 @@ passed on. What is not so vouched for is checked claim by claim. Decides nothing
 
 from collections.abc import Callable, Sequence
 
-from crdt_store.checkpoints import CHECKPOINT_CLAIMS, CheckpointEntry, checkpoint_of, verify_record
+from crdt_store.checkpoints import CHECKPOINT_CLAIMS, CheckpointEntry, can_be_row, checkpoint_of, verify_record
 from crdt_store.claims import SignedClaim
 from crdt_store.replica import Replica
-from protocol.wire.errors import LocalError, RemoteError
+from protocol.wire.errors import RemoteError
 
 RUN_CLAIMS = 8
 """Claims of one log that are taken in as a run. Fewer keep their signatures: they are the news of every day, which is proved by
@@ -42,6 +42,7 @@ def _follows(before: SignedClaim, entry: SignedClaim) -> bool:
         and (other.issuer, other.epoch, other.seq) == (one.issuer, one.epoch, one.seq + 1)
         and not isinstance(before, CheckpointEntry)
         and not isinstance(entry, CheckpointEntry)
+        and can_be_row(before)  # else all would be checked for the price of one
     )
 
 
@@ -67,7 +68,7 @@ def _fold(run: Sequence[SignedClaim], verdict: Verdict) -> SignedClaim | None:
     """The checkpoint of a run whose last claim is good; None where its claims must be looked at one by one."""
     try:
         return checkpoint_of([*run[:-1], verdict(run[-1])])
-    except (RemoteError, LocalError):
+    except RemoteError:
         return None
 
 

@@ -35,7 +35,7 @@ from crdt_store.sync_events import (
     Verify,
     check,
 )
-from crdt_store.sync_messages import RangeChunk, serve_heads, serve_range
+from crdt_store.sync_messages import AS_HELD, RangeChunk, RangeRequest, serve_heads, serve_range
 from crdt_store.sync_plan import BULK_CLAIMS
 from protocol.wire.envelope import public_bytes
 from protocol.wire.errors import RemoteError
@@ -206,8 +206,8 @@ def given(sync: Sync, peer: PeerId, chunk: RangeChunk) -> list[Effect]:
     return told
 
 
-def pull(sync: Sync, into: int, source: Replica, lose: int = -1) -> None:
-    """One exchange; the `lose`-th answer is lost, and with it the exchange."""
+def pull(sync: Sync, into: int, source: Replica, lose: int = -1, plain: bool = False) -> None:
+    """One exchange; the `lose`-th answer is lost, and with it the exchange. `plain`: what is held in envelopes comes in them."""
     peer = NAMES[into]
     effects = sync.handle(Begin(peer), 0.0)
     calls = 0
@@ -219,7 +219,10 @@ def pull(sync: Sync, into: int, source: Replica, lose: int = -1) -> None:
         elif isinstance(effect, AskHeads):
             effects += sync.handle(HeadsArrived(peer, serve_heads(source, effect.request)), 0.0)
         elif isinstance(effect, AskRange):
-            for chunk in serve_range(source, effect.request):
+            request = effect.request
+            if plain:
+                request = RangeRequest(request.ranges, request.proofs, request.picks, AS_HELD)
+            for chunk in serve_range(source, request):
                 effects += given(sync, peer, chunk)
                 effects += given(sync, peer, chunk) if calls == 2 and not effects else []
             effects += sync.handle(RangeEnded(peer), 0.0)
@@ -239,16 +242,22 @@ class Mesh(RuleBasedStateMachine):
             self.stores[who].compact(issuer, most, keep=0)
         self.stores[who].save()
 
-    @rule(bulk=st.booleans())
-    def ask_for_checkpoints_or_claims(self, bulk: bool) -> None:
+    @rule(bulk=st.booleans(), run=st.sampled_from([2, 3, BULK_CLAIMS]))
+    def ask_for_checkpoints_or_claims(self, bulk: bool, run: int) -> None:
         for sync in self.syncs:
-            sync._bulk = BULK if bulk else BULK_CLAIMS
+            sync._bulk, sync._run = BULK if bulk else BULK_CLAIMS, run
+
+    @rule(plain=st.booleans())
+    def answer_in_envelopes(self, plain: bool) -> None:
+        """Whatever was asked for: runs are then put together by who gets them."""
+        self.plain = plain
 
     @initialize()
     def start(self) -> None:
         self.stores = [ClaimStore(MemoryStorage(), KEYS[i], 10, self.bounds) for i in range(REPLICAS)]
         self.syncs = [Sync(store, BULK) for store in self.stores]
         self.cut: set[frozenset[int]] = set()
+        self.plain = False
         self.now = 100
 
     @rule(who=st.integers(0, REPLICAS - 1), count=st.integers(1, 4))
@@ -298,7 +307,7 @@ class Mesh(RuleBasedStateMachine):
     @rule(a=st.integers(0, REPLICAS - 1), b=st.integers(0, REPLICAS - 1), lose=st.integers(-1, 4))
     def sync(self, a: int, b: int, lose: int) -> None:
         if frozenset((a, b)) not in self.cut:
-            pull(self.syncs[a], b, self.stores[b].replica, lose)
+            pull(self.syncs[a], b, self.stores[b].replica, lose, self.plain)
 
     @rule(a=st.integers(0, REPLICAS - 1), b=st.integers(0, REPLICAS - 1))
     def cut_or_heal(self, a: int, b: int) -> None:
@@ -322,7 +331,7 @@ class Mesh(RuleBasedStateMachine):
         for _ in range(REPLICAS):
             for a in range(REPLICAS):
                 for b in range(REPLICAS):
-                    pull(self.syncs[a], b, replicas[b])
+                    pull(self.syncs[a], b, replicas[b], plain=self.plain)
         assert len({replica.digest() for replica in replicas}) == 1
         evidence = [{key: (cell.totals, cell.steps) for key, cell in store.scores.ledger._cells.items()} for store in self.stores]
         assert all(one == evidence[0] for one in evidence), "who compacted scores as who did not"
