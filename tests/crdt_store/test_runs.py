@@ -113,6 +113,22 @@ def test_where_the_last_is_false_a_false_one_before_it_is_found_too(pulled, alic
     assert raws(target.replica.claims()) == raws(log[:5])
 
 
+@pytest.mark.parametrize("place", [0, 5, 9, 18])
+def test_a_signed_claim_vouches_for_no_other_than_those_of_its_chain(pulled, alice, bob, place):
+    """Forged ones in their place, each in the next one's hash: the chain breaks where the signed ones begin."""
+    log = alice.log(20)
+    forged = [*log[:place]]
+    while len(forged) < 19:
+        previous = forged[-1].hash if forged else NO_HASH
+        fields = (alice.id, 1, len(forged), previous, alice.id, 1, "math", 99, NO_HASH, 0)
+        signature = decode(Envelope, seal(DOMAIN, encode(fields), bob.key)).signature
+        forged.append(read_claim(encode(Envelope(alice.id, encode(fields), signature))))
+    target, faults = pulled(*raws(forged), log[-1].raw, whole=raws(log))
+    assert faults
+    assert raws(target.replica.claims()) == raws(log[:place])
+    assert not target.replica.forks()
+
+
 def test_a_branch_is_proved_by_two_claims(pulled, alice):
     """Every version understands such a proof, and it is a tenth as long as one of a run."""
     trunk = alice.log(3)
