@@ -59,6 +59,8 @@ class Dialect:
     """Fields of every completion request."""
     extra_of_long: Mapping[str, Any] = field(default_factory=dict)
     """Fields of one whose prompt has over `LONG_PROMPT_BYTES` bytes."""
+    extra_of_short_choice: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of a choice whose prompt has no more."""
     constrain: Callable[[Sequence[str]], JsonObject] = _no_constraint
     """Fields that allow the given choices alone."""
     constrains_raw: bool = False
@@ -87,6 +89,9 @@ LLAMA_CPP = Dialect(
     # The samplers that other engines leave off are on by default.
     extra={"top_k": 0, "min_p": 0.0},
     extra_of_long={"return_progress": True},
+    # An answer's tokens that were computed one by one stay in its cache, and are a last digit off those read as a prompt: a judge
+    # that reads its question anew says the same whatever it did before. One batch costs next to nothing.
+    extra_of_short_choice={"cache_prompt": False},
     constrain=gbnf_choice,
     constrains_raw=True,
     names_function=False,
@@ -168,14 +173,20 @@ def _note_turns(messages: list[JsonObject], extras: Extras) -> None:
 def choice_request(turns: Sequence[Turn], choices: Sequence[str], model: str, dialect: Dialect, top: int) -> JsonObject:
     """The body that asks for one token and its `top` likeliest rivals, 0 for none; any token where there are no choices."""
     asked = {"max_tokens": 1, "temperature": 0.0} | ({"logprobs": True, "top_logprobs": top} if top else {})
-    return _request(turns, model, dialect) | asked | (dialect.constrain(choices) if choices else {})
+    request = _request(turns, model, dialect) | asked
+    if not choices:
+        return request
+    return {**request, **dialect.constrain(choices), **({} if _is_long(turns) else dialect.extra_of_short_choice)}
+
+
+def _is_long(turns: Sequence[Turn]) -> bool:
+    return sum(len(turn.content.encode()) for turn in turns) > LONG_PROMPT_BYTES
 
 
 def _request(turns: Sequence[Turn], model: str, dialect: Dialect) -> JsonObject:
-    is_long = sum(len(turn.content.encode()) for turn in turns) > LONG_PROMPT_BYTES
     return {
         **dialect.extra,
-        **(dialect.extra_of_long if is_long else {}),
+        **(dialect.extra_of_long if _is_long(turns) else {}),
         "model": model,
         "messages": [{"role": str(turn.role), "content": turn.content} for turn in turns],
         "stream": True,

@@ -72,6 +72,15 @@ def test_each_engine_is_constrained_in_its_own_way() -> None:
     assert "logprobs" not in choice_request(TURNS, ("A", "B"), "m", ANY_SERVER, 0)
 
 
+def test_a_short_question_of_a_judge_is_read_anew_and_a_long_one_is_not() -> None:
+    for size, anew in ((LONG_PROMPT_BYTES, True), (LONG_PROMPT_BYTES + 1, False)):
+        asked = (Turn(Role.USER, "x" * size),)
+        assert (choice_request(asked, ("A", "B"), "m", LLAMA_CPP, 5).get("cache_prompt") is False) is anew
+        assert "cache_prompt" not in choice_request(asked, (), "m", LLAMA_CPP, 5), "a text that is said again"
+        assert "cache_prompt" not in choice_request(asked, ("A", "B"), "m", VLLM, 5)
+    assert "cache_prompt" not in completion_request(Job((Turn(Role.USER, "x"),)), "m", LLAMA_CPP)
+
+
 def test_choices_are_normalised_over_the_choices() -> None:
     said = FirstToken.of([token({"A": math.log(0.3), "B": math.log(0.1), "C": math.log(0.6)})])
     assert [round(math.exp(p), 6) for p in normalised(said, ("A", "B"))] == [0.75, 0.25]
