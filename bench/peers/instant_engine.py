@@ -16,6 +16,7 @@ TOKENS_IN_ONE_WRITE = 64
 PACE = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
 """Tokens per second of each stream; 0: all at once."""
 
+_CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -79,6 +80,8 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             else:
                 writer.write(_whole({"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 1 << 20}]}))
             await writer.drain()
+            if _CLOSE.search(head):
+                return
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
