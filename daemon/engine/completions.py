@@ -95,19 +95,20 @@ class CompletionClient:
         """The events of a streamed completion, as many at once as came at once. Leaving closes the connection, which makes the
         engine stop.
         """
-        # Where many streams run, the end of each is heard by its connection being closed (see pace).
-        idle = self._idle if self._pace.is_calm else None
         complaint = EngineError("the engine was asked for nothing")
-        for asked in _lengths(body):
-            raw = msgspec.json.encode(asked)
-            async with exchange(self._server, "POST", "/v1/chat/completions", raw, idle) as reply:
-                if reply.status == _OK:
-                    async with aclosing(_events(reply, self._pace)) as events:
-                        yield events
-                    return
-                complaint = _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
-            if not _is_about_length(complaint):
-                break
+        with self._pace.asked() as is_calm:
+            # Where many streams run, the end of each is heard by its connection being closed (see pace).
+            idle = self._idle if is_calm else None
+            for asked in _lengths(body):
+                raw = msgspec.json.encode(asked)
+                async with exchange(self._server, "POST", "/v1/chat/completions", raw, idle) as reply:
+                    if reply.status == _OK:
+                        async with aclosing(_events(reply, self._pace)) as events:
+                            yield events
+                        return
+                    complaint = _complaint(reply.status, await reply.body(MAX_COMPLAINT_BYTES))
+                if not _is_about_length(complaint):
+                    break
         raise complaint
 
     async def post(self, body: JsonObject, limit: int) -> bytes:

@@ -29,6 +29,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._beat = -inf
+        self._asked = 0
         self._streams: dict[int, PacedStream] = {}
         self._parked: set[PacedStream] = set()
         self._wanted = trio.Event()
@@ -39,10 +40,18 @@ class Pace:
         """Seconds between two reads of one stream, from 0 to `LONGEST_SECONDS`, by how many streams have begun."""
         return min(LONGEST_SECONDS, len(self._streams) / READS_PER_SECOND)
 
-    @property
-    def is_calm(self) -> bool:
-        """Whether so few streams run that the last word of one more would wait for no beat that is noticed."""
-        return len(self._streams) < CALM_STREAMS
+    @contextmanager
+    def asked(self) -> Iterator[bool]:
+        """While an answer is asked for and read. Gives whether so few others are that its end waits for no beat that is noticed.
+
+        Those whose first token has not come count: streams that are asked for together begin together, and all are paced then.
+        """
+        is_calm = self._asked < CALM_STREAMS
+        self._asked += 1
+        try:
+            yield is_calm
+        finally:
+            self._asked -= 1
 
     async def run(self) -> None:
         """Beat until cancelled."""

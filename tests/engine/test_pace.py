@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from daemon.engine.pace import LONGEST_SECONDS, READS_PER_SECOND, Pace, PacedStream
+from daemon.engine.pace import CALM_STREAMS, LONGEST_SECONDS, READS_PER_SECOND, Pace, PacedStream
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -128,3 +128,12 @@ async def test_a_wait_that_is_cancelled_leaves_nothing_behind(
         await trio.sleep(1)
         await stream.wait()
     assert pace.interval == 0
+
+
+def test_answers_asked_for_together_count_before_their_first_tokens() -> None:
+    """Only the first few of a burst may keep their connections: the end of the others is heard by theirs being closed."""
+    pace = Pace()
+    with ExitStack() as stack:
+        assert [stack.enter_context(pace.asked()) for _ in range(16)] == [True] * CALM_STREAMS + [False] * (16 - CALM_STREAMS)
+    with pace.asked() as is_calm:
+        assert is_calm
