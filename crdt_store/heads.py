@@ -1,7 +1,6 @@
 """How far a replica goes: heads of logs and the hashes over them. Small enough to gossip; knows no claim's content."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Annotated
 
@@ -49,8 +48,7 @@ _LENGTH_BYTES = 2
 ROW_HEAD_BYTES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class LogRow:
+class LogRow(msgspec.Struct, frozen=True, gc=False):
     """One log in 13 bytes: enough to see that two replicas differ in it. `head` is the beginning of its last claim's hash.
 
     Ids and heads are cut short, so that someone could make two of a kind; then the replicas' digests differ though their rows

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from crdt_store.checkpoints import CHECKPOINT_CLAIMS
 from crdt_store.claims import MAX_LOG_CLAIMS
 from crdt_store.heads import FROZEN, IssuerHeads, LogRow, fork_row, log_id, log_row
@@ -22,16 +24,14 @@ Place = tuple[PeerId, int]
 """An issuer and an epoch, or FROZEN_PLACE for the issuer's fork proof."""
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(msgspec.Struct, frozen=True, gc=False):
     """One log or proof that another replica has more of. `place` is None where only the short name is known."""
 
     row: LogRow
     place: Place | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True, gc=False):
     """Claims `start` to `start + count - 1` of a log."""
 
     start: int
