@@ -9,11 +9,13 @@ and iproute2, touches nothing outside the namespaces that it makes, and removes 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -83,9 +85,9 @@ def until(what: str, holds: Callable[[], bool]) -> float:
     return time.monotonic() - started
 
 
-def hashes(clients: list[Client]) -> list[str]:
+def hashes(replies: list[dict[str, Any]]) -> list[str]:
     """The state hash of each, with its number of claims."""
-    return [f"{reply['replica_hash'][:16]} of {reply['claims']} claims" for reply in (each.reputation() for each in clients)]
+    return [f"{reply['replica_hash'][:16]} of {reply['claims']} claims" for reply in replies]
 
 
 def show(say: Callable[[str], None]) -> dict[str, object]:
@@ -103,33 +105,43 @@ def show(say: Callable[[str], None]) -> dict[str, object]:
         def meet(count: int) -> bool:
             return all(sum(row["state"] == "alive" for row in client.peers()) == count for client in clients)
 
-        def same(some: list[Client]) -> bool:
-            return len(set(hashes(some))) == 1
+        held: list[dict[str, Any]] = []
+
+        def look(*groups: range) -> bool:
+            """Whether each group holds one thing, and no two groups the same; what all hold is kept to be shown."""
+            held[:] = [client.reputation() for client in clients]
+            found = [{held[place]["replica_hash"] for place in group} for group in groups]
+            return all(len(one) == 1 for one in found) and len(set.union(*found)) == len(groups)
+
+        def offered() -> bool:
+            """Whether each knows what the other of its half serves: on a busy box that comes later than that it is there."""
+            seen = [{peer for model in client.models() for peer in model["peers"]} for client in clients]
+            return all(peers[place ^ 1] in seen[place] for place in range(4))
 
         def speak() -> None:
+            until("the offer of the other in its half", offered)
             for place in range(4):  # each asks the other of its half what it knows the answer of: probes become claims
                 clients[place].probe(peers[place ^ 1], count=2)
 
         until("four daemons that know each other", lambda: meet(3))
         speak()
-        until("equal sets", lambda: same(clients) and clients[0].reputation()["claims"] > 0)
-        before = hashes(clients)
+        until("equal sets", lambda: look(range(4)) and held[0]["claims"] > 0)
+        before = hashes(held)
         say(f"together: {before}")
         network.part()
         took = until("halves that miss each other", lambda: meet(1))
         say(f"the line is down; each half counts the other as gone after {took:.1f} s, and goes on")
         speak()
-        until("equal sets in each half", lambda: same(clients[:2]) and same(clients[2:]) and not same(clients))
-        apart = hashes(clients)
+        until("equal sets in each half", lambda: look(range(2), range(2, 4)))
+        apart = hashes(held)
         say(f"apart:    {apart}")
         network.heal()
-        healed = until("equal sets", lambda: same(clients))
-        after = hashes(clients)
+        healed = until("equal sets", lambda: look(range(4)))
+        after = hashes(held)
         say(f"healed:   {after}, {healed:.1f} s after the line came up")
-        for client in clients:
-            reply = client.reputation()
+        for reply in held:
             say(f"  replica_hash {reply['replica_hash']}  claims {reply['claims']}  forks {len(reply['forks'])}")
-        whole = [reply["replica_hash"] for reply in (client.reputation() for client in clients)]
+        whole = [reply["replica_hash"] for reply in held]
         return {"before": before, "apart": apart, "after": after, "replica_hash": whole, "healed_s": round(healed, 1)}
 
 
@@ -138,6 +150,7 @@ def show(say: Callable[[str], None]) -> dict[str, object]:
 @click.option("--check", is_flag=True, help="Exit 1 where the hashes differ after the line healed.")
 def main(json_wanted: bool, check: bool) -> None:
     """Part a mesh of four daemons, let both halves write, heal it, and print the hash of each one's claims."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the namespaces go, whoever ends it
     shown = show(lambda text: None if json_wanted else click.echo(text))
     if json_wanted:
         click.echo(json.dumps(shown, indent=1))
