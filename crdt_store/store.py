@@ -1,12 +1,13 @@
 """A replica that survives the process, and our own log in it. Decides what is durable when; storage decides how."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from crdt_store.checkpoints import CHECKPOINT_CLAIMS, CheckpointEntry, expand, read_record, stretch
+from crdt_store.checkpoints import CHECKPOINT_CLAIMS, expand, read_record, stretch
 from crdt_store.claims import Kind, SignedClaim, sign_claim
 from crdt_store.forks import Fork, ForkProof
 from crdt_store.outcomes import Compacted, Forked, Inserted, Outcome
@@ -247,34 +248,31 @@ class ClaimStore:
             self.replica.room.vouch([PeerId(entry.claim.subject)])
 
     def _load(self) -> int:
-        """Our own claims first: they say for whom there is room."""
+        """Our own claims are looked at first: they say for whom there is room."""
         stored = self._storage.load()
         damaged = stored.damaged
-        waiting: list[SignedClaim | bytes] = []
+        me = self.me.encode()
         for raw in stored.claims:
-            try:
-                read = read_record(raw)
-                if read.claim.issuer == self.me:
-                    read = expand(read)
-                    for one in stretch(read):
-                        self._vouch_for(one)
-                # Envelopes are half of the memory, and rows that were made take ten times what they are kept in.
-                checkpoint = isinstance(read, CheckpointEntry)
-                waiting.append(raw if checkpoint else SignedClaim(read.claim, read.hash, raw))
-            except RemoteError:
-                damaged += 1
+            if me in raw:  # of us, or about us; a hundred times quicker than to decode all of them twice
+                with suppress(RemoteError):  # counted below
+                    self._vouch_if_ours(read_record(raw))
         for proof in stored.proofs:
             try:
                 self.replica.insert_proof(proof, trusted=True)
             except RemoteError:
                 damaged += 1
-        for entry in waiting:
+        for raw in stored.claims:
             try:
-                self.replica.insert_opened(expand(read_record(entry)) if isinstance(entry, bytes) else entry)
+                self.replica.insert_opened(expand(read_record(raw)))
             except RemoteError:
                 damaged += 1
         self.scores.witnesses.settle()  # a quarter of a second for 100,000 claims, which no reader shall wait for
         return damaged
+
+    def _vouch_if_ours(self, read: SignedClaim) -> None:
+        if read.claim.issuer == self.me:
+            for entry in stretch(expand(read)):
+                self._vouch_for(entry)
 
 
 def _log_of(change: Change) -> tuple[str, int] | None:
