@@ -4,7 +4,6 @@ Engines agree on the endpoints and differ in a few fields: those are a `Dialect`
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,12 +26,6 @@ _PATH = re.compile(r"(?:^|[^\w<])/")
 """A slash that begins something: not that of and/or, nor that of </s>."""
 
 _GAVE_UP = ("abort", "error", "cancelled")
-
-UNSEEN_CHOICE_NATS = 1.0
-"""A choice outside the listed tokens is put this far below the least likely listed one: it is known to be no likelier."""
-
-SPOKEN_CHOICE_NATS = 2.0
-"""Log-odds claimed for a choice that an engine without log-probabilities has merely said: 0.88 of two."""
 
 JsonObject = dict[str, Any]
 
@@ -197,7 +190,9 @@ def _request(turns: Sequence[Turn], model: str, dialect: Dialect) -> JsonObject:
 # --- answers ----------------------------------------------------------------------------------------------------------------
 
 
-class _TopToken(msgspec.Struct):
+class ListedToken(msgspec.Struct):
+    """A token that could have stood at a place, and its natural-log probability."""
+
     token: str
     logprob: float
     bytes: list[int] | None = None
@@ -206,7 +201,7 @@ class _TopToken(msgspec.Struct):
 class _Token(msgspec.Struct):
     token: str
     logprob: float
-    top_logprobs: list[_TopToken] | None = None
+    top_logprobs: list[ListedToken] | None = None
     bytes: list[int] | None = None
 
 
@@ -345,57 +340,6 @@ def _token_logprob(token: _Token, top: int) -> TokenLogprob:
 
 def _octets(found: list[int] | None) -> list[int] | None:
     return found if found is not None and len(found) <= 256 and all(0 <= one <= 255 for one in found) else None
-
-
-# --- choices ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class FirstToken:
-    """What was said for a choice: the text, and the log-probability of each listed token; empty where the engine gives none."""
-
-    text: str
-    logprobs: Mapping[str, float]
-
-    @staticmethod
-    def of(events: Sequence[CompletionEvent]) -> "FirstToken":
-        choices = [event.choices[0] for event in events if event.choices]
-        text = "".join(choice.delta.content or "" for choice in choices)
-        tokens = [token for c in choices if c.logprobs is not None for token in c.logprobs.content or []]
-        listed = [_TopToken(tokens[0].token, tokens[0].logprob), *(tokens[0].top_logprobs or [])] if tokens else []
-        sums: dict[str, float] = {}
-        for name, found in {entry.token: entry.logprob for entry in listed if math.isfinite(entry.logprob)}.items():
-            word = name.strip()
-            sums[word] = _log_sum((sums[word], found)) if word in sums else found
-        return FirstToken(text.strip(), sums)
-
-
-def unlisted(said: FirstToken, choices: Sequence[str]) -> list[str]:
-    """The choices whose log-probability is not known."""
-    return [choice for choice in choices if choice not in said.logprobs]
-
-
-def normalised(said: FirstToken, choices: Sequence[str]) -> tuple[float, ...]:
-    """Log-probabilities over `choices` that sum to one; raises EngineError where nothing was said that bears on them."""
-    if not said.logprobs:
-        return _spoken(said.text, choices)
-    floor = min(said.logprobs.values()) - UNSEEN_CHOICE_NATS
-    raw = [said.logprobs.get(choice, floor) for choice in choices]
-    total = _log_sum(raw)
-    return tuple(value - total for value in raw)
-
-
-def _spoken(text: str, choices: Sequence[str]) -> tuple[float, ...]:
-    if text not in choices:
-        raise EngineError("the engine gives no log-probabilities and named none of the choices")
-    raw = [SPOKEN_CHOICE_NATS if choice == text else 0.0 for choice in choices]
-    total = _log_sum(raw)
-    return tuple(value - total for value in raw)
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    top = max(values)
-    return top + math.log(sum(math.exp(value - top) for value in values))
 
 
 def plain_sentence(text: str) -> str:

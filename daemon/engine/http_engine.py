@@ -12,9 +12,10 @@ from msgspec import structs
 from daemon.engine import dialect as wire
 from daemon.engine import likelihood as forced
 from daemon.engine.child import ChildCommand
+from daemon.engine.choices import FirstToken, normalised, unlisted
 from daemon.engine.completions import CompletionClient, ServedModel
 from daemon.engine.continuing import CannotContinue, Remainder, resumed_request, resumptions
-from daemon.engine.dialect import CompletionEvent, Dialect, FirstToken, JsonObject, Transcriber
+from daemon.engine.dialect import CompletionEvent, Dialect, JsonObject, Transcriber
 from daemon.engine.embeddings import BATCH_TEXTS
 from daemon.engine.http_exchange import Server
 from daemon.engine.interface import (
@@ -168,13 +169,13 @@ class HttpEngine:
             said = await self._first_token(client, served, turns, choices)
             known = dict(said.logprobs)
             if known and self._serving.dialect.constrains_raw:
-                for choice in wire.unlisted(said, choices):
+                for choice in unlisted(said, choices):
                     alone = await self._first_token(client, served, turns, (choice,))
                     known |= {choice: alone.logprobs[choice]} if choice in alone.logprobs else {}
         if not known and not self._said_clamped:
             self._said_clamped = True
             _log.warning("the engine gives no log-probabilities: judgements count its letter alone", model=served.id)
-        return wire.normalised(FirstToken(said.text, known), choices)
+        return normalised(FirstToken(said.text, known), choices)
 
     async def likelihood(self, turns: Sequence[Turn], text: str, tokens: int) -> tuple[TokenLogprob, ...]:
         """The first `tokens` tokens of `text` as the next turn, with 20 rivals each; raises EngineError, EngineUnsupported."""
@@ -282,7 +283,6 @@ class HttpEngine:
                 self._model = replace(described, embeds=await self._embeds(client, self._listed))
         except trio.TooSlowError:
             raise EngineError(f"the first completion took more than {self._serving.warm_up_timeout:g} s") from None
-
 
     async def _embeds(self, client: CompletionClient, served: ServedModel) -> bool:
         known = self._serving.dialect.embeds

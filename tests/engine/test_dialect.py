@@ -7,22 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.engine.choices import SPOKEN_CHOICE_NATS, FirstToken, normalised, unlisted
 from daemon.engine.dialect import (
     ANY_SERVER,
     LLAMA_CPP,
     LONG_PROMPT_BYTES,
-    SPOKEN_CHOICE_NATS,
     VLLM,
     CompletionEvent,
     Dialect,
-    FirstToken,
     Transcriber,
     choice_request,
     completion_request,
     decode_event,
-    normalised,
     plain_sentence,
-    unlisted,
 )
 from daemon.engine.interface import Chunk, EngineError
 from protocol.extras import Extras

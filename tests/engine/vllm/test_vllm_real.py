@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from daemon.engine import dialect as wire
-from daemon.engine.dialect import FirstToken
+from daemon.engine.choices import FirstToken, unlisted
 from daemon.engine.http_engine import HttpEngine
 from daemon.engine.interface import EngineRefused, EngineState
 from daemon.engine.process_group import ChildRecord, orphans, read_record
@@ -117,7 +117,7 @@ async def check_choice(engine: HttpEngine) -> None:
     async with engine._client.stream(request) as events:
         said = FirstToken.of([event async for event in events])
     assert said.text in ("A", "B")
-    assert wire.unlisted(said, ("A", "B")) == []
+    assert unlisted(said, ("A", "B")) == []
     assert math.exp(said.logprobs["A"]) + math.exp(said.logprobs["B"]) == pytest.approx(1.0, abs=1e-3)
 
 
