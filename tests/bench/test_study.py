@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ from bench import zoo
 from bench.study import gold as golden
 from bench.study.analysis import Study
 from bench.study.attacks import Kind, attacked, coalition
+from bench.study.constants import wins, with_constant
 from bench.study.plan import read_plan
 from bench.study.questions import FINITE, SKILLS, questions
 from bench.study.recording import Recording, Said, read, write
@@ -176,6 +178,23 @@ def test_liars_lie() -> None:
         (0, 1): 8000, (0, 2): 8000, (1, 0): -8000, (2, 0): -8000, (1, 2): -1000, (2, 1): 1000,
     }  # fmt: skip
     assert attacked(said, liars, "colluding").answers == (0, 1, 1, 1, 1, 2, 2)
+
+
+def test_a_constant_is_judged_against_every_text_and_loses_where_all_judges_are_against_it(shipped: Recording) -> None:
+    said = next(one for one in shipped.said if not one.gold)
+
+    def asked(tasks: Sequence[tuple[int, str, str, str, str]]) -> list[int]:
+        assert {prompt for _, prompt, *_ in tasks} == {said.prompt}
+        return [8000 if first == "?" else -8000 for *_, first, _ in tasks]
+
+    told = with_constant(said, "?", 3, asked)
+    assert told.texts[told.answers[3]] == "?"
+    assert told.answers[:3] + told.answers[4:] == said.answers[:3] + said.answers[4:]
+    assert {pair: odds for pair, odds in told.pairs().items() if len(said.texts) not in pair} == said.pairs()
+    assert {odds for pair, row in told.pairs().items() if pair[0] == len(said.texts) for odds in row} == {8000}
+    same = dict.fromkeys(SKILLS, "?")
+    assert wins(shipped, [said], same, lambda tasks: [-8000 if t[3] == "?" else 8000 for t in tasks], covert=True) == [False]
+    assert wins(shipped, [said], dict.fromkeys(SKILLS, said.right), asked, covert=True) == [], "it is the answer there"
 
 
 def test_every_member_lies_equally_often() -> None:
