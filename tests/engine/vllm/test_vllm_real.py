@@ -25,6 +25,7 @@ from protocol.extras import Extras
 from protocol.job import Job, Role, Sampling, Turn
 from protocol.likelihood import weighed
 from protocol.output_check import TOLERANCE_MICRO, deviations, text_of
+from protocol.wire.limits import MAX_TOKENS
 
 PROGRAM = os.environ.get("SWARMD_VLLM_PYTHON") or shutil.which("vllm")
 START_SECONDS = 1200
@@ -96,10 +97,12 @@ async def test_generation_choice_cancel_restart_and_clean_end(model: Path, run_f
         assert engine.model.engine_version != "unknown"
         await check_choice(engine)
         await check_generation(engine)
+        await check_length(engine)
         await check_likelihood(engine)
         await check_cancel(engine)
         await check_restart(engine, run_folder)
         await check_generation(engine)
+        await check_length(engine)
         left = record_in(run_folder)
         assert left is not None
         memory = shared_memory(orphans(left))
@@ -115,7 +118,7 @@ async def check_choice(engine: HttpEngine) -> None:
     assert await engine.choose(ASKED, ("B", "A")) == pytest.approx(found[::-1], abs=1e-3)
     request = wire.choice_request(ASKED, ("A", "B"), "tests/vllm", wire.VLLM, wire.TOP_LOGPROBS[0])
     async with engine._client.stream(request) as events:
-        said = FirstToken.of([event async for event in events])
+        said = FirstToken.of([event async for batch in events for event in batch])
     assert said.text in ("A", "B")
     assert unlisted(said, ("A", "B")) == []
     assert math.exp(said.logprobs["A"]) + math.exp(said.logprobs["B"]) == pytest.approx(1.0, abs=1e-3)
@@ -132,6 +135,17 @@ async def check_generation(engine: HttpEngine) -> None:
     with pytest.raises(EngineRefused, match="HTTP status 400"):
         async with engine.generate(Job((Turn(Role.USER, "word " * 40_000),), Sampling(max_tokens=4096))):
             pass
+
+
+async def check_length(engine: HttpEngine) -> None:
+    """More than its context has room for, which it refuses: what there is room for is asked for instead."""
+    assert engine.model is not None
+    if engine.model.context_tokens > MAX_TOKENS:
+        return
+    async with engine.generate(Job(ASKED, Sampling(max_tokens=MAX_TOKENS))) as chunks:
+        *_, last = [chunk async for chunk in chunks]
+    assert last.usage is not None
+    assert last.usage.prompt_tokens + last.usage.completion_tokens <= engine.model.context_tokens
 
 
 async def check_likelihood(engine: HttpEngine) -> None:
