@@ -54,3 +54,8 @@ class Ignored(msgspec.Struct, frozen=True, gc=False):
 
 
 Outcome = Inserted | Duplicate | Gap | Forked | Ignored
+
+
+def reclaimed(outcome: Outcome) -> bool:
+    """Whether logs of others were dropped for it: what fits into their own part may come back, from whoever has it."""
+    return isinstance(outcome, Inserted) and any(gone.issuer != outcome.entry.claim.issuer for gone in outcome.dropped)

@@ -352,6 +352,8 @@ class Replica:
         self._count -= log.length
         self.room.release(issuer, size)
         self._changed(state, log.id)
+        if not state.logs and state.fork is None:
+            del self._issuers[issuer]  # as if it had never come, so that digests agree; its place in the room stays its own
         return Dropped(issuer, epoch)
 
     def _changed(self, state: Issuer, log: bytes) -> None:
@@ -368,7 +370,7 @@ class Replica:
         if log in self._clashing:
             return 0
         issuer, epoch = self._places[log]
-        state = self._issuers[issuer]
+        state = self._issuers.get(issuer, _NOBODY)
         if epoch == FROZEN_PLACE:
             row = None if state.fork is None else fork_row(issuer, state.fork.epoch)
         else:

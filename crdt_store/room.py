@@ -6,9 +6,10 @@ whom its owner has dealt with, and, where the room that is lent out is used up, 
 refused for want of room, replicas that met are equal whole; after that, in every log that both have room for.
 
 The rules. Half of the room is reserved: a quarter for issuers that we vouch for, a quarter for strangers, each issuer its equal
-part, so that no insertion ever costs another issuer anything within that part. The other half is lent, first come, first served;
-those we vouch for take it back from the strangers who borrowed most, never from each other. A stranger's insertion
-drops nothing of anybody else. Our own claims are outside all of this.
+part, so that no insertion ever costs another issuer that part. The other half is lent, first come, first served; those we vouch
+for take it back from the strangers who borrowed most, never from each other: whole logs go, and what fits into their own part is
+asked for again. A stranger's insertion drops nothing of anybody else. Our own claims are outside all of this. A stranger's
+place is never given to another while we run: who could take it would need no more than new keys.
 """
 
 from collections.abc import Callable, Iterable

@@ -11,7 +11,7 @@ from crdt_store.checkpoints import claims_of, read_record
 from crdt_store.claims import SignedClaim
 from crdt_store.forks import Fork, ForkProof, open_proof
 from crdt_store.heads import ROW_HEAD_BYTES, LogRow, fork_id
-from crdt_store.outcomes import Forked, Ignored, Inserted, Outcome
+from crdt_store.outcomes import Forked, Ignored, Inserted, Outcome, reclaimed
 from crdt_store.replica import Replica
 from crdt_store.runs import RUN_CLAIMS, find_runs
 from crdt_store.sketch import ITEM_BYTES, MAX_CELLS, difference, unpack
@@ -129,7 +129,7 @@ class Sync:
         return peer in self._exchanges and now < self._exchanges[peer].shunned_until
 
     def made_room(self) -> None:
-        """Claims take less room than they did: ask again about what yielded nothing, once."""
+        """Claims take less room than they did, or had to give way to others: ask again about what yielded nothing, once."""
         for exchange in self._exchanges.values():
             exchange.barren.clear()
 
@@ -281,6 +281,8 @@ class Sync:
         proven = [fork for fork in forks if isinstance(fork, Fork)]
         outcomes = self._target.insert_opened(opened)
         outcomes += [self._target.insert_fork(fork) for fork in proven]
+        if any(map(reclaimed, outcomes)):
+            self.made_room()
         if exchange.phase is not Phase.RANGES:
             return []
         ids = [*map(Ids(), opened), *(fork_id(fork.issuer) for fork in proven)]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from crdt_store.checkpoints import compact
 from crdt_store.claims import Kind
 from crdt_store.memory import MemoryStorage
 from crdt_store.outcomes import Dropped, Ignored, Inserted
@@ -9,6 +10,9 @@ from crdt_store.own_log import Statement
 from crdt_store.replica import Replica
 from crdt_store.room import Bounds, Room
 from crdt_store.store import ClaimStore
+from crdt_store.sync import Sync
+from crdt_store.sync_events import Finished
+from tests.crdt_store.test_sync import Honest, exchange
 
 SIZE = 330
 BOUNDS = Bounds(strangers=20, vouched=5, total_bytes=80 * SIZE)
@@ -123,3 +127,46 @@ def test_where_room_is_short_the_newest_claims_are_put_together_too(author):
     for entry in author(1).log(40):
         roomy.insert(entry.raw)
     assert roomy.compact(author(1).id, 10) == [], "news keep their signatures where there is room for them"
+
+
+def test_an_issuer_of_whom_all_had_to_go_leaves_no_trace_in_the_digest(author):
+    bounds = Bounds(strangers=3, vouched=2, total_bytes=24 * SIZE)
+    replica, same = Replica(bounds), Replica(bounds)
+    for number in (1, 2, 3):
+        for entry in author(number).log(12):
+            replica.insert(entry.raw)
+    replica.sketch()
+    friend = author(100)
+    replica.room.vouch([friend.id])
+    same.room.vouch([friend.id])
+    for entry in friend.log(12):
+        replica.insert(entry.raw)
+    assert replica.length(author(1).id, 1) == 0
+    for entry in replica.claims():
+        same.insert(entry.raw)
+    assert (replica.digest(), replica.issuers()) == (same.digest(), same.issuers())
+    assert replica.sketch().cells(16) == same.sketch().cells(16)
+    assert replica.insert(author(50).claim(0).raw) == Ignored("full"), "its place stays its own"
+    assert isinstance(replica.insert(author(1).claim(0).raw), Inserted)
+    assert author(1).id in replica.issuers()
+
+
+def test_what_had_to_give_way_comes_back_as_far_as_its_part_goes(author, alice, bob):
+    """Also from who was asked for more of it in vain."""
+    stranger, friend = author(1), author(2)
+    size = len(compact(stranger.log(64)).raw)
+    store = ClaimStore(MemoryStorage(), author(200).key, 1, Bounds(strangers=1, vouched=1, total_bytes=23 * size // 3))
+    theirs, friends = (ClaimStore(MemoryStorage(), author(number).key, 1) for number in (201, 202))
+    theirs.insert_many([entry.raw for entry in stranger.log(64 * 8)])
+    friends.insert_many([entry.raw for entry in friend.log(64 * 3)])
+    sync = Sync(store)
+    exchange(sync, alice.id, Honest(theirs.replica))
+    assert store.replica.length(stranger.id, 1) == 64 * 5
+    assert store.replica.wants(stranger.id, 1), "there is room for a claim, and none for a checkpoint"
+    assert exchange(sync, alice.id, Honest(theirs.replica)) == [Finished(alice.id, 0)]
+    store.replica.room.vouch([friend.id])
+    exchange(sync, bob.id, Honest(friends.replica))
+    assert store.replica.length(stranger.id, 1) == 0
+    exchange(sync, alice.id, Honest(theirs.replica))
+    assert store.replica.length(stranger.id, 1) >= 64
+    assert store.replica.length(friend.id, 1) == 64 * 3
