@@ -10,6 +10,7 @@ looks at the set of claims alone, never at when or from whom they came.
 """
 
 from bisect import insort
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from crdt_store.checkpoints import CHECKPOINT_CLAIMS, beginning, compact, expand, read_record, stretch, verify_record
@@ -29,6 +30,8 @@ USUAL_BYTES = 512
 FROZEN_PLACE = -1
 """In place of an epoch: the issuer's fork proof."""
 
+MAX_FORKED_LOGS = 4_096
+"""Short names of logs that a fork dropped which are still known, so that who saw them here gets the proof in their place."""
 
 _NOBODY = Issuer()
 _NO_LOG = Log(b"")
@@ -53,6 +56,7 @@ class Replica:
         """By log: the item of it that the sketch has; 0 where it has none."""
         self._clashing: set[bytes] = set()
         self._changed_logs: set[bytes] = set()
+        self._forked_logs: deque[bytes] = deque()
         self._sketch = Sketch()
         self._making_room: list[Dropped] = []
         self._bytes = 0
@@ -206,9 +210,7 @@ class Replica:
                 self._rows[log] = now
             else:
                 self._rows.pop(log, None)
-                issuer, _ = self._places[log]
-                if log not in self._clashing and self.fork_of(issuer) is None:
-                    del self._places[log]
+                self._forget(log)
         self._changed_logs.clear()
         return self._sketch
 
@@ -352,9 +354,25 @@ class Replica:
         self._count -= log.length
         self.room.release(issuer, size)
         self._changed(state, log.id)
+        if log.id not in self._rows and log.id not in self._clashing:
+            del self._places[log.id]  # nobody was told of it
+            self._changed_logs.discard(log.id)
         if not state.logs and state.fork is None:
             del self._issuers[issuer]  # as if it had never come, so that digests agree; its place in the room stays its own
         return Dropped(issuer, epoch)
+
+    def _forget(self, log: bytes) -> None:
+        """The short name of a log that is gone; that of a forked one later, as who asks for it is to have the proof."""
+        if log in self._clashing:
+            return
+        issuer, epoch = self._places[log]
+        fork = self.fork_of(issuer)
+        if fork is not None and epoch >= fork.epoch:  # it never comes back
+            self._forked_logs.append(log)
+            if len(self._forked_logs) <= MAX_FORKED_LOGS:
+                return
+            log = self._forked_logs.popleft()
+        del self._places[log]
 
     def _changed(self, state: Issuer, log: bytes) -> None:
         state.digest = None

@@ -5,9 +5,11 @@ import itertools
 import msgpack
 import pytest
 
+import crdt_store.replica
 from crdt_store.checkpoints import compact
 from crdt_store.claims import NO_HASH
 from crdt_store.forks import ForkProof
+from crdt_store.heads import log_id
 from crdt_store.outcomes import Dropped, Duplicate, Forked, Gap, Ignored, Inserted
 from crdt_store.replica import Replica
 from crdt_store.room import Bounds
@@ -150,6 +152,39 @@ def test_the_oldest_epochs_go_once_newer_ones_fill_the_quota(alice):
     replica = replica_of(*(alice.claim(0, epoch=epoch).raw for epoch in (5, 6, 7)), bounds=bounds)
     assert replica.insert(alice.claim(0, epoch=8).raw).dropped == (Dropped(alice.id, 5),)
     assert replica.insert(alice.claim(0, epoch=4).raw) == Ignored("retired")
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("forked", [False, True])
+def test_short_names_of_logs_that_are_gone_are_forgotten(alice, told, forked):
+    """Who writes one epoch after the other fills no memory, whether or not a peer compared with us in between."""
+    replica = replica_of(bounds=Bounds(issuer_epochs=4))
+    if forked:
+        replica.insert(alice.claim(0, epoch=100, value=1).raw)
+        replica.insert(alice.claim(0, epoch=100, value=2).raw)
+    for epoch in range(20):
+        replica.insert(alice.claim(0, epoch=epoch).raw)
+        if told:
+            replica.sketch()
+    replica.sketch()
+    known = [epoch for epoch in range(101) if replica.place(log_id(alice.id, epoch)) is not None]
+    assert known == [16, 17, 18, 19]
+
+
+def test_of_logs_that_a_fork_dropped_the_latest_are_known(alice, monkeypatch):
+    """Those that peers may still ask for, to whom the proof is the answer."""
+    monkeypatch.setattr(crdt_store.replica, "MAX_FORKED_LOGS", 3)
+    replica = replica_of()
+    known = []
+    for epoch in range(9, -1, -1):
+        replica.insert(alice.claim(0, epoch=epoch).raw)
+        if epoch % 2:
+            replica.sketch()
+        replica.insert(alice.claim(0, epoch=epoch, value=2).raw)
+        replica.sketch()
+        known = [held for held in range(10) if replica.place(log_id(alice.id, held)) is not None]
+        assert len(known) <= 3
+    assert known == [1, 3, 5], "nobody was told of the even ones"
 
 
 def test_a_full_replica_refuses_newcomers_and_keeps_what_it_holds(alice, bob, author):
