@@ -186,7 +186,7 @@ class Probing:
 
     async def _probe(self, target: Candidate, task: Task) -> Mark:
         """Ask `target` as our user would; raises RemoteError where it gave no answer, which says nothing of its skill."""
-        job = bind(task, self._traffic.shape(self._rng), target.model, self._rng)
+        job = bind(task, self._traffic.shape(self._rng), target.model)
         answers: list[ResultEvent] = []
 
         async def emit(event: AskEvent) -> None:
@@ -217,7 +217,7 @@ class Probing:
             )
         likely = self._fallback(self._rng.choice(members))
         task = fresh(skill, self._rng) if skill else self._traffic.task("", likely, self._rng)
-        job = bind(task, self._traffic.shape(self._rng, in_round=True), "", self._rng)
+        job = bind(task, self._traffic.shape(self._rng, in_round=True), "")
         gold = self._gold[job] = _Gold(task)
         try:
             with trio.move_on_after(PROBE_SECONDS) as scope:

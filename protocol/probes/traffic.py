@@ -4,10 +4,11 @@ Decides what a probe asks and how it is dressed. Nothing of it leaves this peer 
 """
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from random import Random
 
-import msgspec
+from msgspec import structs
 
 from protocol.job import ROUND_TOKENS, ROUTE_TOKENS, Job, Role, Sampling, Turn
 from protocol.probes.answers import MAX_TRUTH_CHARS, Known, near_miss
@@ -90,9 +91,13 @@ class Traffic:
         return fresh(rng.choice(fallback), rng)
 
     def shape(self, rng: Random, in_round: bool = False) -> Shape:
-        """One of our user's shapes, as often as it comes."""
+        """One of our user's shapes, as often as it comes; with a seed of its own where each of our user's has one."""
         shapes, plain = (self._round_shapes, PLAIN_ROUND) if in_round else (self._shapes, PLAIN)
-        return rng.choice(shapes) if shapes else plain
+        if not shapes:
+            return plain
+        shape = rng.choice(shapes)
+        drawn = rng.randrange(1, 2**31)
+        return replace(shape, sampling=structs.replace(shape.sampling, seed=drawn)) if _is_drawn(shape, shapes) else shape
 
     @property
     def solved(self) -> int:
@@ -100,13 +105,16 @@ class Traffic:
         return len(self._solved)
 
 
-def bind(task: Task, shape: Shape, model: str, rng: Random) -> Job:
+def _is_drawn(shape: Shape, among: Iterable[Shape]) -> bool:
+    """Whether its seed will have been drawn for one job: nobody draws one for the likeliest answer, or the same one twice."""
+    seed = shape.sampling.seed
+    return seed > 0 and shape.sampling.temperature_milli > 0 and sum(one.sampling.seed == seed for one in among) == 1
+
+
+def bind(task: Task, shape: Shape, model: str) -> Job:
     """The job that asks `task` in the given shape; `model` is what the asked peer serves."""
-    sampling = shape.sampling
-    if sampling.seed:
-        sampling = msgspec.structs.replace(sampling, seed=rng.randrange(1, 2**31))
     system = (Turn(Role.SYSTEM, shape.system),) if shape.system else ()
-    return Job((*system, Turn(Role.USER, task.text)), sampling, model if shape.names_model else "")
+    return Job((*system, Turn(Role.USER, task.text)), shape.sampling, model if shape.names_model else "")
 
 
 def known_of(job: Job) -> Known | None:

@@ -138,7 +138,7 @@ def test_a_probe_wears_the_shape_of_our_users_jobs() -> None:
     sampling = Sampling(max_tokens=99, temperature_milli=700, seed=5)
     traffic.note(Job((Turn(Role.SYSTEM, "Be brief."), *user("What is 47 + 38?")), sampling, "some-model"), rng)
     shape = traffic.shape(rng)
-    job = bind(traffic.task("a", ("add",), rng), shape, "other-model", rng)
+    job = bind(traffic.task("a", ("add",), rng), shape, "other-model")
     assert (job.model, job.turns[0].content, job.sampling.max_tokens) == ("other-model", "Be brief.", 99)
     assert job.sampling.seed not in (0, 5)
     assert job.turns[-1].content.startswith("What is ")
@@ -164,6 +164,23 @@ def test_a_gold_round_looks_like_a_round_and_a_probe_like_a_question_to_one_peer
     traffic.note(Job(user("add 3 4"), Sampling(300)), rng, in_round=True)
     assert {traffic.shape(rng).sampling.max_tokens for _ in range(20)} == {4096}
     assert {traffic.shape(rng, in_round=True).sampling.max_tokens for _ in range(20)} == {300}
+
+
+def test_a_seed_that_our_user_names_each_time_is_that_of_probes_too() -> None:
+    """Or a peer that was asked with seed 7 all along knows what it is that comes with another one."""
+    rng = Random(1)
+    for sampling in (Sampling(seed=7), Sampling(temperature_milli=700, seed=7)):
+        traffic = Traffic()
+        for number in range(3):
+            traffic.note(Job(user(f"add {number} 2"), sampling), rng)
+        seeds = {bind(fresh("add", rng), traffic.shape(rng), "m").sampling.seed for _ in range(20)}
+        assert seeds == {7}
+    traffic = Traffic()
+    for number in range(3):  # drawn for each, as where nobody names one
+        traffic.note(Job(user(f"add {number} 2"), Sampling(temperature_milli=700, seed=100 + number)), rng)
+    seeds = {bind(fresh("add", rng), traffic.shape(rng), "m").sampling.seed for _ in range(20)}
+    assert len(seeds) == 20
+    assert seeds.isdisjoint({0, 100, 101, 102})
 
 
 def test_what_is_remembered_of_traffic_is_bounded() -> None:
@@ -218,10 +235,10 @@ def test_no_simple_classifier_tells_probes_from_traffic_of_the_same_mix() -> Non
     jobs: list[tuple[list[float], bool]] = []
     for _ in range(600):
         shape = rng.choice(shapes)
-        own = bind(fresh(rng.choice(skills), rng), shape, "m", rng)
+        own = bind(fresh(rng.choice(skills), rng), shape, "m")
         traffic.note(own, rng)
         jobs.append((features(own), False))
-        jobs.append((features(bind(traffic.task("peer", skills, rng), traffic.shape(rng), "m", rng)), True))
+        jobs.append((features(bind(traffic.task("peer", skills, rng), traffic.shape(rng), "m")), True))
     probes = [row for row, is_probe in jobs if is_probe]
     others = [row for row, is_probe in jobs if not is_probe]
     areas = [separation([row[place] for row in probes], [row[place] for row in others]) for place in range(len(probes[0]))]
@@ -229,7 +246,7 @@ def test_no_simple_classifier_tells_probes_from_traffic_of_the_same_mix() -> Non
     rng.shuffle(jobs)
     assert nearest_centroid(jobs[:600], jobs[600:]) <= 0.56
     # The classifier can tell what can be told: probes as they would be without our traffic's shapes and kinds.
-    naive = [(features(bind(fresh(rng.choice(("add", "mod", "rev")), rng), PLAIN, "m", rng)), True) for _ in range(600)]
+    naive = [(features(bind(fresh(rng.choice(("add", "mod", "rev")), rng), PLAIN, "m")), True) for _ in range(600)]
     mixed = [*naive, *((row, False) for row in others)]
     rng.shuffle(mixed)
     assert nearest_centroid(mixed[:600], mixed[600:]) > 0.75
