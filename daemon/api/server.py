@@ -50,6 +50,8 @@ class HttpLimits:
     idle_seconds: float = 60.0
     body_floor: int = 1 << 10
     """Bytes per second that a request's body must reach, after 5 s of grace."""
+    reader_seconds: float = 120.0
+    """A client that takes nothing of its answer for so long has left: a slot of an engine waits for it, here or at a peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,7 @@ class _Connection:
 
     async def _exchange(self, request: Request, body: bytes) -> None:
         scope = self._scope(request)
-        exchange = _Exchange(self._http, self._stream, body, request.method == b"HEAD")
+        exchange = _Exchange(self._http, self._stream, body, request.method == b"HEAD", self._limits.reader_seconds)
         with exchange.scope, self._server.hang_ups.heard(self._stream.socket.fileno(), exchange.leave):
             await self._answer(scope, exchange)
         self._observe(scope, exchange.status if exchange.finished else 499)
@@ -253,9 +255,10 @@ class _Connection:
 class _Exchange:
     """The ASGI side of one request: `receive` yields the body once, `send` writes through h11."""
 
-    def __init__(self, http: HttpWire, stream: trio.abc.Stream, body: bytes, head: bool) -> None:
+    def __init__(self, http: HttpWire, stream: trio.SocketStream, body: bytes, head: bool, reader_seconds: float) -> None:
         self._http = http
         self._stream = stream
+        self._reader_seconds = reader_seconds
         self._body: bytes | None = body
         self._head = head
         self._started: AsgiMessage | None = None
@@ -315,7 +318,14 @@ class _Exchange:
         self._sent_at_once += max(sent, _LEAST_BYTES)
         if sent < len(payload):
             self._sent_at_once = 0
-            await self._stream.send_all(payload[sent:])
+            await self._send_slowly(memoryview(payload)[sent:])
         elif self._sent_at_once >= BYTES_A_TURN:
             self._sent_at_once = 0
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _send_slowly(self, rest: memoryview) -> None:
+        while rest:
+            with trio.move_on_after(self._reader_seconds) as patience:
+                rest = rest[await self._stream.socket.send(rest) :]
+            if patience.cancelled_caught:
+                raise trio.BrokenResourceError

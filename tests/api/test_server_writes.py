@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from daemon.api.server import BYTES_A_TURN, HttpLimits, HttpServer, Listener
 from daemon.eager_send import send_now
@@ -79,6 +80,35 @@ async def test_an_answer_that_never_waits_lets_others_have_their_turn() -> None:
     # Trio runs the tasks of one turn in any order, so that two turns of the writer may follow each other.
     assert max(later - earlier for earlier, later in pairwise(seen)) <= 2 * BYTES_A_TURN // (2 << 10)
     assert len(seen) >= 4
+
+
+async def test_a_client_that_takes_nothing_for_two_minutes_holds_nothing_any_longer(autojump_clock: MockClock) -> None:
+    statuses: list[int] = []
+    begun, ended = 0.0, 0.0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal begun, ended
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                begun = trio.current_time()
+                await send({"type": "http.response.body", "body": bytes(100 << 10), "more_body": True})
+        finally:
+            ended = trio.current_time()
+
+    served, client = pair()
+    server = HttpServer(app, HttpLimits(), lambda scope, status: statuses.append(status))
+    with trio.fail_after(3600):
+        async with trio.open_nursery() as serving:
+            serving.start_soon(server.serve, served, Listener("unix"))
+            await client.send_all(REQUEST)
+            for _ in range(20):  # slowly: some of each write in time
+                await trio.sleep(100)
+                assert await client.receive_some(64 << 10)
+    assert statuses == [499]
+    assert ended == pytest.approx(20 * 100 + 120, abs=1)
+    assert ended - begun > 120, "what is taken bit by bit is waited for"
+    await client.aclose()
 
 
 async def test_only_a_socket_takes_bytes_at_once() -> None:
