@@ -3,6 +3,7 @@
 Must not start or stop engines.
 """
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any
@@ -26,6 +27,9 @@ MAX_REPLY_BYTES = 1 << 20
 MAX_COMPLAINT_BYTES = 64 << 10
 
 _OK = 200
+
+_ABOUT_LENGTH = re.compile("context (?:length|window|size|limit)", re.IGNORECASE)
+"""As vLLM, SGLang and gateways say of prompt and answer together; not as we say that a prompt alone is too long."""
 
 
 class ServedModel(msgspec.Struct):
@@ -197,9 +201,11 @@ async def _events(reply: Reply, pace: Pace) -> AsyncGenerator[list[CompletionEve
     answer = _Answer()
     with ExitStack() as stack:
         paced: PacedStream | None = None
-        while not answer.is_over and (chunk := await reply.chunk()):
+        while chunk := await reply.chunk():
             if events := answer.feed(chunk):
                 yield events
+            if answer.is_over:
+                return
             if paced is not None:
                 await paced.wait()
             elif answer.has_begun and reply.descriptor is not None:
@@ -244,7 +250,7 @@ def _lengths(body: JsonObject) -> Iterator[JsonObject]:
 
 def _is_about_length(complaint: EngineError) -> bool:
     """Whether prompt and answer together are too long, for which vLLM refuses a request that llama.cpp would cut short."""
-    return isinstance(complaint, EngineRefused) and "context" in str(complaint)
+    return isinstance(complaint, EngineRefused) and _ABOUT_LENGTH.search(str(complaint)) is not None
 
 
 def _complaint(status: int, raw: bytes) -> EngineError:

@@ -2,13 +2,16 @@
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from itertools import pairwise
 
+import h11
 import pytest
 import trio
 from trio.testing import MockClock
 
+from daemon.engine.completions import _events
+from daemon.engine.http_exchange import Reply
 from daemon.engine.pace import CALM_STREAMS, LONGEST_SECONDS, READS_PER_SECOND, Pace, PacedStream
 
 Pair = tuple[socket.socket, socket.socket]
@@ -86,6 +89,31 @@ async def test_the_end_of_an_answer_is_heard_at_once(nursery: trio.Nursery, pair
         with trio.move_on_after(1) as patience:  # the other one goes on waiting for its beat
             await mock_jump(mock_clock, second)
         assert not patience.cancelled_caught
+
+
+async def test_an_answer_that_was_read_to_its_end_waits_for_no_beat(
+    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
+) -> None:
+    pace = Pace()
+    nursery.start_soon(pace.run)
+    await trio.testing.wait_all_tasks_blocked()
+    ours, theirs = pairs[0]
+    ours.setblocking(False)
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+    reply = Reply(stream, lambda: h11.Connection(h11.CLIENT), trio.CancelScope())
+    word = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n'
+    coming = iter((word, b"data: [DONE]\n\n"))  # its connection stays open, as that of few streams does
+    theirs.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + word)
+    await reply.read_head()
+    words = 0
+    async with aclosing(_events(reply, pace)) as events:
+        async for batch in events:
+            words += len(batch)
+            theirs.send(next(coming))
+            if words == 2:
+                said = trio.current_time()
+    assert words == 2
+    assert trio.current_time() == said
 
 
 async def mock_jump(clock: MockClock, stream: PacedStream) -> None:

@@ -176,6 +176,29 @@ async def test_an_answer_that_may_be_longer_than_the_context_is_asked_for_as_lon
         assert engine.busy == 0
 
 
+REFUSALS = [
+    (b"""{"error":{"type":"exceed_context_size_error","message":"too long","n_ctx":128}}""", "does not fit the engine's context"),
+    (b"""{"error":{"message":"max_tokens is not to be had in this context"}}""", "not to be had"),
+]
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(("refusal", "message"), REFUSALS)
+async def test_what_is_refused_whatever_its_length_is_asked_for_once(refusal: bytes, message: str, running: Running) -> None:
+    """Without a length of ours the engine's own bound is all there is: not where nothing says that it is the nearer one."""
+    asked: list[object] = []
+
+    def completion(body: dict[str, object]) -> tuple[int, bytes]:
+        asked.append(body.get("max_tokens"))
+        return (200, said("x")) if asked[-1] in (1, None) else (400, refusal)
+
+    async with served(openai(completion)) as url, running(url_engine(UrlSettings(url), RNG)) as engine:
+        with pytest.raises(EngineRefused, match=message):
+            async with engine.generate(JOB):
+                pass
+    assert asked == [1, JOB.sampling.max_tokens]
+
+
 @pytest.mark.live
 @pytest.mark.parametrize(
     ("status", "reply", "message"),
