@@ -7,6 +7,7 @@ our user whose answer can be worked out.
 
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -16,7 +17,7 @@ import trio
 
 from crdt_store.claims import Kind
 from crdt_store.own_log import Statement
-from daemon.api.backend import AskEvent, AskRequest, Emit, ProbeRequest, ResultEvent
+from daemon.api.backend import AskEvent, AskRequest, Emit, ProbeRequest, ResultEvent, Strategy
 from daemon.asking import Asking
 from daemon.committee import MIN_COMMITTEE, Committee
 from daemon.config import ProbeConfig
@@ -141,7 +142,7 @@ class Probing:
                 self._mark(_mark(peer, skill_of(request.job), is_right(known, result.answer)))
         share = self._config.share
         if share and self._rng.random() < share / (1 - share):
-            self._wait_and(self._one_probe if is_route else partial(self._gold_round, rationale=request.rationale))
+            self._wait_and(self._one_probe if is_route else partial(self._gold_round, like=request))
 
     def _wait_and(self, work: Callable[[], Awaitable[object]]) -> None:
         if self._nursery is None or self._waiting >= MAX_WAITING:
@@ -205,10 +206,10 @@ class Probing:
     def _fallback(self, target: Candidate) -> tuple[str, ...]:
         return TOY_SKILLS if target.model in self._toy_models else NATURAL_SKILLS
 
-    async def _gold_round(self, skill: str | None = None, rationale: bool = False) -> list[Mark]:
+    async def _gold_round(self, skill: str | None = None, like: AskRequest | None = None) -> list[Mark]:
         """Run a round on a question of known answer and mark it; the marks are those of its members.
 
-        `rationale` as in the user's own round that earned it, or its header would say which of them is a user's.
+        `like`: the user's round that earned it, or headers would say which of the two is a user's: by words, judges or seats.
         """
         members = self._candidates("")
         if len(members) < MIN_COMMITTEE:
@@ -221,7 +222,10 @@ class Probing:
         gold = self._gold[job] = _Gold(task)
         try:
             with trio.move_on_after(PROBE_SECONDS) as scope:
-                request = AskRequest(job, "rank", is_probe=True, plant=self._plant(task), rationale=rationale)
+                request = AskRequest(job, "rank", is_probe=True, plant=self._plant(task))
+                if like is not None:
+                    strategy: Strategy = "majority" if like.strategy == "majority" else "rank"
+                    request = replace(request, strategy=strategy, committee=like.committee, rationale=like.rationale)
                 await self._committee.ask(request, _unheard)
         finally:
             self._gold.pop(job, None)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -170,16 +171,24 @@ async def test_a_gold_round_marks_answers_and_ballots_of_all_members(swarm: Swar
     assert not asker.archive.find("last").is_probe
 
 
-@pytest.mark.parametrize("rationale", [True, False])
-async def test_a_gold_round_asks_for_words_as_the_users_round_did_that_earned_it(
-    swarm: Swarm, autojump_clock: Clock, rationale: bool
+LIKE = [{"rationale": True}, {}, {"strategy": "majority"}, {"committee": 2}, {"strategy": "auto"}]
+
+
+@pytest.mark.parametrize("like", LIKE)
+async def test_a_gold_round_is_asked_for_as_the_users_round_was_that_earned_it(
+    swarm: Swarm, autojump_clock: Clock, like: dict[str, Any]
 ) -> None:
+    """Or its header says which of them is a user's: words or none, judges or none, so many seats."""
     asker, probing, _ = await meshed(swarm, *(Judging(says=able) for _ in range(3)), share=0.5)
     work, headers = probing.beside(asker.committee.ask), []
     told, asker.committee.replayed = asker.committee.replayed, lambda replayed: (headers.append(replayed.header), told(replayed))
-    await work(replace(ask("what is the best colour", strategy="rank"), rationale=rationale), Heard().emit)
+    await work(replace(ask("what is the best colour", strategy="rank"), **like), Heard().emit)
     await until(lambda: len(headers) == 2, 10_000)
-    assert [header.rationale for header in headers] == [rationale, rationale]
+    user, gold = headers
+    assert user.rationale == like.get("rationale", False)
+    for name in ("rationale", "strategy", "committee", "durations", "quorum_milli"):
+        assert getattr(user, name) == getattr(gold, name), name
+    assert user.job.sampling.seed == gold.job.sampling.seed == 0
 
 
 async def test_our_own_member_is_wrong_by_a_coin_so_that_there_is_a_pair_to_judge(swarm: Swarm, autojump_clock: Clock) -> None:
