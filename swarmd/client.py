@@ -174,9 +174,9 @@ class Client:
     ) -> Iterator[Event]:
         """Ask the mesh; yields events as they come, the last one being "result". Closing the iterator cancels the question.
 
-        `prompt` is a text or a list of chat messages. `strategy` is "route" (one peer), "majority" or "rank" (a committee).
-        `options` are committee, peer, model, max_tokens, temperature, verify (another engine checks the answer) and rationale (a
-        round's judges say in words what decided them).
+        `prompt` is a text or chat messages. `strategy` is "route" (one peer), "majority" or "rank" (a committee) or "auto".
+        `options` are committee, peer, model, max_tokens, temperature, seed, verify (another engine checks the answer) and
+        rationale (a round's judges say in words what decided them). Without `timeout_s` a question may take an hour.
         Raises ApiError where the daemon refuses or fails.
         """
         body: dict[str, Any] = {"strategy": strategy, "timeout_s": timeout_s}

@@ -24,9 +24,15 @@ STRATEGIES = ("route", "majority", "rank", "auto")
 @click.option("--committee", type=click.IntRange(2, 50), help="Members of the committee.")
 @click.option("--peer", metavar="ID", help="Ask this peer.")
 @click.option("--model", metavar="NAME", help="Ask a peer that serves this model.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens: 4096 by default, 256 in a round.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens: 4096 by default, 256 in a round or by auto."
+)
 @click.option("--temperature", type=click.FloatRange(min=0), help="0 gives the likeliest answer.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="The same answer again; drawn anew where none is named.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    help="With --temperature, the same answer of one peer again; drawn anew where none is named.",
+)
 @click.option("--watch", is_flag=True, help="Show every member as the round goes on.")
 @click.option("--verify", is_flag=True, help="Have another engine say whether the offered model gave this answer.")
 @click.option("--rationale", is_flag=True, help="Let those of a round's judges that can write say what decided them.")
