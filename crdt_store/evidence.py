@@ -122,7 +122,7 @@ Key = tuple[PeerId, str]
 """Subject and skill."""
 
 Entry = tuple[PeerId, str, int, int, int]
-"""Subject, skill, step, right, wrong: what one claim added."""
+"""Subject, skill, step, right, wrong: what one claim added. A subject of claims that prove nothing has one of no trials."""
 
 _NOTHING = (0, 0)
 
@@ -194,12 +194,14 @@ class Ledger:
         mentions = self._mentions.get(subject)
         if mentions is None:
             mentions = self._mentions[subject] = {}
-        mentions[log_key] = mentions.get(log_key, b"") + claim.seq.to_bytes(_PLACE_BYTES, "big")
-        if trials is None:
+        places = mentions.get(log_key, b"")
+        mentions[log_key] = places + claim.seq.to_bytes(_PLACE_BYTES, "big")
+        if trials is None and places:
             return
-        skill, right, wrong = trials
+        skill, right, wrong = trials or (SERVICE, 0, 0)
         entry = (subject, skill, claim.time // self._step_ms, right, wrong)
-        self._move(issuer, entry, 1)
+        if trials is not None:
+            self._move(issuer, entry, 1)
         logs = self._logs.get(issuer)
         if logs is None:
             logs = self._logs[issuer] = {}
@@ -210,12 +212,16 @@ class Ledger:
             log.append(entry)
 
     def _drop(self, issuer: PeerId, epoch: int) -> None:
+        """Work for each claim of the log, whatever else is held: who opens one epoch after the other drops one with each."""
+        place = (issuer, epoch)
         for entry in self._logs.get(issuer, {}).pop(epoch, ()):
-            self._move(issuer, entry, -1)
-        self._places.pop((issuer, epoch), None)
-        for subject in [subject for subject, mentions in self._mentions.items() if mentions.pop((issuer, epoch), None)]:
-            if not self._mentions[subject]:
+            subject, _, _, right, wrong = entry
+            if right or wrong:
+                self._move(issuer, entry, -1)
+            mentions = self._mentions.get(subject, {})
+            if mentions.pop(place, None) and not mentions:
                 del self._mentions[subject]
+        self._places.pop(place, None)
 
     def _move(self, issuer: PeerId, entry: Entry, sign: int) -> None:
         subject, skill, step, right, wrong = entry

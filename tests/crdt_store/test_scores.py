@@ -5,8 +5,10 @@ import gc
 import pytest
 
 from crdt_store.claims import NO_HASH, Kind
-from crdt_store.evidence import SERVICE, trials_of
+from crdt_store.evidence import SERVICE, Ledger, trials_of
+from crdt_store.forks import Fork, ForkProof
 from crdt_store.memory import MemoryStorage
+from crdt_store.outcomes import Dropped, Forked, Inserted
 from crdt_store.replica import Replica
 from crdt_store.scores import Scores, Tally
 from crdt_store.store import ClaimStore
@@ -91,3 +93,26 @@ def test_what_was_taken_in_waits_for_no_reader(alice, bob):
     store = ClaimStore(MemoryStorage(), alice.key, 1)
     store.insert_opened(about(bob, alice.id, 1))
     assert store.scores.ledger.touched == {}
+
+
+def test_a_log_that_goes_costs_no_look_at_those_who_stay(alice, bob, author):
+    """Who names a hundred thousand subjects, and then opens one epoch after the other, would hold the loop for 30 ms each."""
+    ledger = Ledger(1_000)
+    last = alice.claim(0, epoch=1, subject=bob.id)
+    ledger.observe(Inserted(last))
+
+    class Mentions(dict):
+        def items(self):
+            raise AssertionError("all subjects were looked at")
+
+        __iter__ = keys = values = items
+
+    ledger._mentions = Mentions(ledger._mentions)
+    said = [alice.claim(0, epoch=2, subject=author(number).id, kind=kind) for number, kind in enumerate(Kind, 10)]
+    for entry in [*said, *said]:
+        ledger.observe(Inserted(entry))
+    ledger.observe(Inserted(alice.claim(0, epoch=3, subject=bob.id), (Dropped(alice.id, 2),)))
+    assert not any(list(ledger.mentions(entry.claim.subject)) for entry in said)
+    assert [place[:2] for place in ledger.mentions(bob.id)] == [(alice.id, 1), (alice.id, 3)]
+    ledger.observe(Forked(Fork(alice.id, 1, 0, ForkProof(b"", b""))))
+    assert len(ledger._mentions) == len(ledger._places) == len(ledger._cells) == 0
