@@ -30,8 +30,8 @@ USUAL_BYTES = 512
 FROZEN_PLACE = -1
 """In place of an epoch: the issuer's fork proof."""
 
-MAX_FORKED_LOGS = 4_096
-"""Short names of logs that a fork dropped which are still known, so that who saw them here gets the proof in their place."""
+MAX_GONE = 4_096
+"""Short names of logs that are gone which are still known: more than one answer is about."""
 
 _NOBODY = Issuer()
 _NO_LOG = Log(b"")
@@ -56,7 +56,7 @@ class Replica:
         """By log: the item of it that the sketch has; 0 where it has none."""
         self._clashing: set[bytes] = set()
         self._changed_logs: set[bytes] = set()
-        self._forked_logs: deque[bytes] = deque()
+        self._gone: deque[bytes] = deque()
         self._sketch = Sketch()
         self._making_room: list[Dropped] = []
         self._bytes = 0
@@ -354,25 +354,22 @@ class Replica:
         self._count -= log.length
         self.room.release(issuer, size)
         self._changed(state, log.id)
-        if log.id not in self._rows and log.id not in self._clashing:
-            del self._places[log.id]  # nobody was told of it
+        if log.id not in self._rows:  # nobody was told of it
             self._changed_logs.discard(log.id)
+            self._forget(log.id)
         if not state.logs and state.fork is None:
             del self._issuers[issuer]  # as if it had never come, so that digests agree; its place in the room stays its own
         return Dropped(issuer, epoch)
 
     def _forget(self, log: bytes) -> None:
-        """The short name of a log that is gone; that of a forked one later, as who asks for it is to have the proof."""
-        if log in self._clashing:
+        """The short name of a log that is gone, later: an answer may be under way that is about it."""
+        self._gone.append(log)
+        if len(self._gone) <= MAX_GONE:
             return
-        issuer, epoch = self._places[log]
-        fork = self.fork_of(issuer)
-        if fork is not None and epoch >= fork.epoch:  # it never comes back
-            self._forked_logs.append(log)
-            if len(self._forked_logs) <= MAX_FORKED_LOGS:
-                return
-            log = self._forked_logs.popleft()
-        del self._places[log]
+        log = self._gone.popleft()
+        place = self._places.get(log)
+        if place is not None and log not in self._rows and log not in self._clashing and self._log(*place) is None:
+            del self._places[log]
 
     def _changed(self, state: Issuer, log: bytes) -> None:
         state.digest = None

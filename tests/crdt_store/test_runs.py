@@ -175,9 +175,7 @@ def test_bytes_that_no_row_can_stand_for_are_checked_one_by_one(pulled, alice):
         log.append(sealed(alice, log[-1], alice.id))
     target, faults = pulled(*raws(log), whole=raws(log))
     assert not faults
-    assert shape(target.replica, alice.id) == [10, 1, 1, 1], (
-        "such a claim ends a run"
-    )
+    assert shape(target.replica, alice.id) == [10, 1, 1, 1], "such a claim ends a run"
     assert [bool(entry.raw) for entry in target.replica.claims()] == [False] * 9 + [True] * 4
 
 
