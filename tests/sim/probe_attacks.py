@@ -46,7 +46,7 @@ def requests_until_caught(canner: Canner, rng: Random, limit: int = 200) -> int:
     traffic = Traffic()
     for number in range(1, limit + 1):
         if rng.random() >= SHARE:
-            traffic.note(bind(fresh(rng.choice(SKILLS), rng), PLAIN, "", rng), rng)
+            traffic.note(bind(fresh(rng.choice(SKILLS), rng), PLAIN, ""), rng)
             continue
         task = traffic.task("canner", SKILLS, rng)
         if not is_right(task.known, canner.says(task)):
