@@ -20,7 +20,7 @@ from tests.slow_engine import slow_engine, words
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
-WORDS = 40
+WORDS = 70
 WHOLE = "".join(words(WORDS))
 PAUSE_SECONDS = 0.02
 
