@@ -7,6 +7,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from crdt_store.claims import NO_HASH, Claim, Kind, SignedClaim, sign_claim
+from crdt_store.memory import MemoryStorage
+from crdt_store.store import ClaimStore
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import PeerId, peer_id_of
 
@@ -57,3 +59,15 @@ def alice(author: Callable[[int], Author]) -> Author:
 @pytest.fixture(scope="session")
 def bob(author: Callable[[int], Author]) -> Author:
     return author(2)
+
+
+@pytest.fixture
+def store(author: Callable[[int], Author]) -> Callable[..., ClaimStore]:
+    """Makes a store that holds these records, in memory."""
+
+    def filled(*records: SignedClaim) -> ClaimStore:
+        made = ClaimStore(MemoryStorage(), author(200).key, 1)
+        made.insert_many(records)
+        return made
+
+    return filled

@@ -4,9 +4,7 @@ import pytest
 
 from crdt_store.checkpoints import claims_of, compact, read_record
 from crdt_store.claims import DOMAIN, NO_HASH, read_claim
-from crdt_store.memory import MemoryStorage
 from crdt_store.runs import RUN_CLAIMS
-from crdt_store.store import ClaimStore
 from crdt_store.sync import Sync
 from crdt_store.sync_events import Begin, ChunkArrived, Fault, Finished, HeadsArrived, RangeEnded, Verify, check
 from crdt_store.sync_exchange import VERIFY_BURST
@@ -16,16 +14,6 @@ from protocol.wire.codec import decode, encode
 from protocol.wire.envelope import Envelope, seal
 from protocol.wire.errors import Code
 from tests.crdt_store.test_sync import Honest, exchange
-
-
-@pytest.fixture
-def store(author):
-    def filled(*records):
-        made = ClaimStore(MemoryStorage(), author(200).key, 1)
-        made.insert_many(records)
-        return made
-
-    return filled
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ import pytest
 
 from crdt_store.checkpoints import Checkpoint, claims_of, compact, read_record
 from crdt_store.forks import ForkProof
-from crdt_store.memory import MemoryStorage
 from crdt_store.replica import Replica
-from crdt_store.store import ClaimStore
 from crdt_store.sync import Sync
 from crdt_store.sync_events import Announced, AskRange, Begin, ChunkArrived, Fault, Finished, HeadsArrived, Verify
 from crdt_store.sync_exchange import VERIFY_BURST
@@ -14,7 +12,6 @@ from crdt_store.sync_messages import (
     AS_HELD,
     FOLDED,
     MAX_CHUNK_ROWS,
-    MAX_RANGE_CLAIMS,
     Announcement,
     Range,
     RangeChunk,
@@ -28,20 +25,7 @@ from protocol.wire.errors import Code, RemoteError
 from protocol.wire.ids import Hash
 from protocol.wire.limits import MAX_GOSSIP_BYTES
 from tests.crdt_store.test_checkpoints import held
-from tests.crdt_store.test_sync import Honest, exchange
-
-NEVER = MAX_RANGE_CLAIMS + 1
-"""As `bulk`: claims come in their envelopes."""
-
-
-@pytest.fixture
-def store(author):
-    def filled(*records):
-        made = ClaimStore(MemoryStorage(), author(200).key, 1)
-        made.insert_many(records)
-        return made
-
-    return filled
+from tests.crdt_store.test_sync import NEVER, Honest, exchange
 
 
 @pytest.fixture
