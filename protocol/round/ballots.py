@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import compress
+from math import floor
+from operator import truediv
 from typing import NamedTuple
 
 from protocol.round.logistic import probability_milli
@@ -24,20 +26,25 @@ _WEIGHT_SHIFT = _MOST_JUDGES.bit_length()
 """A pair's judges are counted below the sum of their weights, in one number: one addition instead of two."""
 
 
+_WHOLE = 1.5 * 2.0**52
+"""Added and taken off again, it rounds a smaller number to the nearest whole one, halves to the even one (IEEE 754)."""
+
 Heard = tuple[int, int, int]
 """How many pairs a judge was asked, how many of them both ways round, and in how many of those it preferred the same answer."""
 
 
 class PairTable(NamedTuple):
     """Each judged pair a < b, in order. Of each: a, b, the weighted evidence for a, the weight, the judges, and the evidence per
-    weight in millionths. `met` is how many others each class was judged against."""
+    weight in whole millionths. Of each class, over all of its pairs: the sums of both evidences, and how many they are."""
 
     first: Sequence[int]
     second: Sequence[int]
     evidence: Sequence[float]
-    weight: Sequence[int]
+    weight: Sequence[float]
     judges: Sequence[int]
-    centred_micro: Sequence[int]
+    centred_micro: Sequence[float]
+    lead: Sequence[float]
+    wins_micro: Sequence[float]
     met: Sequence[int]
 
 
@@ -106,6 +113,9 @@ _Said = list[int | None] | defaultdict[int, int | None]
 
 _NOTHING: frozenset[int] = frozenset()
 
+_FEW = 8
+"""One pair in so many."""
+
 
 class PairSums:
     """Of each judged pair a < b of `count` classes: the weighted evidence for a (weight * evidence), the weight, and how many
@@ -124,13 +134,14 @@ class PairSums:
         self._casts: list[tuple[_Said, int, int, frozenset[int]]] = []
         pairs = len(self._first)
         self._evidence: list[float] | defaultdict[int, float] = [0.0] * pairs if self._dense else defaultdict(float)
-        self._voices: list[int] | defaultdict[int, int] = [0] * pairs if self._dense else defaultdict(int)
+        self._voices: list[float] | defaultdict[int, float] = [0.0] * pairs if self._dense else defaultdict(float)
 
     def add(self, favourite: int, other: int, judgements: Sequence[Judgement]) -> Heard:
         """Count one judge's ballot, in which each ordered pair is there once at most and log-odds are within the clamp. Its
         weights in millionths: for pairs that hold what it puts first, and for the others."""
         numbers, table, evidence, voices = self._numbers, self._table, self._evidence, self._voices
-        weight, voice = float(other), (abs(other) << _WEIGHT_SHIFT) + 1
+        position_bias = self._position_bias
+        weight, voice = float(other), float((abs(other) << _WEIGHT_SHIFT) + 1)
         said: _Said = [None] * len(self._first) if self._dense else defaultdict(_nothing)
         twice: list[int] = []
         consistent = tastes = 0
@@ -147,11 +158,12 @@ class PairSums:
             else:
                 twice.append(number)
                 consistent += odds * before >= 0
-                tastes += odds - before if a < b else before - odds
+                if position_bias:
+                    tastes += odds - before if a < b else before - odds
                 odds += before
                 said[number] = mean = (odds + 1) // 2 if odds >= 0 else -((1 - odds) // 2)  # `ratio` to 2, without its call
                 evidence[number] += weight * (table[mean] - table[before])
-        if self._position_bias and (taste := ratio(tastes, 2 * (len(twice) + TASTE_PRIOR_PAIRS))):
+        if position_bias and (taste := ratio(tastes, 2 * (len(twice) + TASTE_PRIOR_PAIRS))):
             known = frozenset(twice)
             self._without_taste(taste, weight, said, [j for j in judgements if numbers[j.first][j.second] not in known])
         chosen = self._weigh_apart(favourite, other, said) if favourite != other else _NOTHING
@@ -165,43 +177,57 @@ class PairSums:
     def table(self) -> PairTable:
         """Every judged pair, in order."""
         first, second, evidence, voices = self._columns()
-        weights = [each >> _WEIGHT_SHIFT for each in voices]
+        weights = [*map(float, [each >> _WEIGHT_SHIFT for each in voices])]
         judges = [each & _MOST_JUDGES for each in voices]
         if judges and max(judges) >= LEAST_TRIMMED:
-            for place, count in enumerate(judges):
-                if count >= LEAST_TRIMMED and weights[place]:
+            for place in [place for place, count in enumerate(judges) if count >= LEAST_TRIMMED]:
+                if weights[place]:
                     said = self._said_of(first[place], second[place])
-                    evidence[place] = float(_trimmed_sum(said, int(evidence[place]), weights[place]))
-        # As by `ratio`: a quotient below 500,000 is off by 2**-34 at most when one half is added, and as weights are below 2**32
-        # it is either a half itself, which is exact, or twice as far from one.
-        centred = [
-            int(total / weight + (0.5 if total >= 0 else -0.5)) if weight else 0
-            for total, weight in zip(evidence, weights, strict=True)
-        ]
-        return PairTable(first, second, evidence, weights, judges, centred, self._met(first, second))
+                    evidence[place] = _trimmed_sum(said, evidence[place], weights[place])
+        # A quotient below 500,000 is off by 2**-35 at most, and as weights are below 2**32 it is either a half itself, which is
+        # exact, or further from one: what is rounded is what it would be of the whole numbers.
+        divisors = [each or 1.0 for each in weights] if 0.0 in weights else weights
+        centred = [quotient + _WHOLE - _WHOLE for quotient in map(truediv, evidence, divisors)]
+        lead, wins = [0.0] * len(self._numbers), [0.0] * len(self._numbers)
+        for a, b, ahead, win in zip(first, second, evidence, centred, strict=True):
+            lead[a] += ahead
+            lead[b] -= ahead
+            wins[a] += win
+            wins[b] -= win
+        return PairTable(first, second, evidence, weights, judges, centred, lead, wins, self._met(first, second))
 
     def _met(self, first: Sequence[int], second: Sequence[int]) -> list[int]:
         """How many others each class was judged against."""
-        count = len(self._numbers)
-        if isinstance(self._voices, list):  # nearly all are
-            met = [count - 1] * count
-            for number, voices in enumerate(self._voices) if 0 in self._voices else ():
-                if not voices:
-                    met[self._first[number]] -= 1
-                    met[self._second[number]] -= 1
-            return met
-        found = Counter(first) + Counter(second)
-        return [found[index] for index in range(count)]
+        count, missing = len(self._numbers), self._few_missing()
+        if missing is None:
+            found = Counter(first) + Counter(second)
+            return [found[index] for index in range(count)]
+        met = [count - 1] * count
+        for number in missing:
+            met[self._first[number]] -= 1
+            met[self._second[number]] -= 1
+        return met
 
     def _columns(self) -> tuple[list[int], list[int], list[float], list[int]]:
         """The lower class, the higher one, the evidence and the voices of each judged pair, in order."""
-        if isinstance(self._voices, list):
-            judged: list[int] = self._voices
-            first, second = (list(compress(column, judged)) for column in (self._first, self._second))
-            return first, second, list(compress(self._evidence, judged)), list(filter(None, judged))
-        numbers = sorted(self._voices)
-        first, second = ([column[number] for number in numbers] for column in (self._first, self._second))
-        return first, second, [self._evidence[number] for number in numbers], [self._voices[number] for number in numbers]
+        missing, voices = self._few_missing(), self._voices
+        if missing is None:
+            numbers = sorted(voices) if isinstance(voices, dict) else [*compress(range(len(voices)), voices)]
+            first, second = ([column[number] for number in numbers] for column in (self._first, self._second))
+            return first, second, [self._evidence[number] for number in numbers], [floor(voices[number]) for number in numbers]
+        first, second, evidence, counted = [*self._first], [*self._second], [*self._evidence], [*map(floor, voices)]
+        for number in reversed(missing):
+            del first[number], second[number], evidence[number], counted[number]
+        return first, second, evidence, counted
+
+    def _few_missing(self) -> list[int] | None:
+        """The numbers of the pairs that nobody judged, where few are: such tables are made by leaving these out."""
+        voices, missing = self._voices, [-1]
+        if isinstance(voices, dict) or (count := voices.count(0.0)) * _FEW > len(voices):
+            return None
+        for _ in range(count):
+            missing.append(voices.index(0.0, missing[-1] + 1))
+        return missing[1:]
 
     def _without_taste(self, taste: int, weight: float, said: _Said, asked_once: Iterable[Judgement]) -> None:
         """Take a judge's taste for the first place off the pairs that it saw one way round."""
@@ -215,21 +241,20 @@ class PairSums:
         """Count the pairs that hold what the judge puts first, which is returned, at their own weight instead of the other."""
         told = [(self._first[number], self._second[number], number, odds) for number, odds in _told(said)]
         chosen = favourites({(a, b): odds for a, b, _, odds in told})
-        more, voice = float(favourite - other), (abs(favourite) - abs(other)) << _WEIGHT_SHIFT
+        more, voice = float(favourite - other), float((abs(favourite) - abs(other)) << _WEIGHT_SHIFT)
         for a, b, number, odds in told:
             if (a in chosen) != (b in chosen):
                 self._evidence[number] += more * self._table[odds]
                 self._voices[number] += voice
         return chosen
 
-    def _said_of(self, a: int, b: int) -> list[tuple[int, int]]:
+    def _said_of(self, a: int, b: int) -> list[tuple[float, int]]:
         """Every judge's evidence of one pair, the least first, and the weight of each, positive."""
-        number, found = self._numbers[a][b], []
+        number, table, found = self._numbers[a][b], self._table, []
         for said, favourite, other, chosen in self._casts:
-            odds = said[number]
-            if odds is not None:
-                weight = favourite if (a in chosen) != (b in chosen) else other
-                found.append((int(self._table[odds]) * (1 if weight >= 0 else -1), abs(weight)))
+            if (odds := said[number]) is not None:
+                weight = favourite if chosen and (a in chosen) != (b in chosen) else other
+                found.append((table[odds], weight) if weight >= 0 else (-table[odds], -weight))
         return sorted(found)
 
 
@@ -243,16 +268,18 @@ def _nothing() -> None:
     return None
 
 
-def _trimmed_sum(said: Sequence[tuple[int, int]], total: int, weight: int) -> int:
+def _trimmed_sum(said: Sequence[tuple[float, int]], total: float, weight: float) -> float:
     """The sum of weighed evidence of a pair (`said`, the least first), as if all judgements were like those that are left without
     both ends."""
-    cut = weight // TRIMMED_PART
-    return ratio((total - _outermost(said, cut) - _outermost(reversed(said), cut)) * weight, weight - 2 * cut)
+    whole = int(weight)
+    cut = whole // TRIMMED_PART
+    left = int(total - _outermost(said, cut) - _outermost(reversed(said), cut))
+    return float(ratio(left * whole, whole - 2 * cut))
 
 
-def _outermost(said: Iterable[tuple[int, int]], cut: int) -> int:
+def _outermost(said: Iterable[tuple[float, int]], cut: int) -> float:
     """The weighed evidence of the first of `said`, as many as weigh `cut` together."""
-    total = 0
+    total = 0.0
     for evidence, each in said:
         if each >= cut:
             return total + evidence * cut

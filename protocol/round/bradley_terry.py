@@ -1,136 +1,146 @@
-"""Ridge Bradley-Terry in whole numbers: how strong each contender is, from who was preferred to whom. Decides no winner.
+"""Ridge Bradley-Terry: how strong each contender is, from who was preferred to whom. Decides no winner.
 
-Maximises sum of w (y log s(D) + (1-y) log s(-D)) - ridge/2 |theta - mean|^2, D = theta_a - theta_b, by Newton steps along one
-coordinate after the other. `mean` is what is expected of a contender before anybody judged.
-The sums that enter are exact, and the sweeps go through contenders by number, so no order of input shows. They are kept in
-doubles, in half the time of integers: whole numbers below 2**53 add up exactly there, in any order and on any machine.
+Maximises sum of w (y log s(D) + (1-y) log s(-D)) - ridge/2 |theta - mean|^2, D = theta_a - theta_b, by steps along one coordinate
+after the other. `mean` is what is expected of a contender before anybody judged.
+Strengths are whole milli-nats, reckoned in doubles: sums, products and quotients in a given order, of powers of e made of whole
+numbers, are the same bits on every machine. `math.exp` leaves its last bit to the C library, and since Python 3.12 `sum` keeps
+what is rounded off: the one is not used here, the other for whole numbers only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from math import floor
+from operator import itemgetter
 from typing import NamedTuple
 
-from protocol.round.logistic import TABLE_REACH_MILLI, logistic_table
+from protocol.round.logistic import exp_fixed
+from protocol.wire.limits import MAX_COMMITTEE
 
-RIDGE_MILLI = 2_000
+RIDGE_JUDGEMENTS = 2.0
 """One answer lies some 0.7 nats from what is expected of its author. It keeps the undefeated finite, and says how firmly a
 judged answer is drawn to that. Of 0.3, 0.6, 1, 2 and 3, picked on halves of bench/data's judgements by chance, 2 and 3 did best
 on the other halves."""
 
 MAX_SWEEPS = 60
-"""A complete design settles in 3 to 5; a chain of 500 contenders is still within a few hundredths of a nat after these."""
+"""A complete design settles in 2 to 4; a chain of 500 contenders is still within a few hundredths of a nat after these."""
 
-SETTLED_MILLI = 4
-"""A sweep that moves nothing by more is the last: the next one would move by an eighth of it in a complete design."""
+SETTLED_MILLI = 5
+"""The last sweep is the one after which, as moves shrink from sweep to sweep, the next would move nothing by more."""
 
-_BOUND = TABLE_REACH_MILLI // 2
-_RIDGE = RIDGE_MILLI * 1000
+_BOUND_MILLI = 8_192
+_LONGEST_STEP_MILLI = 1_000
+"""Where one side is sure to win, the likelihood is straight, and a step by its bend could go anywhere."""
 
-_Met = list[tuple[int, float]]
-"""Whom a contender met, and the weight of that."""
-
+_FINE_BITS = 7
+_FINE = (1 << _FINE_BITS) - 1
 
 class Matches(NamedTuple):
-    """Pairs of contenders, each unordered pair once: the weight for the first one, and the weight of the pair, in thousandths of
-    one judgement, the second positive and not less than the first. Weights of one contender together are below 2**32."""
+    """Pairs of contenders, each unordered pair once, in an order that does not hang on that of the matches; their weights, not
+    negative; and of each contender, by how much it won more than half of its matches, in millionths of a weight."""
 
     first: Sequence[int]
     second: Sequence[int]
-    for_first: Sequence[int]
-    weight: Sequence[int]
+    weight: Sequence[float]
+    lead_micro: Sequence[float]
 
 
-_Place = tuple[int, _Met, float, int]
-"""A contender as the sweeps see it: its number, whom it met, and of its likelihood the slope without them and the bend, which
-hardly changes after the first sweep."""
+_Pick = Callable[[Sequence[float]], Sequence[float]]
+_Met = tuple[_Pick | None, Sequence[float]]
+"""What takes the opponents out of all contenders (None: all are), and the weight of the match with each."""
+
+_Place = tuple[int, _Pick | None, Sequence[float], float, float, int]
+"""A contender as the sweeps see it: its number, whom it met, the weight it won, one by the weight of all, and its mean."""
 
 
-def strengths_milli(means: Sequence[int], matches: Matches) -> tuple[int, ...]:
-    """Milli-nats, by contender; `means` are what is expected of each, within 8192."""
-    count, middle = len(means), sum(means)
-    met, won, fought = _by_contender(count, matches)
-    strength = _start(means, won, fought)
-    slopes = [-1_000_000.0 * value - _RIDGE * mean for value, mean in zip(won, means, strict=True)]
-    places, furthest = _first_sweep(strength, met, slopes)
-    sweeps = 1
-    while furthest > SETTLED_MILLI:
-        # At the optimum strengths add up to what the means do; single steps come to that last of all.
-        shift = (2 * (middle - sum(strength)) + count) // (2 * count)
-        strength = [_within(value + shift) for value in strength]
-        if sweeps == MAX_SWEEPS:
+def strengths_milli(means: Sequence[int], matches: Matches, judgement: float) -> tuple[int, ...]:
+    """Milli-nats, by contender; `means` are what is expected of each, within 8192, and `judgement` is the weight of one."""
+    count, middle, ridge, lead = len(means), sum(means), RIDGE_JUDGEMENTS * judgement, matches.lead_micro
+    met = _among_all(count, matches) if count <= MAX_COMMITTEE else _among_few(count, matches)
+    fought = [sum(weights) for _, weights in met]
+    strength = _start(means, lead, fought, ridge)
+    powers = _powers(strength)
+    rows = enumerate(zip(met, lead, fought, means, strict=True))
+    places = [(i, *known, more / 1e6 + all_ / 2, 1 / (all_ or 1), mean) for i, (known, more, all_, mean) in rows]
+    furthest = before = _sweep(strength, powers, places, ridge)
+    for _ in range(MAX_SWEEPS - 1):
+        if furthest * furthest <= SETTLED_MILLI * before:
             break
-        furthest = _sweep(strength, places)
-        sweeps += 1
+        # At the optimum strengths add up to what the means do; single steps come to that last of all.
+        if shift := floor((middle - sum(strength)) / count + 0.5):
+            strength = [_within(value + shift) for value in strength]
+            powers = _powers(strength)
+        before, furthest = furthest, _sweep(strength, powers, places, ridge)
     return tuple(strength)
 
 
-def _first_sweep(strength: list[int], met: Sequence[_Met], slopes: Sequence[float]) -> tuple[list[_Place], int]:
-    """One Newton step of each contender after the other: what later sweeps need, and how far the furthest went."""
-    chance, spread = _tables()
-    places, furthest = [], 0
-    for number, (others, start) in enumerate(zip(met, slopes, strict=True)):
-        here, slope, curve = strength[number], start, 1000.0 * _RIDGE
-        origin = here + TABLE_REACH_MILLI
-        for other, weight in others:
-            gap = origin - strength[other]
-            slope += weight * chance[gap]
-            curve += weight * spread[gap]
-        bend = int(curve)
-        places.append((number, others, start, bend))
-        if step := ((bend >> 1) - 1000 * (int(slope) + _RIDGE * here)) // bend:
-            strength[number] = _within(here + step)
-            furthest = max(furthest, abs(step))
-    return places, furthest
-
-
-def _sweep(strength: list[int], places: Sequence[_Place]) -> int:
-    """The same with the bends of the first one."""
-    chance, _ = _tables()
-    furthest = 0
-    for number, others, slope, bend in places:
+def _sweep(strength: list[int], powers: list[float], places: Sequence[_Place], ridge: float) -> int:
+    """A step of each contender after the other, by the slope of its likelihood and the bend that this would have if it had won as
+    much of every match, which is never less than the real one; how far the furthest went."""
+    coarse, fine = _exponentials()
+    pull, furthest = ridge / 1000, 0
+    for number, pick, weights, start, inverse, mean in places:
+        power, expected = powers[number], 0.0
+        for weight, other in zip(weights, pick(powers) if pick else powers):  # noqa: B905 - an argument more costs time
+            expected += weight / (power + other)
+        expected *= power
         here = strength[number]
-        origin = here + TABLE_REACH_MILLI
-        for other, weight in others:
-            slope += weight * chance[origin - strength[other]]
-        if step := ((bend >> 1) - 1000 * (int(slope) + _RIDGE * here)) // bend:
-            strength[number] = _within(here + step)
-            furthest = max(furthest, abs(step))
+        slope, bend = start - expected - pull * (here - mean), ridge + expected - expected * expected * inverse
+        if step := floor(1000.0 * slope / bend + 0.5):
+            length = step if step > 0 else -step
+            if length > _LONGEST_STEP_MILLI:
+                step, length = _LONGEST_STEP_MILLI if step > 0 else -_LONGEST_STEP_MILLI, _LONGEST_STEP_MILLI
+            here += step
+            if not -_BOUND_MILLI <= here <= _BOUND_MILLI:
+                here = _within(here)
+            strength[number] = here
+            powers[number] = coarse[here + _BOUND_MILLI >> _FINE_BITS] * fine[here + _BOUND_MILLI & _FINE]
+            if length > furthest:
+                furthest = length
     return furthest
 
 
 def _within(strength: int) -> int:
-    return strength if -_BOUND <= strength <= _BOUND else max(-_BOUND, min(_BOUND, strength))
+    return strength if -_BOUND_MILLI <= strength <= _BOUND_MILLI else max(-_BOUND_MILLI, min(_BOUND_MILLI, strength))
 
 
-def _by_contender(count: int, matches: Matches) -> tuple[list[_Met], list[float], list[float]]:
-    """Of each, whom it met and the weight of that, what it won, and the weight of all."""
-    met: list[_Met] = [[] for _ in range(count)]
-    won, fought = [0.0] * count, [0.0] * count
-    rows = zip(matches.first, matches.second, map(float, matches.for_first), map(float, matches.weight), strict=True)
-    for a, b, for_a, weight in rows:
-        met[a].append((b, weight))
-        met[b].append((a, weight))
-        won[a] += for_a
-        won[b] += weight - for_a
-        fought[a] += weight
-        fought[b] += weight
-    return met, won, fought
+def _among_all(count: int, matches: Matches) -> list[_Met]:
+    """For some contenders, of whom most have met: a row for each, with 0 for whom it did not meet."""
+    rows = [[0.0] * count for _ in range(count)]
+    for a, b, weight in zip(matches.first, matches.second, matches.weight, strict=True):
+        rows[a][b] = rows[b][a] = weight
+    return [(None, row) for row in rows]
 
 
-def _start(means: Sequence[int], won: Sequence[float], fought: Sequence[float]) -> list[int]:
-    """One Newton step for all at once where all are expected alike: there the likelihood is known without looking it up."""
+def _among_few(count: int, matches: Matches) -> list[_Met]:
+    """For many contenders, who met a few others each."""
+    others: list[list[int]] = [[] for _ in range(count)]
+    weights: list[list[float]] = [[] for _ in range(count)]
+    for a, b, weight in zip(matches.first, matches.second, matches.weight, strict=True):
+        others[a].append(b)
+        others[b].append(a)
+        weights[a].append(weight)
+        weights[b].append(weight)
+    return [(itemgetter(0, 0, *who), [0.0, 0.0, *known]) for who, known in zip(others, weights, strict=True)]
+
+
+def _start(means: Sequence[int], lead: Sequence[float], fought: Sequence[float], ridge: float) -> list[int]:
+    """One Newton step for all at once where all are expected alike: there the bend is a quarter of the weight."""
     mean = means[0]
-    if any(map(mean.__ne__, means)):
+    if means.count(mean) < len(means):
         return list(means)
-    return [
-        _within(mean + 2000 * (2 * value - weight) // (weight + 4 * RIDGE_MILLI))
-        for value, weight in zip(map(int, won), map(int, fought), strict=True)
-    ]
+    pull = 1000 * ridge
+    moved = [mean + floor(more / (250.0 * all_ + pull) + 0.5) for more, all_ in zip(lead, fought, strict=True)]
+    return moved if max(moved) <= _BOUND_MILLI and min(moved) >= -_BOUND_MILLI else [*map(_within, moved)]
+
+
+def _powers(strength: Sequence[int]) -> list[float]:
+    """e to the strength, times one number for all: only their ratios count."""
+    coarse, fine = _exponentials()
+    return [coarse[(value + _BOUND_MILLI) >> _FINE_BITS] * fine[(value + _BOUND_MILLI) & _FINE] for value in strength]
 
 
 @cache
-def _tables() -> tuple[list[float], list[float]]:
-    """P and P(1 - P) in millionths, by log-odds in milli-nats above -TABLE_REACH_MILLI. Whole numbers as doubles, whose products
-    and sums are exact below 2**53 and take half the time of integers."""
-    chances, spreads = ([*map(float, table)] for table in logistic_table())
-    return chances, spreads
+def _exponentials() -> tuple[list[float], list[float]]:
+    """e to the power of each 128 thousandths up to twice the bound, and of each thousandth below 128."""
+    one, last = exp_fixed(0), 2 * _BOUND_MILLI >> _FINE_BITS
+    return [exp_fixed(step << _FINE_BITS) / one for step in range(last + 1)], [exp_fixed(step) / one for step in range(_FINE + 1)]

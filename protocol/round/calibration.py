@@ -40,7 +40,7 @@ def gain_milli(trials: Sequence[Trial], arm: str) -> int:
 
 def confidence_milli(leads: Sequence[int], gain: int) -> int:
     """Thousandths of probability that the winner is right, its leads scaled by `gain`."""
-    return softmax_first_milli(tuple(lead * gain // 1000 for lead in leads))
+    return softmax_first_milli([lead * gain // 1000 for lead in leads])
 
 
 def _loss_milli(confidence: int, right: bool) -> int:

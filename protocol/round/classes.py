@@ -2,8 +2,9 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from protocol.wire.ids import Hash, sha256
 
@@ -13,12 +14,17 @@ _NUMBER = re.compile(r"([+-]?)([0-9]+)(?:\.([0-9]*))?")
 
 @dataclass(frozen=True, slots=True)
 class AnswerClass:
-    """Equal answers. `text` is that of the lowest seat; `weight_micro` the sum of its voters' weights (millionths of a vote)."""
+    """Equal answers. `text` is that of the lowest seat, `address` its hash; `weight_micro` the sum of its voters' weights, in
+    millionths of a vote."""
 
     key: str
     text: str
     seats: tuple[int, ...]
     weight_micro: int
+    address: Hash = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", sha256(self.text.encode()))
 
 
 def normalise(answer: str) -> str:
@@ -58,10 +64,11 @@ def classes_of(
 
 def voices(weights_milli: Mapping[int, int], configurations: Mapping[int, bytes], one_voice: bool) -> dict[int, int]:
     """What each seat counts for, in millionths: its weight, shared by the present seats of its configuration if `one_voice`."""
-    present: dict[bytes, int] = {}
-    for seat in weights_milli:
-        present[configurations[seat]] = present.get(configurations[seat], 0) + 1
-    return {seat: weight * 1000 // (present[configurations[seat]] if one_voice else 1) for seat, weight in weights_milli.items()}
+    present = [configurations[seat] for seat in weights_milli]
+    if not one_voice or len(set(present)) == len(present):
+        return {seat: weight * 1000 for seat, weight in weights_milli.items()}
+    seats = Counter(present)
+    return {seat: weight * 1000 // seats[configurations[seat]] for seat, weight in weights_milli.items()}
 
 
 def settled(classes: Sequence[AnswerClass], early_exit_margin: int) -> bool:

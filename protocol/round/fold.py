@@ -17,7 +17,8 @@ Arm `best`: the answer of the member of most answer weight.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, groupby
+from math import floor
 from typing import Annotated, Literal
 
 import msgspec
@@ -132,11 +133,13 @@ def fold(given: Contributions) -> Result:
     """The result, whatever the order in which contributions came. Needs at least one class with a seat that is not dropped."""
     dropped = set(given.dropped)
     count = len(given.classes)
-    members = [tuple([seat for seat in found.seats if seat not in dropped]) for found in given.classes]
+    members = [found.seats for found in given.classes]
+    if dropped:
+        members = [tuple([seat for seat in seats if seat not in dropped]) for seats in members]
     votes = _votes(given, {seat for seats in members for seat in seats})
     judged, judge_total, heard = _judged(given, [seat for seat in sorted(given.ballots) if seat not in dropped])
     standing = [index for index, seats in enumerate(members) if seats]
-    vote_micro = [sum(map(votes.__getitem__, seats)) for seats in members]
+    vote_micro = [votes[seats[0]] if len(seats) == 1 else sum(map(votes.__getitem__, seats)) for seats in members]
     wins = _mean_wins(count, standing, judged)
     ranked = given.fold.arm == "rank" and bool(judged.first) and all(len(seats) < 2 for seats in members)
     scores = _ranked(given, judged, judge_total) if ranked else _scores(given, vote_micro, wins, judge_total)
@@ -146,7 +149,7 @@ def fold(given: Contributions) -> Result:
         places[index] = place
     winner, basis = order[0], _basis(given, bool(judged.first), ranked)
     leads = _leads([scores[index] for index in order], basis)
-    texts = [sha256(found.text.encode()) for found in given.classes]
+    texts = [found.address for found in given.classes]
     return Result(
         round=given.round,
         strategy=given.strategy,
@@ -173,17 +176,21 @@ def _leads(scores: Sequence[int], basis: Basis) -> tuple[int, ...]:
     would be certain. Where judges rank prose, the best of what there is, is asked for."""
     best = scores[0]
     unsaid = 0 if basis == "ranked" else max(1, WRONG_WAYS + 1 - len(scores))
-    return (*((best - score) // 1000 for score in scores[1:]), *(max(0, best // 1000),) * unsaid)
+    return (*[(best - score) // 1000 for score in scores[1:]], *(max(0, best // 1000),) * unsaid)
 
 
 def _ordered(given: Contributions, standing: Sequence[int], scores: Sequence[int]) -> list[int]:
     """The classes by score, the best first; only those that tie need more."""
-    order = sorted(standing, key=lambda index: -scores[index])
-    tied = {scores[a] for a, b in pairwise(order) if scores[a] == scores[b]}
-    if tied:
-        ties = {index: tie_break(given.round, given.classes[index].key) for index in order if scores[index] in tied}
-        order.sort(key=lambda index: (-scores[index], ties.get(index, b"")))
-    return order
+    score_of = scores.__getitem__
+
+    def ties(index: int) -> Hash:
+        return tie_break(given.round, given.classes[index].key)
+
+    order = sorted(standing, key=score_of, reverse=True)
+    if len({*map(score_of, order)}) == len(order):
+        return order
+    tied = [[*run] for _, run in groupby(order, score_of)]
+    return [index for run in tied for index in (run if len(run) == 1 else sorted(run, key=ties))]
 
 
 def _basis(given: Contributions, judged: bool, ranked: bool) -> Basis:
@@ -213,9 +220,10 @@ def _judged(given: Contributions, seats: Sequence[int]) -> tuple[PairTable, int,
     apart = {seat: weight for seat, voice in chosen.items() if (weight := voice.favourite_weight_milli) is not None}
     others = voices(plain, digests, given.fold.one_voice)
     favourites = voices(plain | apart, digests, given.fold.one_voice) if apart else others
+    weights = map(max, map(abs, favourites.values()), map(abs, others.values())) if apart else map(abs, others.values())
     sums = PairSums(len(given.classes), given.fold)
     heard = {seat: sums.add(favourites[seat], others[seat], given.ballots[seat]) for seat in seats}
-    return sums.table(), sum(map(max, map(abs, favourites.values()), map(abs, others.values()))), heard
+    return sums.table(), sum(weights), heard
 
 
 def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[int], judge_total: int) -> list[int]:
@@ -229,33 +237,22 @@ def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[i
 
 
 def _ranked(given: Contributions, judged: PairTable, judge_total: int) -> list[int]:
-    """Bradley-Terry strengths in millionths of a nat, judges' weights scaled to a mean of one; what was not judged comes last."""
-    judges, scale = max(1, len(given.ballots)), max(1, judge_total)
-    thousand, unit, half = 1000 * judges, 1000 * scale, 500 * scale
-    whole = [weight * thousand // scale for weight in judged.weight]
-    nearest = [  # `ratio`, without its call
-        (total * judges + half) // unit if total >= 0 else -((half - total * judges) // unit)
-        for total in map(int, judged.evidence)
-    ]
-    for_first = [weight // 2 + lead for weight, lead in zip(whole, nearest, strict=True)]
+    """Bradley-Terry strengths in millionths of a nat, a judgement as heavy as the mean judge; what was not judged comes last."""
     means = [given.voices[found.seats[0]].strength_milli for found in given.classes]
-    strengths = strengths_milli(means, Matches(judged.first, judged.second, for_first, whole))
-    seen = {*judged.first, *judged.second}
-    lowest = min(strengths[index] for index in seen) - 1000
-    return [(strength if index in seen else lowest) * given.fold.judge_gain_milli for index, strength in enumerate(strengths)]
+    judgement = max(1, judge_total) / max(1, len(given.ballots))
+    strengths = strengths_milli(means, Matches(judged.first, judged.second, judged.weight, judged.lead), judgement)
+    lowest, gain = min(compress(strengths, judged.met)) - 1000, given.fold.judge_gain_milli
+    return [(strength if met else lowest) * gain for strength, met in zip(strengths, judged.met, strict=True)]
 
 
-def _wins_milli(centred_micro: Sequence[int]) -> list[int]:
+def _wins_milli(centred_micro: Sequence[float]) -> list[int]:
     """Chances in thousandths for centred ones in millionths, rounded as by `ratio`."""
-    return [(centred + (500_500 if centred >= 0 else 500_499)) // 1000 for centred in centred_micro]
+    return [floor(centred * 0.001 + (500.5001 if centred >= 0.0 else 500.4999)) for centred in centred_micro]
 
 
 def _mean_wins(count: int, standing: Sequence[int], judged: PairTable) -> list[int]:
     """Of each class the mean over the opponents it was judged against, centred, in millionths; 0 where it was not judged."""
-    sums, met = [0] * count, list(judged.met)
-    for a, b, centred in zip(judged.first, judged.second, judged.centred_micro, strict=True):
-        sums[a] += centred
-        sums[b] -= centred
+    sums, met = list(judged.wins_micro), list(judged.met)
     if len(standing) < count:  # what was said of a class without a seat counts for nobody else
         gone = set(range(count)).difference(standing)
         for a, b, centred in zip(judged.first, judged.second, judged.centred_micro, strict=True):
@@ -265,4 +262,4 @@ def _mean_wins(count: int, standing: Sequence[int], judged: PairTable) -> list[i
             if a in gone:
                 sums[b] += centred
                 met[b] -= 1
-    return [ratio(total, opponents) if opponents else 0 for total, opponents in zip(sums, met, strict=True)]
+    return [ratio(int(total), opponents) if opponents else 0 for total, opponents in zip(sums, met, strict=True)]

@@ -1,11 +1,10 @@
 """Logarithm and logistic function in whole numbers: the same bits on every machine, where `math` may differ in the last one."""
 
+from collections.abc import Sequence
 from functools import cache
 
 _ONE = 10**18
 _LN2 = 693_147_180_559_945_309
-
-TABLE_REACH_MILLI = 16_384
 
 
 @cache
@@ -45,22 +44,7 @@ def probability_milli(log_odds_milli: int) -> int:
     return (2000 * grown + grown + _ONE) // (2 * (grown + _ONE))
 
 
-@cache
-def logistic_table() -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """P and P(1 - P) in millionths, for log-odds from -TABLE_REACH_MILLI to it: index milli + TABLE_REACH_MILLI.
-
-    Made when first asked for, in some 30 ms.
-    """
-    grown, step = _ONE, exp_fixed(1)
-    upper = []
-    for _ in range(TABLE_REACH_MILLI + 1):
-        upper.append(1_000_000 * grown // (grown + _ONE))
-        grown = grown * step // _ONE
-    chances = tuple([1_000_000 - chance for chance in reversed(upper[1:])] + upper)
-    return chances, tuple(chance * (1_000_000 - chance) // 1_000_000 for chance in chances)
-
-
-def softmax_first_milli(gaps_milli: tuple[int, ...]) -> int:
+def softmax_first_milli(gaps_milli: Sequence[int]) -> int:
     """Thousandths of probability of the best of several scores; `gaps_milli` are its leads (>= 0, milli-nats) over the others."""
-    others = sum(_ONE * _ONE // exp_fixed(min(gap, 50_000)) for gap in gaps_milli)
+    others = sum([_ONE * _ONE // exp_fixed(min(gap, 50_000)) for gap in gaps_milli])
     return 1000 * _ONE // (_ONE + others)

@@ -1,6 +1,8 @@
 """What judges say together of each pair, against the same written down plainly in whole numbers."""
 
-from hypothesis import given
+from fractions import Fraction
+
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocol.round.ballots import LEAST_TRIMMED, TASTE_PRIOR_PAIRS, PairSums, evidence_micro, favourites, preferences, ratio
@@ -42,6 +44,8 @@ def any_ballots(draw: st.DrawFn) -> tuple[int, FoldParameters, Ballots]:
 
 
 @given(any_ballots())
+@example((2, FoldParameters(evidence="log_odds"), [(1, 1, [Judgement(0, 1, odds)]) for odds in (0, 2)]))
+@example((2, FoldParameters(evidence="log_odds"), [(1, 1, [Judgement(1, 0, odds)]) for odds in (0, 2)]))
 def test_sums_of_pairs_are_those_of_whole_numbers(given_: tuple[int, FoldParameters, Ballots]) -> None:
     count, rules, ballots = given_
     sums = PairSums(count, rules)
@@ -62,8 +66,11 @@ def test_sums_of_pairs_are_those_of_whole_numbers(given_: tuple[int, FoldParamet
     table = sums.table()
     rows = zip(table.first, table.second, table.evidence, table.weight, table.judges, strict=True)
     assert [((a, b), [*row]) for a, b, *row in rows] == sorted(expected.items())
-    centred = {pair: ratio(total, weight) if weight else 0 for pair, (total, weight, _) in expected.items()}
+    centred = {pair: round(Fraction(total, weight)) if weight else 0 for pair, (total, weight, _) in expected.items()}
     assert list(table.centred_micro) == [value for _, value in sorted(centred.items())]
+    for sums_, by_pair in ((table.lead, {pair: row[0] for pair, row in expected.items()}), (table.wins_micro, centred)):
+        signed = [(index, value if index == a else -value) for (a, b), value in by_pair.items() for index in (a, b)]
+        assert list(sums_) == [sum(value for index, value in signed if index == one) for one in range(count)]
     assert list(table.met) == [sum(index in pair for pair in expected) for index in range(count)]
 
 
@@ -83,4 +90,4 @@ def test_where_many_judged_a_pair_a_twentieth_at_each_end_is_left_out(said: list
         passed += weight
     table = sums.table()
     assert table.evidence[0] == ratio(kept * whole, high - low)
-    assert table.centred_micro[0] == ratio(ratio(kept * whole, high - low), whole)
+    assert table.centred_micro[0] == round(Fraction(ratio(kept * whole, high - low), whole))

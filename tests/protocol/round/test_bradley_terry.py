@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.round.bradley_terry import RIDGE_MILLI, Matches, strengths_milli
+from protocol.round.bradley_terry import RIDGE_JUDGEMENTS, SETTLED_MILLI, Matches, strengths_milli
 from protocol.round.calibration import confidence_milli, gain_milli
-from protocol.round.logistic import logistic_table
 from tests.sim.round_network import seeded
 
 Wins = dict[tuple[int, int], tuple[int, int]]
@@ -16,7 +15,7 @@ Wins = dict[tuple[int, int], tuple[int, int]]
 
 def by_floats(means: list[int], wins: Wins) -> list[float]:
     """Gradient ascent on the same sum, in floats."""
-    count, ridge = len(means), RIDGE_MILLI / 1000
+    count, ridge = len(means), RIDGE_JUDGEMENTS
     theta = [0.0] * count
     for _ in range(4000):
         slope = [ridge * (mean / 1000 - value) for mean, value in zip(means, theta, strict=True)]
@@ -29,9 +28,14 @@ def by_floats(means: list[int], wins: Wins) -> list[float]:
     return theta
 
 
-def fitted(means: list[int], wins: Wins) -> tuple[int, ...]:
-    first, second, won, weight = zip(*((*pair, *row) for pair, row in wins.items()), strict=True)
-    return strengths_milli(means, Matches(first, second, won, weight))
+def fitted(means: list[int], wins: Wins, judgement: float = 1000.0) -> tuple[int, ...]:
+    """Strengths where of each pair the first one won so much of a weight."""
+    first, second = zip(*wins, strict=True)
+    lead = [0.0] * len(means)
+    for (a, b), (won, weight) in wins.items():
+        lead[a] += 1_000_000 * won - 500_000 * weight
+        lead[b] -= 1_000_000 * won - 500_000 * weight
+    return strengths_milli(means, Matches(first, second, [float(weight) for _, weight in wins.values()], lead), judgement)
 
 
 @st.composite
@@ -44,15 +48,20 @@ def any_wins(draw: st.DrawFn) -> tuple[list[int], Wins]:
     }
 
 
-@given(any_wins(), st.integers())
-def test_strengths_are_finite_and_the_same_bits_in_any_order(given_: tuple[list[int], Wins], seed: int) -> None:
+@given(any_wins(), st.integers(1, 4000))
+def test_strengths_are_finite_and_hang_on_ratios_of_weights(given_: tuple[list[int], Wins], times: int) -> None:
     means, wins = given_
     strengths = fitted(means, wins)
-    assert all(abs(value) < 8200 for value in strengths)
-    rows = list(wins.items())
-    seeded(seed).shuffle(rows)
-    turned = {(b, a) if i % 2 else (a, b): (w - won if i % 2 else won, w) for i, ((a, b), (won, w)) in enumerate(rows)}
-    assert fitted(means, turned) == strengths
+    assert all(abs(value) <= 8192 for value in strengths)
+    scaled = fitted(means, {pair: (won * times, weight * times) for pair, (won, weight) in wins.items()}, 1000.0 * times)
+    assert max(abs(ours - theirs) for ours, theirs in zip(strengths, scaled, strict=True)) <= 2
+
+
+@given(any_wins())
+def test_who_met_nobody_stays_where_it_was_expected(given_: tuple[list[int], Wins]) -> None:
+    means, wins = given_
+    *_, alone = fitted([*means, 77], wins)
+    assert abs(alone - 77) <= SETTLED_MILLI
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -77,15 +86,6 @@ def test_the_furthest_means_a_header_can_state_stay_within_the_table(mean: int) 
     assert fitted([mean, -mean], {(0, 1): (0, 50_000)}) != fitted([mean, -mean], {(0, 1): (50_000, 50_000)})
 
 
-def test_the_table_is_the_logistic_function() -> None:
-    chances, spreads = logistic_table()
-    middle = len(chances) // 2
-    for place in range(-16_384, 16_385, 97):
-        assert chances[middle + place] == pytest.approx(1e6 / (1 + math.exp(-place / 1000)), abs=1)
-        assert chances[middle + place] + chances[middle - place] in (999_999, 1_000_000)
-    assert spreads[middle] == 250_000
-
-
 def test_the_gain_is_the_one_whose_confidence_was_right() -> None:
     assert (gain_milli([], "fuse"), gain_milli([], "rank")) == (1000, 1400)
     too_sure = [((2000,), place % 10 < 6) for place in range(50)]
@@ -94,11 +94,12 @@ def test_the_gain_is_the_one_whose_confidence_was_right() -> None:
     assert gain_milli([((2000,), place % 100 < 98) for place in range(200)], "fuse") >= 1700
 
 
-def test_the_greatest_sums_that_a_round_can_make_are_exact_in_doubles() -> None:
-    """Every judge at the greatest weight for one answer: strengths as from a thousandth of it, scaled as the fold does."""
-    most = 511 * 1000
-    wins = {(a, b): (most, most) for a in range(60) for b in range(a + 1, 60)}
-    assert 1_000_000 * most * 499 < 2**53
-    first = fitted([0] * 60, wins)
-    assert list(first) == sorted(first, reverse=True)
-    assert fitted([0] * 60, {(b, a): (0, w) for (a, b), (_, w) in reversed(wins.items())}) == first
+@pytest.mark.parametrize("count", [50, 60])
+def test_some_of_whom_most_have_met_and_many_of_whom_few_have_are_fitted_alike(count: int) -> None:
+    chance = seeded(3)
+    wins = {(a, a + step): (chance.randint(0, 5000), 5000) for step in (1, 2, 7) for a in range(count - step)}
+    means = [*(chance.randint(-500, 500) for _ in range(count - 1)), 77]
+    wins = {pair: row for pair, row in wins.items() if count - 1 not in pair}
+    ours, theirs = fitted(means, dict(sorted(wins.items()))), by_floats(means, wins)
+    assert abs(ours[-1] - 77) <= SETTLED_MILLI
+    assert max(abs(one - 1000 * other) for one, other in zip(ours, theirs, strict=True)) < 15
