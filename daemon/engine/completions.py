@@ -24,6 +24,9 @@ MAX_EVENT_BYTES = 256 << 10
 MAX_TEXT_CHARS = 1 << 20
 """All events of one answer hold no more text than this: 4096 tokens of the longest kind do not reach it."""
 MAX_REPLY_BYTES = 1 << 20
+_MUCH_BYTES = 32 << 10
+"""Half of what one read takes."""
+
 MAX_COMPLAINT_BYTES = 64 << 10
 
 _OK = 200
@@ -207,7 +210,8 @@ async def _events(reply: Reply, pace: Pace) -> AsyncGenerator[list[CompletionEve
             if answer.is_over:
                 return
             if paced is not None:
-                await paced.wait()
+                if len(chunk) < _MUCH_BYTES:  # else more has come already, and to wait would only slow it down
+                    await paced.wait()
             elif answer.has_begun and reply.descriptor is not None:
                 paced = stack.enter_context(pace.stream(reply.descriptor))
 

@@ -14,14 +14,16 @@ import trio
 
 from daemon.hang_ups import HangUps
 
-READS_PER_SECOND = 400
-"""Of all streams of one engine together: at 0.25 ms of CPU in both daemons, a tenth of a core."""
+READS_PER_SECOND = 200
+"""Of all streams of one engine together: at 0.3 ms of CPU in both daemons, a twentieth of a core."""
 
 CALM_STREAMS = 2
-"""Beats are 5 ms apart then."""
+CALM_READS_PER_SECOND = 400
+"""While no more run than those: beats are 5 ms apart at most, which is also what an answer's end may wait for one."""
 
-LONGEST_SECONDS = 0.04
-"""Of a beat, whatever the number of streams: 25 changes per second are a film's, and text is read slower than a film."""
+LONGEST_SECONDS = 0.08
+"""Of a beat, whatever the number of streams: whoever reads takes in three or four words in a second, so that a dozen changes are
+nothing to wait for."""
 
 
 class Pace:
@@ -38,7 +40,8 @@ class Pace:
     @property
     def interval(self) -> float:
         """Seconds between two reads of one stream, from 0 to `LONGEST_SECONDS`, by how many streams have begun."""
-        return min(LONGEST_SECONDS, len(self._streams) / READS_PER_SECOND)
+        count = len(self._streams)
+        return min(LONGEST_SECONDS, count / (READS_PER_SECOND if count > CALM_STREAMS else CALM_READS_PER_SECOND))
 
     @contextmanager
     def asked(self) -> Iterator[bool]:

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from daemon.engine.completions import _events
 from daemon.engine.http_exchange import Reply
-from daemon.engine.pace import CALM_STREAMS, LONGEST_SECONDS, READS_PER_SECOND, Pace, PacedStream
+from daemon.engine.pace import CALM_READS_PER_SECOND, CALM_STREAMS, LONGEST_SECONDS, READS_PER_SECOND, Pace, PacedStream
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -47,7 +47,7 @@ async def test_all_streams_are_read_in_one_beat(
     with ExitStack() as stack:
         streams = begin(stack, pace, pairs, count)
         beat = pace.interval
-        assert beat == min(LONGEST_SECONDS, count / READS_PER_SECOND)
+        assert beat == min(LONGEST_SECONDS, count / (CALM_READS_PER_SECOND if count <= CALM_STREAMS else READS_PER_SECOND))
         async with trio.open_nursery() as readers:
             for stream in streams:
                 readers.start_soon(read, stream)
@@ -113,6 +113,33 @@ async def test_an_answer_that_was_read_to_its_end_waits_for_no_beat(
             if words == 2:
                 said = trio.current_time()
     assert words == 2
+    assert trio.current_time() == said
+
+
+async def test_who_has_more_to_read_than_one_read_takes_waits_for_no_beat(
+    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
+) -> None:
+    pace = Pace()
+    nursery.start_soon(pace.run)
+    await trio.testing.wait_all_tasks_blocked()
+    ours, theirs = pairs[0]
+    ours.setblocking(False)
+    reply = Reply(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), lambda: h11.Connection(h11.CLIENT), trio.CancelScope())
+    word = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n'
+    many = 3 * (64 << 10) // len(word)
+    theirs.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + word * many)
+    await reply.read_head()
+    words = 0
+    with ExitStack() as stack:
+        (other,) = begin(stack, pace, pairs[1:], 1)
+        await other.wait()  # a beat has just been
+        said = trio.current_time()
+        async with aclosing(_events(reply, pace)) as events:
+            async for batch in events:
+                words += len(batch)
+                if words == many:
+                    break
+    assert words == many
     assert trio.current_time() == said
 
 
