@@ -100,6 +100,14 @@ async def receive(sock: "trio.socket.SocketType", limit: int) -> bytes:
             continue
 
 
+def receive_now(sock: "trio.socket.SocketType", limit: int) -> bytes:
+    """At most `limit` bytes that have come; b"" where there are none, or at the end, or where the socket is broken."""
+    try:
+        return os.read(sock.fileno(), limit)
+    except OSError:
+        return b""
+
+
 async def send_all(sock: "trio.socket.SocketType", payload: bytes) -> None:
     """Send all of `payload`; no checkpoint while the kernel takes it; raises OSError or trio.ClosedResourceError."""
     view = memoryview(payload)

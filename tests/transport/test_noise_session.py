@@ -1,6 +1,9 @@
 """The Noise transport phase: any cut of the wire gives the same plaintext, and one wrong byte gives none."""
 
+import socket
 from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import cast
 
@@ -14,7 +17,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.security.secure_session import SecureSession
 
-from daemon.transport.noise_session import MAX_PLAINTEXT, CipherFault, NoiseSession, Sealer
+from daemon.transport.noise_session import MAX_MESSAGE, MAX_PLAINTEXT, READS_AT_ONCE, CipherFault, NoiseSession, Sealer
 
 KEY = bytes(range(32))
 
@@ -91,13 +94,39 @@ def side(sock: "trio.socket.SocketType", keys: tuple[bytes, bytes]) -> NoiseSess
     return NoiseSession(cast("SecureSession", handshaken), raw)
 
 
+@asynccontextmanager
+async def both_ends() -> AsyncGenerator[tuple[NoiseSession, NoiseSession, "trio.socket.SocketType"], None]:
+    """The two ends of a connection over loopback, and the second one's socket."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    near = trio.socket.socket()
+    await near.connect(listener.socket.getsockname())
+    far = (await listener.accept()).socket
+    ours, theirs = side(near, (KEY, KEY[::-1])), side(far, (KEY[::-1], KEY))
+    yield ours, theirs, far
+    await ours.close()
+    await theirs.close()
+    await listener.aclose()
+
+
+async def test_of_a_long_row_of_messages_only_some_are_read_without_a_turn_of_the_loop() -> None:
+    async with both_ends() as (ours, theirs, far):
+        turns = []
+        for size in (MAX_PLAINTEXT,) * (2 * READS_AT_ONCE + 2) + (1000, 1000):
+            ours.write_now(bytes(size))
+            while len(await far.recv(MAX_MESSAGE + 2, socket.MSG_PEEK)) < size:
+                await trio.lowlevel.checkpoint()
+            with trio.CancelScope() as scope:
+                scope.cancel()  # shows at the first checkpoint
+                assert len(await theirs.read()) == size
+            turns.append(scope.cancelled_caught)
+            if scope.cancelled_caught:
+                assert len(await theirs.read()) == size
+        row = [True] + [False] * READS_AT_ONCE
+        assert turns == [*row, *row, True, True], "a short message is followed by none"
+
+
 async def test_what_the_kernel_does_not_take_at_once_leaves_with_the_next_write_and_in_order() -> None:
-    async with trio.open_nursery() as nursery:
-        listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
-        near = trio.socket.socket()
-        await near.connect(listener.socket.getsockname())
-        far = (await listener.accept()).socket
-        ours, theirs = side(near, (KEY, KEY[::-1])), side(far, (KEY[::-1], KEY))
+    async with both_ends() as (ours, theirs, _), trio.open_nursery() as nursery:
         sent = b""
         while ours.can_write_now:
             message = len(sent).to_bytes(4, "big") * 10_000
@@ -115,5 +144,3 @@ async def test_what_the_kernel_does_not_take_at_once_leaves_with_the_next_write_
         ours.write_now(b"into the void")
         with pytest.raises((OSError, trio.ClosedResourceError)):
             await ours.write(b"")
-        await theirs.close()
-        await listener.aclose()
