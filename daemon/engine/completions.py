@@ -209,9 +209,10 @@ async def _events(reply: Reply, pace: Pace) -> AsyncGenerator[list[CompletionEve
                 yield events
             if answer.is_over:
                 return
-            if paced is not None:
-                if len(chunk) < _MUCH_BYTES:  # else more has come already, and to wait would only slow it down
-                    await paced.wait()
+            if len(chunk) >= _MUCH_BYTES:  # more has come already: a beat would only slow it down, but others have their turn
+                await trio.lowlevel.checkpoint()
+            elif paced is not None:
+                await paced.wait()
             elif answer.has_begun and reply.descriptor is not None:
                 paced = stack.enter_context(pace.stream(reply.descriptor))
 

@@ -2,8 +2,8 @@
 
 A read wakes us, the peer that asked and its user's client, and costs all three the same for one token as for ten. One read, one
 frame on the wire and one event carry what an engine said within a beat, and one beat serves all streams. No first token waits
-for one, nor a stream slower than the beats, nor the end of an answer: where more than a few streams run, the engine closes its
-connection there, which is heard.
+for one, nor a stream slower than the beats, nor the end of an answer that was asked for while more than a few ran: the engine
+closes its connection there, which is heard.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ import trio
 from daemon.hang_ups import HangUps
 
 READS_PER_SECOND = 200
-"""Of all streams of one engine together: at 0.3 ms of CPU in both daemons, a twentieth of a core."""
+"""Of up to 16 streams of one engine together: at 0.3 ms of CPU in both daemons, a twentieth of a core."""
 
 CALM_STREAMS = 2
 CALM_READS_PER_SECOND = 400
-"""While no more run than those: beats are 5 ms apart at most, which is also what an answer's end may wait for one."""
+"""While no more run than those: beats are 5 ms apart at most, which is also what an answer's end may wait, while no more join."""
 
 LONGEST_SECONDS = 0.08
 """Of a beat, whatever the number of streams: whoever reads takes in three or four words in a second, so that a dozen changes are

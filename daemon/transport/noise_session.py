@@ -38,7 +38,7 @@ WRITE_BYTES = MAX_PLAINTEXT
 """Sealed and written at once: the peer opens one message while we seal the next, which an eighth more calls of 256 KiB show."""
 
 READS_AT_ONCE = 4
-"""Without a turn of the event loop: a message of 256 KiB, a third of a millisecond."""
+"""Of a message at most, without a turn of the event loop: 256 KiB together, which take a third of a millisecond to open."""
 
 
 class CipherFault(IOException):
@@ -130,7 +130,7 @@ class NoiseSession(BaseSession):
             return await self.raw.read(RECEIVE_BYTES)
         if self._at_once:
             self._at_once -= 1
-            if received := receive_now(self._socket, RECEIVE_BYTES):
+            if received := receive_now(self._socket, LENGTH_BYTES + MAX_MESSAGE):
                 return received
         received = await receive(self._socket, RECEIVE_BYTES)
         self._at_once = READS_AT_ONCE if MAX_MESSAGE // 2 < len(received) < 2 * MAX_MESSAGE else 0

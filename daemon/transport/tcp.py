@@ -101,10 +101,10 @@ async def receive(sock: "trio.socket.SocketType", limit: int) -> bytes:
 
 
 def receive_now(sock: "trio.socket.SocketType", limit: int) -> bytes:
-    """At most `limit` bytes that have come; b"" where there are none, or at the end, or where the socket is broken."""
+    """At most `limit` bytes that have come; b"" where there are none yet, and at the end; raises OSError."""
     try:
         return os.read(sock.fileno(), limit)
-    except OSError:
+    except BlockingIOError:
         return b""
 
 

@@ -1,8 +1,8 @@
 """When the streams of an engine are read, on a virtual clock, with real sockets for their ends."""
 
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from itertools import pairwise
 
 import h11
@@ -11,10 +11,12 @@ import trio
 from trio.testing import MockClock
 
 from daemon.engine.completions import _events
+from daemon.engine.dialect import CompletionEvent
 from daemon.engine.http_exchange import Reply
 from daemon.engine.pace import CALM_READS_PER_SECOND, CALM_STREAMS, LONGEST_SECONDS, READS_PER_SECOND, Pace, PacedStream
 
 Pair = tuple[socket.socket, socket.socket]
+Batches = AsyncGenerator[list[CompletionEvent], None]
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def begin(stack: ExitStack, pace: Pace, pairs: list[Pair], count: int) -> list[P
     return [stack.enter_context(pace.stream(ours.fileno())) for ours, _ in pairs[:count]]
 
 
-@pytest.mark.parametrize("count", [1, 4, 16, 64])
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 64])
 async def test_all_streams_are_read_in_one_beat(
     nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair], count: int
 ) -> None:
@@ -116,30 +118,64 @@ async def test_an_answer_that_was_read_to_its_end_waits_for_no_beat(
     assert trio.current_time() == said
 
 
-async def test_who_has_more_to_read_than_one_read_takes_waits_for_no_beat(
-    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
-) -> None:
+WORD = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n'
+
+
+@asynccontextmanager
+async def read_beside_another(
+    nursery: trio.Nursery, pairs: list[Pair], sent: bytes
+) -> AsyncGenerator[tuple[Pace, Batches], None]:
+    """The events of an answer of which `sent` has come, just after a beat of the one other stream."""
     pace = Pace()
     nursery.start_soon(pace.run)
     await trio.testing.wait_all_tasks_blocked()
     ours, theirs = pairs[0]
     ours.setblocking(False)
     reply = Reply(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), lambda: h11.Connection(h11.CLIENT), trio.CancelScope())
-    word = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n'
-    many = 3 * (64 << 10) // len(word)
-    theirs.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + word * many)
+    theirs.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + sent)
     await reply.read_head()
-    words = 0
     with ExitStack() as stack:
         (other,) = begin(stack, pace, pairs[1:], 1)
-        await other.wait()  # a beat has just been
-        said = trio.current_time()
+        await other.wait()
         async with aclosing(_events(reply, pace)) as events:
-            async for batch in events:
-                words += len(batch)
-                if words == many:
-                    break
+            yield pace, events
+
+
+async def test_an_answer_that_comes_word_by_word_waits_for_its_beat(
+    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
+) -> None:
+    async with read_beside_another(nursery, pairs, WORD) as (pace, events):
+        begun = trio.current_time()
+        await anext(events)
+        pairs[0][1].send(WORD)
+        await anext(events)  # begins to be paced behind the first word, and is read once more before it waits
+        pairs[0][1].send(WORD)
+        await anext(events)
+        assert trio.current_time() == pytest.approx(begun + pace.interval)
+
+
+async def test_who_has_more_to_read_than_one_read_takes_waits_for_no_beat_and_lets_others_go_on(
+    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
+) -> None:
+    many = 3 * (64 << 10) // len(WORD)
+    turns = words = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with read_beside_another(nursery, pairs, WORD * many) as (_, events):
+        said = trio.current_time()
+        nursery.start_soon(count_turns)
+        async for batch in events:
+            words += len(batch)
+            if words == many:
+                break
+        nursery.cancel_scope.cancel()
     assert words == many
+    assert turns, "all was read in one turn of the loop"
     assert trio.current_time() == said
 
 

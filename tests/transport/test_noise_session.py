@@ -1,6 +1,7 @@
 """The Noise transport phase: any cut of the wire gives the same plaintext, and one wrong byte gives none."""
 
 import socket
+import struct
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -17,7 +18,16 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.security.secure_session import SecureSession
 
-from daemon.transport.noise_session import MAX_MESSAGE, MAX_PLAINTEXT, READS_AT_ONCE, CipherFault, NoiseSession, Sealer
+from daemon.transport.noise_session import (
+    LENGTH_BYTES,
+    MAX_MESSAGE,
+    MAX_PLAINTEXT,
+    READS_AT_ONCE,
+    CipherFault,
+    NoiseSession,
+    Sealer,
+)
+from daemon.transport.tcp import plain_socket
 
 KEY = bytes(range(32))
 
@@ -102,10 +112,38 @@ async def both_ends() -> AsyncGenerator[tuple[NoiseSession, NoiseSession, "trio.
     await near.connect(listener.socket.getsockname())
     far = (await listener.accept()).socket
     ours, theirs = side(near, (KEY, KEY[::-1])), side(far, (KEY[::-1], KEY))
-    yield ours, theirs, far
-    await ours.close()
-    await theirs.close()
-    await listener.aclose()
+    try:
+        yield ours, theirs, far
+    finally:
+        await ours.close()
+        await theirs.close()
+        await listener.aclose()
+
+
+async def came(sock: "trio.socket.SocketType", size: int) -> None:
+    """Wait until so many bytes lie unread in `sock`."""
+    with trio.fail_after(5):
+        while len(await sock.recv(size, socket.MSG_PEEK)) < size:
+            await trio.sleep(0.001)
+
+
+async def takes_a_turn(session: NoiseSession, size: int) -> bool:
+    """Whether reading `size` bytes, which have come, passes a checkpoint."""
+    with trio.CancelScope() as scope:
+        scope.cancel()  # shows at the first checkpoint
+        assert len(await session.read()) == size
+    if scope.cancelled_caught:
+        assert len(await session.read()) == size
+    return scope.cancelled_caught
+
+
+async def warmed_up(ours: NoiseSession, theirs: NoiseSession) -> None:
+    """Have the kernel take several messages at once, as it does after some, and end the row of reads that this began."""
+    for size in (MAX_PLAINTEXT,) * 40 + (1,) * (READS_AT_ONCE + 1):
+        ours.write_now(bytes(size))
+        read = 0
+        while read < size:
+            read += len(await theirs.read())
 
 
 async def test_of_a_long_row_of_messages_only_some_are_read_without_a_turn_of_the_loop() -> None:
@@ -113,16 +151,68 @@ async def test_of_a_long_row_of_messages_only_some_are_read_without_a_turn_of_th
         turns = []
         for size in (MAX_PLAINTEXT,) * (2 * READS_AT_ONCE + 2) + (1000, 1000):
             ours.write_now(bytes(size))
-            while len(await far.recv(MAX_MESSAGE + 2, socket.MSG_PEEK)) < size:
-                await trio.lowlevel.checkpoint()
-            with trio.CancelScope() as scope:
-                scope.cancel()  # shows at the first checkpoint
-                assert len(await theirs.read()) == size
-            turns.append(scope.cancelled_caught)
-            if scope.cancelled_caught:
-                assert len(await theirs.read()) == size
+            await came(far, size)
+            turns.append(await takes_a_turn(theirs, size))
         row = [True] + [False] * READS_AT_ONCE
         assert turns == [*row, *row, True, True], "a short message is followed by none"
+
+
+async def test_where_more_lies_ready_each_read_of_a_row_takes_one_message() -> None:
+    async with both_ends() as (ours, theirs, far):
+        turns: list[bool] = []
+        await warmed_up(ours, theirs)
+        ours.write_now(bytes(MAX_PLAINTEXT))
+        await came(far, MAX_MESSAGE + LENGTH_BYTES)
+        await takes_a_turn(theirs, MAX_PLAINTEXT)
+        for _ in range(READS_AT_ONCE + 1):
+            ours.write_now(bytes(MAX_PLAINTEXT))
+            if not turns:
+                ours.write_now(bytes(MAX_PLAINTEXT))
+            await came(far, 2 * (MAX_MESSAGE + LENGTH_BYTES))
+            turns.append(await takes_a_turn(theirs, MAX_PLAINTEXT))
+        assert turns == [False] * READS_AT_ONCE + [True]
+
+
+async def test_after_a_read_of_several_messages_others_have_their_turn() -> None:
+    async with both_ends() as (ours, theirs, far):
+        await warmed_up(ours, theirs)
+        ours.write_now(bytes(2 * MAX_PLAINTEXT))
+        await came(far, 2 * (MAX_MESSAGE + LENGTH_BYTES))
+        turns = [await takes_a_turn(theirs, MAX_PLAINTEXT) for _ in range(2)]
+        ours.write_now(bytes(1000))
+        await came(far, 1000)
+        assert [*turns, await takes_a_turn(theirs, 1000)] == [True, False, True]
+
+
+async def test_where_nothing_came_in_time_the_next_message_is_waited_for() -> None:
+    async with both_ends() as (ours, theirs, far):
+        ours.write_now(bytes(MAX_PLAINTEXT))
+        await came(far, MAX_MESSAGE + LENGTH_BYTES)
+        await theirs.read()
+        with trio.move_on_after(0.05) as patience:
+            await theirs.read()
+        assert patience.cancelled_caught
+        ours.write_now(b"late")
+        assert await theirs.read() == b"late"
+        ours.write_now(bytes(MAX_PLAINTEXT))
+        await came(far, MAX_MESSAGE + LENGTH_BYTES)
+        await theirs.read()
+        await ours.close()
+        assert await theirs.read() == b""
+
+
+@pytest.mark.parametrize("size", [1000, MAX_PLAINTEXT])
+async def test_a_reset_is_no_orderly_end(size: int) -> None:
+    async with both_ends() as (ours, theirs, far):
+        ours.write_now(bytes(size))
+        await came(far, size)
+        await theirs.read()
+        sock = plain_socket(ours.raw)
+        assert sock is not None
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await ours.close()
+        with pytest.raises(ConnectionResetError):
+            await theirs.read()
 
 
 async def test_what_the_kernel_does_not_take_at_once_leaves_with_the_next_write_and_in_order() -> None:
