@@ -3,8 +3,8 @@
 Maximises sum of w (y log s(D) + (1-y) log s(-D)) - ridge/2 |theta - mean|^2, D = theta_a - theta_b, by steps along one coordinate
 after the other. `mean` is what is expected of a contender before anybody judged.
 Strengths are whole milli-nats, reckoned in doubles: sums, products and quotients in a given order, of powers of e made of whole
-numbers, are the same bits on every machine. `math.exp` leaves its last bit to the C library, and since Python 3.12 `sum` keeps
-what is rounded off: the one is not used here, the other for whole numbers only.
+numbers, are the same bits on every machine of 64 bits. `math.exp` leaves its last bit to the C library, and since Python 3.12
+`sum` keeps what is rounded off: the one is not used here, the other for whole numbers only.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,17 +22,24 @@ judged answer is drawn to that. Of 0.3, 0.6, 1, 2 and 3, picked on halves of ben
 on the other halves."""
 
 MAX_SWEEPS = 60
-"""A complete design settles in 2 to 4; a chain of 500 contenders is still within a few hundredths of a nat after these."""
+"""A round as it is drawn settles in 2 to 5, one of far-apart means in 14; a chain of 500 contenders is still within a few
+hundredths of a nat after these."""
 
 SETTLED_MILLI = 5
-"""The last sweep is the one after which, as moves shrink from sweep to sweep, the next would move nothing by more."""
+"""The last sweep is the one after which, as moves shrink from sweep to sweep, the next would move nothing by more. Moves longer
+than _SHRINKING_MILLI say nothing of that: they go to another part of the curve."""
 
-_BOUND_MILLI = 8_192
+_SHRINKING_MILLI = 250
+
+_BOUND_MILLI = 16_384
+"""Nobody whose mean is within 8192 gets so far: with all that ballots can say, an eighth beyond that is the most found."""
+
 _LONGEST_STEP_MILLI = 1_000
 """Where one side is sure to win, the likelihood is straight, and a step by its bend could go anywhere."""
 
 _FINE_BITS = 7
 _FINE = (1 << _FINE_BITS) - 1
+
 
 class Matches(NamedTuple):
     """Pairs of contenders, each unordered pair once, in an order that does not hang on that of the matches; their weights, not
@@ -63,7 +70,7 @@ def strengths_milli(means: Sequence[int], matches: Matches, judgement: float) ->
     places = [(i, *known, more / 1e6 + all_ / 2, 1 / (all_ or 1), mean) for i, (known, more, all_, mean) in rows]
     furthest = before = _sweep(strength, powers, places, ridge)
     for _ in range(MAX_SWEEPS - 1):
-        if furthest * furthest <= SETTLED_MILLI * before:
+        if furthest * furthest <= SETTLED_MILLI * min(before, _SHRINKING_MILLI):
             break
         # At the optimum strengths add up to what the means do; single steps come to that last of all.
         if shift := floor((middle - sum(strength)) / count + 0.5):

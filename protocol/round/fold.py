@@ -1,4 +1,4 @@
-"""Many contributions to one result, by whole numbers and in any order. Decides the winner, checks nothing.
+"""Many contributions to one result, the same bits in any order. Decides the winner, checks nothing.
 
 Arm `fuse` (a majority is its case without judges):
     S_c = vote_gain * sum of the weights of c's voters
@@ -142,7 +142,7 @@ def fold(given: Contributions) -> Result:
     vote_micro = [votes[seats[0]] if len(seats) == 1 else sum(map(votes.__getitem__, seats)) for seats in members]
     wins = _mean_wins(count, standing, judged)
     ranked = given.fold.arm == "rank" and bool(judged.first) and all(len(seats) < 2 for seats in members)
-    scores = _ranked(given, judged, judge_total) if ranked else _scores(given, vote_micro, wins, judge_total)
+    scores = _ranked(given, judged, judge_total, len(heard)) if ranked else _scores(given, vote_micro, wins, judge_total)
     order = _ordered(given, standing, scores)
     places = [count] * count
     for place, index in enumerate(order, 1):
@@ -236,10 +236,10 @@ def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[i
     ]
 
 
-def _ranked(given: Contributions, judged: PairTable, judge_total: int) -> list[int]:
+def _ranked(given: Contributions, judged: PairTable, judge_total: int, judges: int) -> list[int]:
     """Bradley-Terry strengths in millionths of a nat, a judgement as heavy as the mean judge; what was not judged comes last."""
     means = [given.voices[found.seats[0]].strength_milli for found in given.classes]
-    judgement = max(1, judge_total) / max(1, len(given.ballots))
+    judgement = max(1, judge_total) / judges
     strengths = strengths_milli(means, Matches(judged.first, judged.second, judged.weight, judged.lead), judgement)
     lowest, gain = min(compress(strengths, judged.met)) - 1000, given.fold.judge_gain_milli
     return [(strength if met else lowest) * gain for strength, met in zip(strengths, judged.met, strict=True)]

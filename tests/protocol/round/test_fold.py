@@ -1,7 +1,9 @@
 """The fold: the same bits in any order, finite under any ballots, and the arithmetic of its tables by hand."""
 
 import math
+from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,7 +167,25 @@ def any_round(draw: st.DrawFn) -> Contributions:
     return contributions(answers, ballots, fold=parameters, voices=table, dropped=tuple(dropped))
 
 
-@given(any_round(), st.integers())
+@st.composite
+def any_ranked_round(draw: st.DrawFn) -> Contributions:
+    """No two answers are equal, and some pair was judged."""
+    answers = "abcdefghi"[: draw(st.integers(2, 9))]
+    clamp = st.integers(-WEIGHT_CLAMP_MILLI, WEIGHT_CLAMP_MILLI)
+    weight = clamp | st.sampled_from([0, 1000])
+    table = {
+        seat: Voice(1000, draw(weight), bytes([draw(st.integers(0, 3))]), draw(st.none() | weight), draw(clamp | st.just(0)))
+        for seat in range(len(answers))
+    }
+    index = st.integers(0, len(answers) - 1)
+    odds = st.integers(-LOG_ODDS_CLAMP_MILLI, LOG_ODDS_CLAMP_MILLI)
+    judged = st.lists(st.tuples(index, index, odds).filter(lambda j: j[0] != j[1]), max_size=20, unique_by=lambda j: j[:2])
+    ballots = {seat: [Judgement(*judgement) for judgement in draw(judged)] for seat in table}
+    ballots[0] = ballots[0] or [Judgement(0, 1, draw(odds))]
+    return contributions(answers, ballots, fold=FoldParameters(arm="rank", position_bias=draw(st.booleans())), voices=table)
+
+
+@given(any_round() | any_ranked_round(), st.integers())
 def test_any_ballots_fold_to_a_finite_result_in_any_order(given_: Contributions, seed: int) -> None:
     result = fold(given_)
     assert 0 <= result.confidence_milli <= 1000
@@ -180,6 +200,44 @@ def test_any_ballots_fold_to_a_finite_result_in_any_order(given_: Contributions,
         given_.round, given_.strategy, given_.fold, dict(table), given_.classes, dict(ballots), dropped=given_.dropped[::-1]
     )
     assert verdict_hash(fold(again)) == verdict_hash(result)
+
+
+@given(any_ranked_round())
+def test_where_no_two_answers_are_equal_judges_rank_them_whatever_all_of_them_weigh_together(given_: Contributions) -> None:
+    table = {seat: replace(v, judge_weight_milli=v.judge_weight_milli // 4 * 4) for seat, v in given_.voices.items()}
+    table = {seat: replace(voice, favourite_weight_milli=None) for seat, voice in table.items()}
+    rules = msgspec.structs.replace(given_.fold, one_voice=False)
+    whole = fold(replace(given_, voices=table, fold=rules))
+    quarter = {seat: replace(voice, judge_weight_milli=voice.judge_weight_milli // 4) for seat, voice in table.items()}
+    assert whole.basis == "ranked"
+    assert whole.classes == fold(replace(given_, voices=quarter, fold=rules)).classes
+
+
+def test_an_answer_that_nobody_judged_comes_a_nat_behind_the_last_that_was() -> None:
+    table = {seat: Voice(1000, 1000, bytes([seat]), strength_milli=-3000 * (seat == 2)) for seat in range(3)}
+    ballots = {seat: [Judgement(0, 1, 2000)] for seat in range(3)}
+    classes = tuple(AnswerClass(name, name, (seat,), 1_000_000) for seat, name in enumerate("abc"))
+    result = fold(Contributions(ROUND, "rank", FoldParameters(arm="rank"), table, classes, ballots))
+    first, last, unseen = (row.score_micro for row in result.classes)
+    assert first > last == unseen + 1_000_000
+
+
+def test_a_dropped_judge_changes_nothing_for_the_others() -> None:
+    said = [Judgement(0, 1, 2000), Judgement(1, 2, 700)]
+    rules = FoldParameters(arm="rank")
+    whole = fold(contributions("abc", dict.fromkeys(range(2), said), fold=rules, dropped=(2,)))
+    assert fold(contributions("abc", dict.fromkeys(range(3), said), fold=rules, dropped=(2,))) == whole
+
+
+def test_a_ranked_round_has_these_bits_on_every_machine() -> None:
+    chance = seeded(11)
+    table = {seat: Voice(1000, chance.randint(-500, 3000), bytes([seat]), None, chance.randint(-1500, 1500)) for seat in range(7)}
+    pairs = [(a, b) for a in range(7) for b in range(7) if a != b]
+    ballots = {seat: [Judgement(a, b, chance.randint(-4000, 4000)) for a, b in chance.sample(pairs, 20)] for seat in range(7)}
+    classes = tuple(AnswerClass(str(i), str(i), (i,), 1_000_000) for i in range(7))
+    result = fold(Contributions(ROUND, "rank", FoldParameters(arm="rank"), table, classes, ballots))
+    assert [row.score_micro // 1000 for row in result.classes] == [478, 484, 628, -55, 225, 398, -169]
+    assert verdict_hash(result).hex() == "b8a451fa81c3e202ffb61871fcc64298f2f66b9af7506d5315d904b72466d42b"
 
 
 def test_five_in_a_hundred_of_the_weight_rigging_other_pairs_moves_the_winner_nowhere() -> None:
