@@ -107,7 +107,7 @@ def _sweep(strength: list[int], powers: list[float], places: Sequence[_Place], r
 
 
 def _within(strength: int) -> int:
-    return strength if -_BOUND_MILLI <= strength <= _BOUND_MILLI else max(-_BOUND_MILLI, min(_BOUND_MILLI, strength))
+    return max(-_BOUND_MILLI, min(_BOUND_MILLI, strength))
 
 
 def _among_all(count: int, matches: Matches) -> list[_Met]:
@@ -131,13 +131,13 @@ def _among_few(count: int, matches: Matches) -> list[_Met]:
 
 
 def _start(means: Sequence[int], lead: Sequence[float], fought: Sequence[float], ridge: float) -> list[int]:
-    """One Newton step for all at once where all are expected alike: there the bend is a quarter of the weight."""
+    """One Newton step for all at once where all are expected alike: there the bend is a quarter of the weight, and nobody goes
+    further than 2 nats."""
     mean = means[0]
     if means.count(mean) < len(means):
         return list(means)
     pull = 1000 * ridge
-    moved = [mean + floor(more / (250.0 * all_ + pull) + 0.5) for more, all_ in zip(lead, fought, strict=True)]
-    return moved if max(moved) <= _BOUND_MILLI and min(moved) >= -_BOUND_MILLI else [*map(_within, moved)]
+    return [mean + floor(more / (250.0 * all_ + pull) + 0.5) for more, all_ in zip(lead, fought, strict=True)]
 
 
 def _powers(strength: Sequence[int]) -> list[float]:

@@ -139,7 +139,7 @@ def fold(given: Contributions) -> Result:
     votes = _votes(given, {seat for seats in members for seat in seats})
     judged, judge_total, heard = _judged(given, [seat for seat in sorted(given.ballots) if seat not in dropped])
     standing = [index for index, seats in enumerate(members) if seats]
-    vote_micro = [votes[seats[0]] if len(seats) == 1 else sum(map(votes.__getitem__, seats)) for seats in members]
+    vote_micro = [sum(map(votes.__getitem__, seats)) for seats in members]
     wins = _mean_wins(count, standing, judged)
     ranked = given.fold.arm == "rank" and bool(judged.first) and all(len(seats) < 2 for seats in members)
     scores = _ranked(given, judged, judge_total, len(heard)) if ranked else _scores(given, vote_micro, wins, judge_total)
@@ -220,10 +220,9 @@ def _judged(given: Contributions, seats: Sequence[int]) -> tuple[PairTable, int,
     apart = {seat: weight for seat, voice in chosen.items() if (weight := voice.favourite_weight_milli) is not None}
     others = voices(plain, digests, given.fold.one_voice)
     favourites = voices(plain | apart, digests, given.fold.one_voice) if apart else others
-    weights = map(max, map(abs, favourites.values()), map(abs, others.values())) if apart else map(abs, others.values())
     sums = PairSums(len(given.classes), given.fold)
     heard = {seat: sums.add(favourites[seat], others[seat], given.ballots[seat]) for seat in seats}
-    return sums.table(), sum(weights), heard
+    return sums.table(), sum(map(max, map(abs, favourites.values()), map(abs, others.values()))), heard
 
 
 def _scores(given: Contributions, vote_micro: Sequence[int], centred: Sequence[int], judge_total: int) -> list[int]:

@@ -28,17 +28,34 @@ def pairs() -> Iterator[list[Pair]]:
         theirs.close()
 
 
+@pytest.fixture
+async def pace(nursery: trio.Nursery) -> Pace:
+    """One that beats."""
+    pace = Pace()
+    nursery.start_soon(pace.run)
+    await trio.testing.wait_all_tasks_blocked()
+    return pace
+
+
+WORD = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n'
+
+
+async def answering(pair: Pair, sent: bytes) -> Reply:
+    """The reply that has begun at the first of `pair`, of whose events `sent` has come."""
+    ours, theirs = pair
+    ours.setblocking(False)
+    reply = Reply(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), lambda: h11.Connection(h11.CLIENT), trio.CancelScope())
+    theirs.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + sent)
+    await reply.read_head()
+    return reply
+
+
 def begin(stack: ExitStack, pace: Pace, pairs: list[Pair], count: int) -> list[PacedStream]:
     return [stack.enter_context(pace.stream(ours.fileno())) for ours, _ in pairs[:count]]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 64])
-async def test_all_streams_are_read_in_one_beat(
-    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair], count: int
-) -> None:
-    pace = Pace()
-    nursery.start_soon(pace.run)
-    await trio.testing.wait_all_tasks_blocked()
+async def test_all_streams_are_read_in_one_beat(autojump_clock: MockClock, pace: Pace, pairs: list[Pair], count: int) -> None:
     reads: list[float] = []
 
     async def read(stream: PacedStream) -> None:
@@ -59,12 +76,7 @@ async def test_all_streams_are_read_in_one_beat(
     assert [later - earlier for earlier, later in pairwise(beats)] == pytest.approx([beat] * (len(beats) - 1))
 
 
-async def test_a_stream_slower_than_the_beats_never_waits(
-    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
-) -> None:
-    pace = Pace()
-    nursery.start_soon(pace.run)
-    await trio.testing.wait_all_tasks_blocked()
+async def test_a_stream_slower_than_the_beats_never_waits(autojump_clock: MockClock, pace: Pace, pairs: list[Pair]) -> None:
     with ExitStack() as stack:
         (stream,) = begin(stack, pace, pairs, 1)
         await stream.wait()
@@ -75,10 +87,7 @@ async def test_a_stream_slower_than_the_beats_never_waits(
             assert trio.current_time() == before
 
 
-async def test_the_end_of_an_answer_is_heard_at_once(nursery: trio.Nursery, pairs: list[Pair], mock_clock: MockClock) -> None:
-    pace = Pace()
-    nursery.start_soon(pace.run)
-    await trio.testing.wait_all_tasks_blocked()
+async def test_the_end_of_an_answer_is_heard_at_once(mock_clock: MockClock, pace: Pace, pairs: list[Pair]) -> None:
     with ExitStack() as stack:
         first, second = begin(stack, pace, pairs, 2)
         await first.wait()
@@ -94,57 +103,35 @@ async def test_the_end_of_an_answer_is_heard_at_once(nursery: trio.Nursery, pair
 
 
 async def test_an_answer_that_was_read_to_its_end_waits_for_no_beat(
-    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
+    autojump_clock: MockClock, pace: Pace, pairs: list[Pair]
 ) -> None:
-    pace = Pace()
-    nursery.start_soon(pace.run)
-    await trio.testing.wait_all_tasks_blocked()
-    ours, theirs = pairs[0]
-    ours.setblocking(False)
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-    reply = Reply(stream, lambda: h11.Connection(h11.CLIENT), trio.CancelScope())
-    word = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n'
-    coming = iter((word, b"data: [DONE]\n\n"))  # its connection stays open, as that of few streams does
-    theirs.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + word)
-    await reply.read_head()
+    coming = iter((WORD, b"data: [DONE]\n\n"))  # its connection stays open, as that of few streams does
     words = 0
-    async with aclosing(_events(reply, pace)) as events:
+    async with aclosing(_events(await answering(pairs[0], WORD), pace)) as events:
         async for batch in events:
             words += len(batch)
-            theirs.send(next(coming))
+            pairs[0][1].send(next(coming))
             if words == 2:
                 said = trio.current_time()
     assert words == 2
     assert trio.current_time() == said
 
 
-WORD = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n'
-
-
 @asynccontextmanager
-async def read_beside_another(
-    nursery: trio.Nursery, pairs: list[Pair], sent: bytes
-) -> AsyncGenerator[tuple[Pace, Batches], None]:
+async def read_beside_another(pace: Pace, pairs: list[Pair], sent: bytes) -> AsyncGenerator[Batches, None]:
     """The events of an answer of which `sent` has come, just after a beat of the one other stream."""
-    pace = Pace()
-    nursery.start_soon(pace.run)
-    await trio.testing.wait_all_tasks_blocked()
-    ours, theirs = pairs[0]
-    ours.setblocking(False)
-    reply = Reply(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), lambda: h11.Connection(h11.CLIENT), trio.CancelScope())
-    theirs.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + sent)
-    await reply.read_head()
+    reply = await answering(pairs[0], sent)
     with ExitStack() as stack:
         (other,) = begin(stack, pace, pairs[1:], 1)
         await other.wait()
         async with aclosing(_events(reply, pace)) as events:
-            yield pace, events
+            yield events
 
 
 async def test_an_answer_that_comes_word_by_word_waits_for_its_beat(
-    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
+    autojump_clock: MockClock, pace: Pace, pairs: list[Pair]
 ) -> None:
-    async with read_beside_another(nursery, pairs, WORD) as (pace, events):
+    async with read_beside_another(pace, pairs, WORD) as events:
         begun = trio.current_time()
         await anext(events)
         pairs[0][1].send(WORD)
@@ -155,7 +142,7 @@ async def test_an_answer_that_comes_word_by_word_waits_for_its_beat(
 
 
 async def test_who_has_more_to_read_than_one_read_takes_waits_for_no_beat_and_lets_others_go_on(
-    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
+    nursery: trio.Nursery, autojump_clock: MockClock, pace: Pace, pairs: list[Pair]
 ) -> None:
     many = 3 * (64 << 10) // len(WORD)
     turns = words = 0
@@ -166,7 +153,7 @@ async def test_who_has_more_to_read_than_one_read_takes_waits_for_no_beat_and_le
             await trio.lowlevel.checkpoint()
             turns += 1
 
-    async with read_beside_another(nursery, pairs, WORD * many) as (_, events):
+    async with read_beside_another(pace, pairs, WORD * many) as events:
         said = trio.current_time()
         nursery.start_soon(count_turns)
         async for batch in events:
@@ -204,12 +191,7 @@ async def test_nothing_waits_before_and_after_the_pace_runs(autojump_clock: Mock
         await stream.wait()
 
 
-async def test_a_wait_that_is_cancelled_leaves_nothing_behind(
-    nursery: trio.Nursery, autojump_clock: MockClock, pairs: list[Pair]
-) -> None:
-    pace = Pace()
-    nursery.start_soon(pace.run)
-    await trio.testing.wait_all_tasks_blocked()
+async def test_a_wait_that_is_cancelled_leaves_nothing_behind(autojump_clock: MockClock, pace: Pace, pairs: list[Pair]) -> None:
     with ExitStack() as stack:
         (stream,) = begin(stack, pace, pairs, 1)
         await stream.wait()
