@@ -48,7 +48,8 @@ def test_a_restored_backup_opens_a_new_epoch_and_forks_nothing(starter: Starter)
     after = said(witness, me)
     assert {place: after.get(place) for place in before} == before, "what it had signed stands, the lost tail too"
     opened = {epoch for epoch, _ in after} - {epoch for epoch, _ in before}
-    assert opened and min(opened) > max(epoch for epoch, _ in before), "a new epoch"
+    assert opened, "a new epoch"
+    assert min(opened) > max(epoch for epoch, _ in before)
     own = said(restored, me)  # read later, and it goes on signing: at least what its peer held before
     assert {place: own.get(place) for place in after} == after, "and its peer gave the tail back"
     for daemon in (restored, witness):
