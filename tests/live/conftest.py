@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 from swarmd import Client
+from tests.forkserver import ForkServer, Process, Request
 
 READY_SECONDS = 40.0
 COMMAND = [sys.executable, "-P", "-m", "swarmd"]
+
+Child: TypeAlias = "subprocess.Popen[bytes] | Process"
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Daemon:
     """One daemon process. `cli` runs a command against it, `client` is the client library on its socket."""
 
     folder: Path
-    child: "subprocess.Popen[bytes]"
+    child: Child
     ready: int
     address: str = ""
     api_url: str = ""
@@ -94,12 +97,28 @@ def run_cli(*arguments: str, stdin: str | None = None, timeout: float = 60) -> R
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
-class Starter:
-    """Starts daemons under one short folder and leaves none behind."""
+def execute(request: Request, log: int, ready: int) -> "subprocess.Popen[bytes]":
+    """A daemon as its user starts it, in an interpreter of its own."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SWARMD_")}
+    command = [*COMMAND, *request.arguments, "--ready-fd", str(ready)]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ready,), env=environ, cwd=request.folder
+    )  # fmt: skip
 
-    def __init__(self, base: Path) -> None:
+
+class Starter:
+    """Starts daemons under one short folder by `launch(request, log, ready)`; as a context, it leaves none behind."""
+
+    def __init__(self, base: Path, launch: Callable[[Request, int, int], Child] = execute) -> None:
         self._base = base
+        self._launch = launch
         self._daemons: list[Daemon] = []
+
+    def __enter__(self) -> "Starter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def arguments(self, name: str) -> list[str]:
         folder = self._base / name
@@ -110,14 +129,9 @@ class Starter:
         """A daemon that may not be ready yet."""
         reading, writing = os.pipe()
         folder = self._base / name
-        command = [*COMMAND, "start", *self.arguments(name), "--api", "127.0.0.1:0"]
-        command += ["--listen", listen] if listen else []
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("SWARMD_")}
+        arguments = ["start", *self.arguments(name), "--api", "127.0.0.1:0", *(["--listen", listen] if listen else []), *extra]
         with (folder / "log").open("ab") as log:
-            child = subprocess.Popen(
-                [*command, "--ready-fd", str(writing), *extra],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writing,), env=environ, cwd=folder,
-            )  # fmt: skip
+            child = self._launch(Request(str(folder), arguments), log.fileno(), writing)
         os.close(writing)
         daemon = Daemon(folder, child, reading)
         self._daemons.append(daemon)
@@ -140,26 +154,29 @@ class Starter:
                 os.close(daemon.ready)
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
-    started = Starter(tmp_path_factory.mktemp("d"))
-    yield started
-    started.end()
+def starter(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Iterator[Starter]:
+    with Starter(tmp_path_factory.mktemp("d"), forks.fork) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Daemon]]:
+def mesh(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Iterator[list[Daemon]]:
     """Three daemons that know each other, for tests that change nothing but rounds and claims."""
-    starter = Starter(tmp_path_factory.mktemp("m"))
-    try:
+    with Starter(tmp_path_factory.mktemp("m"), forks.fork) as starter:
         first = starter("a", "--model", "tiny-all")
         served = {"b": "tiny-sort-bool", "c": "tiny-add-mod"}
         others = [starter.start(name, "--model", model, "--join", first.address) for name, model in served.items()]
         daemons = [first, *(other.wait_ready() for other in others)]
         until(lambda: all(len(alive(daemon)) == 2 for daemon in daemons))
         yield daemons
-    finally:
-        starter.end()
 
 
 def alive(daemon: Daemon) -> list[str]:

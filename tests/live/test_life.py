@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def runs(pid: int) -> bool:
 
 def sockets(daemon: Daemon) -> list[Path]:
     return [path for path in (daemon.folder / "run").rglob("*") if path.is_socket()]
+
+
+@pytest.fixture
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """Without the fork server: here the start itself is tested."""
+    with Starter(tmp_path_factory.mktemp("d")) as started:
+        yield started
 
 
 def refused(starter: Starter, name: str, *extra: str) -> Ran:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swarmd import Client, ClientError
-from tests.natlab.forkserver import Process, Request
+from tests.forkserver import Process, Request
 from tests.natlab.namespaces import LabError
 from tests.natlab.topology import Lab
 
@@ -67,7 +67,7 @@ class Peer:
     def wait_api(self) -> "Peer":
         """Until the local socket answers, which is long before an engine does."""
         deadline = time.monotonic() + READY_SECONDS
-        while time.monotonic() < deadline and not self.process.ended(0):
+        while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(ClientError, OSError):
                 self.client.version()
                 return self
@@ -88,10 +88,11 @@ class Peer:
     def end(self) -> None:
         """Ask it to stop, and see to it that it has."""
         self.signal(signal.SIGTERM)
-        if not self.process.ended(8):
+        try:
+            self.process.wait(8)
+        except subprocess.TimeoutExpired:
             self.signal(signal.SIGKILL)
-            self.process.ended(5)
-        self.process.close()
+            self.process.wait()
         os.close(self.ready)
 
 
@@ -104,7 +105,7 @@ def start(lab: Lab, name: str, base: Path, *extra: str, listen: str = f"/ip4/0.0
         arguments += ["--set", setting]
     reading, writing = os.pipe()
     with (folder / "log").open("ab") as log:
-        request = Request(f"/run/netns/{lab.spaces.full(name)}", str(folder), [*arguments, *extra])
+        request = Request(str(folder), [*arguments, *extra], f"/run/netns/{lab.spaces.full(name)}")
         process = lab.forkserver.fork(request, log.fileno(), writing)
     os.close(writing)
     return Peer(name, folder, process, reading)

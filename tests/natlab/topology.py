@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tests.natlab.forkserver import ForkServer
+from tests.forkserver import ForkServer
 from tests.natlab.namespaces import Namespaces, run, sweep
 from tests.natlab.routers import IPV6_FIREWALL, rules
 from tests.natlab.switch import Switch
