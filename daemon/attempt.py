@@ -100,10 +100,11 @@ class PeerAttempt:
     async def run(self) -> None:
         """Try; raises nothing of the peer's."""
         try:
-            if self.choice.candidate.path == "local":
-                self.completion = await self._run_local()
-            else:
-                self.completion = await self._run_remote()
+            completion = await (self._run_local() if self.choice.candidate.path == "local" else self._run_remote())
+            if not self._slower:
+                self.completion = completion
+                if self.rival is not None:  # which still runs where this answer has no word at all
+                    self.rival.stop()
         except RemoteError as error:
             self.error = error
         finally:

@@ -13,7 +13,7 @@ from daemon.engine.interface import Chunk, EngineError
 from daemon.patience import Patience
 from protocol.extras import Extras
 from protocol.inference import CONTINUE_METHOD, Begun, Continuation
-from protocol.job import Job, Sampling
+from protocol.job import Job, Sampling, Usage
 from protocol.wire.codec import encode
 from protocol.wire.errors import Code, RemoteError
 from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, full, job, model, until
@@ -253,6 +253,28 @@ async def test_a_slow_first_word_is_hedged_and_the_loser_stops(swarm: Swarm, aut
     else:
         pytest.fail("the slow one was never asked first")
     assert all(one.ok for one in asker.served), "to be slower is no fault"
+
+
+async def test_an_answer_without_a_word_ends_a_hedge_as_any_other(swarm: Swarm, autojump_clock: Clock) -> None:
+    silent, slow = engine(), FakeEngine(says=says, pause=5.0)
+
+    @asynccontextmanager
+    async def generate(job: Job, begun: Begun | None) -> AsyncIterator[AsyncIterator[Chunk]]:
+        async def nothing() -> AsyncIterator[Chunk]:
+            await trio.sleep(1)
+            yield Chunk("", "stop", Usage(7, 1))
+
+        yield nothing()
+
+    silent.generate = generate  # type: ignore[method-assign, assignment]
+    asker, servers = await hedging(swarm, silent, slow)
+    asker.asking._first_tokens.note(servers[1].id, 0.2, trio.current_time())  # the silent one is asked first
+    heard, started = Heard(), trio.current_time()
+    await asker.asking.route(ask(), heard.emit)
+    assert (heard.tokens, heard.result.answer, heard.result.usage) == ([], "", Usage(7, 1))
+    assert [(one.peer_id, one.outcome) for one in heard.result.attempts] == [(servers[0].id, "ok"), (servers[1].id, "slower")]
+    assert trio.current_time() - started < 2
+    await until(lambda: slow.running == 0, 1)
 
 
 async def test_without_the_flag_and_without_measurements_nobody_is_asked_twice(swarm: Swarm, autojump_clock: Clock) -> None:
