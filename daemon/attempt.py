@@ -15,8 +15,12 @@ from protocol.inference import CONTINUE_METHOD, METHOD, Begun, Completion, Conti
 from protocol.job import Job, Usage
 from protocol.skills import skill_of
 from protocol.wire.codec import encode
-from protocol.wire.errors import Code, RemoteError
+from protocol.wire.errors import Code, RemoteError, malformed
 from protocol.wire.ids import PeerId
+from protocol.wire.limits import MAX_ANSWER_CHARS, MAX_TOKENS
+
+MAX_PARTS = 2 * MAX_TOKENS
+"""Tokens with log-probabilities and parts of tool calls in one answer: an engine may send a few more than it counts tokens."""
 
 FAULTS = frozenset({Code.GONE, Code.DEADLINE, Code.ENGINE_FAILED, Code.INTERNAL, Code.MALFORMED})
 """Codes that tell against the peer. One that is full, or whose engine cannot take this very job, did nothing wrong."""
@@ -45,6 +49,16 @@ class AnswerSoFar:
     tokens: int = 0
     attempts: int = 0
     """How many peers were asked for it so far."""
+    chars: int = 0
+    parts: int = 0
+    """Tokens with log-probabilities, and parts of tool calls."""
+
+    def bound(self, delta: Delta) -> None:
+        """Count a piece that came; raises RemoteError(malformed) where it is more than any answer has."""
+        self.chars += len(delta.text)
+        self.parts += len(delta.logprobs) + len(delta.tool_calls)
+        if self.chars > MAX_ANSWER_CHARS or self.parts > MAX_PARTS:
+            raise malformed("the peer sent more than any answer has")
 
     def begun(self) -> Begun | None:
         """What another peer would have to go on from; None where nothing was said."""
@@ -146,6 +160,7 @@ class PeerAttempt:
     async def _pass_on(self, delta: Delta) -> None:
         if not (delta.text or delta.tool_calls or delta.logprobs):
             return
+        self._answer.bound(delta)
         if self._slower:
             await trio.sleep_forever()  # cancelled already, at the first word of the rival
         if self.first_token_s is None:

@@ -19,10 +19,9 @@ from daemon.engine.http_exchange import Reply, Server, exchange
 from daemon.engine.idle_connections import IdleConnections
 from daemon.engine.interface import EngineError, EngineRefused, Vectors
 from daemon.engine.pace import Pace, PacedStream
+from protocol.wire.limits import MAX_ANSWER_CHARS
 
 MAX_EVENT_BYTES = 256 << 10
-MAX_TEXT_CHARS = 1 << 20
-"""All events of one answer hold no more text than this: 4096 tokens of the longest kind do not reach it."""
 MAX_REPLY_BYTES = 1 << 20
 _MUCH_BYTES = 32 << 10
 """Half of what one read takes."""
@@ -237,7 +236,7 @@ class _Answer:
             events.append(event)
             self._size += sum(_length(choice.delta) for choice in event.choices)
         self.has_begun = self._size > 0
-        if self._size > MAX_TEXT_CHARS:
+        if self._size > MAX_ANSWER_CHARS:
             raise EngineError("the engine sent more text than was asked for")
         return events
 

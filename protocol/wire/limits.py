@@ -18,6 +18,9 @@ MAX_PROMPT_BYTES = 256 << 10
 MAX_ANSWER_BYTES = 64 << 10
 """One committee answer, UTF-8; longer ones are cut by the token limit long before."""
 
+MAX_ANSWER_CHARS = 1 << 20
+"""All text of one routed answer: MAX_TOKENS tokens of the longest kind do not reach it."""
+
 MAX_CLAIM_BYTES = 4 << 10
 """One signed claim in its envelope."""
 

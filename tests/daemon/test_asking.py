@@ -7,9 +7,12 @@ import pytest
 import trio
 import trio.testing
 
-from daemon.api.backend import AskEvent, PeerWish
+from daemon.api.backend import AskEvent, PeerWish, TokenEvent
+from daemon.calls import InboundCall
 from daemon.engine.interface import EngineError, EngineRefused, EngineState
 from daemon.patience import Patience
+from protocol.delta import CallDelta, Delta, TokenLogprob, delta_items
+from protocol.inference import METHOD
 from protocol.wire.errors import Code, RemoteError
 from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, full, model, until
 
@@ -137,6 +140,36 @@ async def test_a_silent_peer_costs_a_bounded_time(swarm: Swarm, autojump_clock: 
     assert trio.current_time() - started == pytest.approx(limit, abs=1)
     assert [one.ok for one in asker.served] == [False]
     await until(lambda: bob.serving.busy == 0)
+
+
+ENDLESS = {
+    "text": Delta("x" * 16_000),
+    "log-probabilities": Delta(logprobs=(TokenLogprob("x", -0.5),)),
+    "calls": Delta(tool_calls=(CallDelta(0, "a"),)),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+async def test_a_peer_that_never_stops_talking_is_cut_off_and_blamed(swarm: Swarm, autojump_clock: Clock, kind: str) -> None:
+    asker, (bob,) = await several(swarm, FakeEngine())
+    (item,) = delta_items(ENDLESS[kind].text, ENDLESS[kind].tool_calls, ENDLESS[kind].logprobs)
+
+    async def endless(call: InboundCall) -> bytes:
+        while True:
+            await call.send(item)
+
+    bob.calls._handlers[METHOD] = endless
+    heard: list[AskEvent] = []
+
+    async def emit(event: AskEvent) -> None:
+        heard.append(event)
+
+    with trio.fail_after(60):
+        error = await failure(asker.asking.route(ask(), emit))
+    assert (error.code, [one.ok for one in asker.served]) == (Code.MALFORMED, [False])
+    pieces = [one for one in heard if isinstance(one, TokenEvent)]
+    chars, parts = sum(len(one.text) for one in pieces), sum(len(one.logprobs) + len(one.tool_calls) for one in pieces)
+    assert (0 < chars <= 1 << 20) if kind == "text" else parts == 8192
 
 
 async def test_our_own_deadline_and_a_user_who_leaves_blame_nobody(swarm: Swarm, autojump_clock: Clock) -> None:
