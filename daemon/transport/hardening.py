@@ -11,11 +11,14 @@ from typing import Any
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.abc import IMuxedConn, INetStream, IRawConnection, ISecureConn
+from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair
 from libp2p.custom_types import StreamHandlerFn, TMuxerClass, TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.basic_host import AddrsFactory, BasicHost
+from libp2p.identity.identify.identify import ID as IDENTIFY
+from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore, PeerStoreError
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectError
@@ -26,6 +29,7 @@ from multiaddr import Multiaddr
 
 from daemon.transport.addresses import with_peer
 from daemon.transport.dial_errors import causes
+from daemon.transport.identify import MAX_ADDRESSES, is_readable, keep, observed, receive_identify
 from daemon.transport.interface import MeshGate, TransportError
 from daemon.transport.mesh_noise import MESH_NOISE, MeshNoise, NotAdmitted
 from daemon.transport.muxed_stream import MuxedStream
@@ -42,11 +46,11 @@ log = logging.getLogger(__name__)
 
 MAX_PROTOCOL_CHARS = 256
 MAX_PROTOCOLS_PER_PEER = 128
-MAX_ADDRESSES_PER_PEER = 32
 
 
 class BoundedPeerStore(PeerStore):
-    """What is said of peers, the newest of it: the stock one keeps 1000 addresses and any number of protocols of each.
+    """What is said of peers, the newest of it: the stock one keeps 1000 addresses and any number of protocols of each, and bytes
+    that are no address, which it raises at whoever dials them.
 
     Of more than `most` peers it forgets the oldest. The stock one begins with those that have no addresses, the first of which is
     ourselves: after a thousand strangers nobody could identify us any more. `keeps` says who stays whatever comes.
@@ -68,10 +72,10 @@ class BoundedPeerStore(PeerStore):
             known = list(self.addrs(peer_id))
         except PeerStoreError:
             known = []
-        together = list(dict.fromkeys([*known, *addrs]))
-        if len(together) > MAX_ADDRESSES_PER_PEER:
+        together = list(dict.fromkeys([*known, *filter(is_readable, addrs)]))
+        if len(together) > MAX_ADDRESSES:
             self.clear_addrs(peer_id)
-        super().add_addrs(peer_id, together[-MAX_ADDRESSES_PER_PEER:], ttl)
+        super().add_addrs(peer_id, together[-MAX_ADDRESSES:], ttl)
 
     def add_protocols(self, peer_id: ID, protocols: Sequence[str]) -> None:
         kept = [protocol for protocol in protocols[:MAX_PROTOCOLS_PER_PEER] if len(protocol) <= MAX_PROTOCOL_CHARS]
@@ -118,6 +122,7 @@ class HardenedHost(BasicHost):
         for protocol, handler in list(self.multiselect.handlers.items()):
             if protocol is not None and handler is not None:
                 self.set_stream_handler(protocol, handler)
+        self.set_stream_handler(ID_PUSH, self._take_push)
 
     def set_stream_handler(self, protocol_id: TProtocol, stream_handler: StreamHandlerFn) -> None:
         async def bounded(stream: INetStream) -> None:
@@ -194,6 +199,32 @@ class HardenedHost(BasicHost):
             log.debug("identify of %s failed: %r", peer_id, error)
         finally:
             self._identify_inflight.discard(peer_id)
+
+    async def _identify_peer(self, peer_id: ID, *, reason: str) -> None:
+        connections = self.swarm.get_connections(peer_id)
+        if not connections:
+            return
+        try:
+            stream = await self.new_stream(peer_id, [IDENTIFY])
+        except Exception as error:  # noqa: BLE001 - it may have left already, in many ways
+            log.debug("no identify stream to %s (%s): %r", peer_id, reason, error)
+            return
+        try:
+            message = await receive_identify(stream)
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+        keep(self.peerstore, peer_id, message)
+        if self.swarm.get_connections(peer_id):
+            self._identified_peers[peer_id] = reason
+        address = observed(message)
+        over = connections[0]
+        if address is not None and self._observed_addr_manager is not None and over.get_connection_type() != ConnectionType.RELAYED:
+            self._observed_addr_manager.record_observation(over, address, self.get_transport_addrs())
+
+    async def _take_push(self, stream: INetStream) -> None:
+        keep(self.peerstore, stream.muxed_conn.peer_id, await receive_identify(stream))
+        await stream.close()
 
 
 def build_host(
