@@ -178,6 +178,8 @@ class ClaimSync:
         """Ask one thing of `peer`; a newer question, or the end of the exchange, cancels what is still open."""
 
         async def run(scope: trio.CancelScope) -> None:
+            if scope.cancel_called:
+                return  # the exchange ended before this began, and what it is known by is gone
             answer: sync_events.Event = sync_events.CallFailed(peer)
             with scope:
                 try:

@@ -217,10 +217,9 @@ class HardenedHost(BasicHost):
         keep(self.peerstore, peer_id, message)
         if self.swarm.get_connections(peer_id):
             self._identified_peers[peer_id] = reason
-        address = observed(message)
-        over = connections[0]
-        if address is not None and self._observed_addr_manager is not None and over.get_connection_type() != ConnectionType.RELAYED:
-            self._observed_addr_manager.record_observation(over, address, self.get_transport_addrs())
+        address, over, heard = observed(message), connections[0], self._observed_addr_manager
+        if address is not None and heard is not None and over.get_connection_type() != ConnectionType.RELAYED:
+            heard.record_observation(over, address, self.get_transport_addrs())
 
     async def _take_push(self, stream: INetStream) -> None:
         keep(self.peerstore, stream.muxed_conn.peer_id, await receive_identify(stream))

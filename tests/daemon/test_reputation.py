@@ -6,7 +6,7 @@ import trio.testing
 
 from crdt_store import sync_messages
 from crdt_store.claims import NO_HASH, Claim, Kind, sign_claim
-from crdt_store.forks import proof_hash
+from crdt_store.forks import ForkProof, proof_hash
 from crdt_store.heads import IssuerHeads, LogHead
 from crdt_store.own_log import Statement
 from crdt_store.sync import MAX_FAULTS
@@ -265,3 +265,17 @@ async def test_forks_by_the_dozen_do_not_fill_our_log(swarm: Swarm, autojump_clo
     await trio.sleep(1)
     said = [entry.claim for entry in alice.store.replica.claims(alice.id) if entry.claim.kind == Kind.FORK_PROVED]
     assert len(said) == FORKS_AN_HOUR
+
+
+async def test_a_liar_that_is_shunned_before_its_last_question_left_ends_nobody(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, liar, bob = await swarm(3)
+    await until(lambda: not alice.reputation.sync.busy(liar.id))
+    lie = encode(Announcement(Hash(bytes(32)), proofs=(ForkProof(b"\xc1", b"\xc0"),)))
+    heads = IssuerHeads(bob.id, (LogHead(epoch=2 * 10**12, length=5, hash=Hash(bytes(32))),))
+    question = encode(Announcement(Hash(bytes(32)), (heads,)))
+    for payload in (lie, lie, question, lie):  # one frame of gossip may hold them all: no other task has a turn between two
+        alice.reputation.sync._on_gossip(liar.id, payload)
+    assert alice.reputation.faults["malformed"] == MAX_FAULTS
+    assert alice.reputation.sync._sync.shunned(liar.id, trio.current_time())
+    say(bob, alice)
+    await until(lambda: len(digests(alice, bob)) == 1, 3)
