@@ -6,7 +6,7 @@
     python -m bench.ranking pairs [--gold 0,10] [--seeds 20] [--json]
 
 Each seed draws gold questions; weights, arm and confidence come from those alone, all others are the test. --check exits 1 with a
-line for each figure that misses its target.
+line for each figure that misses its target; files or numbers that no figure can come from are exit 2 and one sentence.
 """
 
 import json
@@ -29,6 +29,7 @@ from bench.evaluation import pairs as paired
 from bench.evaluation import reliability
 from bench.evaluation import votes as voted
 from bench.evaluation.swarms import LEFT_OUT, SWARMS, TOLERANCE
+from bench.evaluation.tables import BadTable
 from bench.study import recording
 from bench.study.analysis import Study
 from bench.study.plan import read_plan
@@ -58,7 +59,17 @@ check_option = click.option("--check", is_flag=True, help="Exit 1 if a target is
 seeds_option = click.option("--seeds", default=20, type=click.IntRange(1, 1000), help="Draws of gold questions.")
 
 
-@click.group(help=__doc__)
+class _Group(click.Group):
+    """A file that no figure can come from is wrong usage."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BadTable as error:
+            raise click.UsageError(str(error)) from None
+
+
+@click.group(cls=_Group, help=__doc__)
 def main() -> None:
     pass
 
@@ -75,24 +86,38 @@ def votes(  # noqa: PLR0913 - the command's options
     file: Path, models: str, swarm: str | None, gold: tuple[int, ...], seeds: int, json_: bool, check: bool
 ) -> None:
     """Fold real votes: the chosen arm against majority and the best single member."""
-    known = voted.read_models(file)
-    swarms = {"given": tuple(models.split(","))} if models else {**SWARMS, "S4": tuple(m for m in known if m != LEFT_OUT)}
-    swarms = {name: members for name, members in swarms.items() if swarm in (None, name)}
-    missing = [member for members in swarms.values() for member in members if member not in known]
-    if missing:
-        raise click.UsageError(f"{file.name} has no answers of {missing[0]!r}; it has those of {', '.join(known)}")
+    given = voted.read(file)
+    swarms = _swarms(given, models, swarm)
+    for count in gold:
+        if not 0 <= count < len(given.rows):
+            raise click.UsageError(f"{count} gold questions of {len(given.rows)} leave nothing to test")
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(WORKERS) as pool:
         for name, members in swarms.items():
-            questions = voted.read_questions(file, members)
+            questions = given.questions(members)
             for count in gold:
-                if not 0 <= count < len(questions):
-                    raise click.UsageError(f"{count} gold questions of {len(questions)} leave nothing to test")
                 splits = list(pool.map(partial(voted.split, questions, count), range(seeds)))
                 rows.append(_vote_row(name, count, splits, len(questions)))
                 if not json_:
                     click.echo(_vote_line(rows[-1], header=len(rows) == 1))
     _finish({"file": file.name, "seeds": seeds, "rows": rows}, _votes_short(rows), json_, check)
+
+
+def _swarms(given: voted.Votes, models: str, swarm: str | None) -> dict[str, tuple[str, ...]]:
+    """The members of each swarm that is asked for; raises UsageError where the file has not all of them."""
+    named = tuple(filter(None, map(str.strip, models.split(","))))
+    if named and swarm:
+        raise click.UsageError("--models and --swarm both name a swarm; give one of them")
+    swarms = {"given": named} if named else {**SWARMS, "S4": tuple(model for model in given.models if model != LEFT_OUT)}
+    swarms = {name: members for name, members in swarms.items() if swarm in (None, name)}
+    for member, count in Counter(named).items():
+        if count > 1:
+            raise click.UsageError(f"--models names {member!r} twice")
+    missing = [member for members in swarms.values() for member in members if member not in given.models]
+    if missing:
+        has = f"{given.file.name} has no answers of {missing[0]!r}; it has those of {', '.join(given.models)}"
+        raise click.UsageError(has if named else f"{has}. Name a swarm of these by --models")
+    return swarms
 
 
 def _vote_row(name: str, gold: int, splits: Sequence[voted.Split], questions: int) -> dict[str, Any]:
@@ -114,7 +139,7 @@ def _vote_row(name: str, gold: int, splits: Sequence[voted.Split], questions: in
         "why": {one.arm: one.why for one in splits},
         "calibration_error": round(reliability.error(said), 2),
         "reliability": said,
-        "mean_confidence": round(mean(c for one in splits for c, _ in one.confidences) / 10, 2),
+        "mean_confidence": round(mean([c for one in splits for c, _ in one.confidences] or [0]) / 10, 2),
         "mean_gain_milli": round(mean(one.gain_milli for one in splits)),
     }
 
@@ -160,11 +185,11 @@ def judgments(  # noqa: PLR0913 - the command's options
 ) -> None:
     """Rank real prose by real judges: agreement with people and how often people's top answer wins, also under collusion."""
     given = judged.read_set(judgments, humans)
+    _check_size(given, gold, collude)
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(WORKERS) as pool:
         for count in gold:
             for liars in collude:
-                _check_size(given, count, liars)
                 splits = list(pool.map(partial(judged.split, given, count, liars), range(seeds)))
                 rows.append(_judgment_row(count, liars, splits))
                 if not json_:
@@ -177,9 +202,14 @@ def judgments(  # noqa: PLR0913 - the command's options
     _finish(report, _judgments_short(rows), json_, check)
 
 
-def _check_size(given: judged.Set, gold: int, liars: int = 0) -> None:
-    if not 0 <= gold < len(given.ballots) or not 0 <= liars <= len(given.names):
-        raise click.UsageError(f"there are {len(given.ballots)} questions and {len(given.names)} judges")
+def _check_size(given: judged.Set, gold: Sequence[int], collude: Sequence[int] = ()) -> None:
+    questions, judges = len(given.ballots), len(given.judges)
+    for count in gold:
+        if not 0 <= count < questions:
+            raise click.UsageError(f"there are {questions} questions: {count} gold ones leave none to test")
+    for liars in collude:
+        if not 0 <= liars <= judges:
+            raise click.UsageError(f"there are {judges} judges: {liars} of them cannot collude")
 
 
 def _judgment_row(gold: int, liars: int, splits: Sequence[judged.Split]) -> dict[str, Any]:
@@ -239,10 +269,11 @@ def _judgments_short(rows: Sequence[dict[str, Any]]) -> list[str]:
 def pairs(judgments: Path, humans: Path, gold: tuple[int, ...], seeds: int, json_: bool) -> None:
     """Ask judges all pairs of their plans, or after half of these only what could decide: calls and accuracy of both."""
     given = judged.read_set(judgments, humans)
+    paired.check(given)
+    _check_size(given, gold)
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(WORKERS) as pool:
         for count in gold:
-            _check_size(given, count)
             splits = list(pool.map(partial(paired.split, given, count), range(seeds)))
             rows += [
                 _pair_row("prose", count, name, [one[side] for one in splits]) for side, name in enumerate(("whole", "active"))

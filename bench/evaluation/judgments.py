@@ -1,14 +1,14 @@
 """Real models' judgements of each other's prose, folded by the project's `rank` arm, against people's; also with colluders."""
 
-import csv
-import gzip
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as Set_
 from dataclasses import dataclass
+from math import inf, isnan
 from pathlib import Path
 from random import Random
 from statistics import mean
 
+from bench.evaluation import tables
 from protocol.round.ballots import favourites, preferences
 from protocol.round.blocks import RIGHT, SILENT, Errors, blocks
 from protocol.round.calibration import Trial, confidence_milli, gain_milli
@@ -18,6 +18,7 @@ from protocol.round.fold import Contributions, Result, Voice, fold, leads_milli
 from protocol.round.messages import LOG_ODDS_CLAMP_MILLI, FoldParameters, Judgement
 from protocol.round.weights import Known, Trials, weigh
 from protocol.wire.ids import sha256
+from protocol.wire.limits import MAX_COMMITTEE
 
 Ballots = Mapping[int, tuple[Judgement, ...]]
 
@@ -27,11 +28,19 @@ PARAMETERS = FoldParameters(arm="rank", evidence="log_odds", position_bias=True)
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """Judges (who are also the authors), by name; their ballots by question; and people's net verdict on each pair a < b."""
+    """Authors, then judges that are none, by name; their ballots by question; people's net verdict on each pair a < b; and each
+    question's authors. Only questions on which people prefer an answer are here, and of people's verdicts those on answers that
+    a judge saw too."""
 
     names: tuple[str, ...]
     ballots: Mapping[str, Ballots]
     people: Mapping[str, Mapping[tuple[int, int], Sequence[int]]]
+    authors: Mapping[str, tuple[int, ...]]
+
+    @property
+    def judges(self) -> list[int]:
+        """Whoever cast a ballot."""
+        return sorted({judge for cast in self.ballots.values() for judge in cast})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +53,54 @@ class Figures:
     top: float
 
 
+MODELS_COLUMNS = ("judge", "first", "second", "question", "verdict")
+PEOPLES_COLUMNS = MODELS_COLUMNS[1:]
+
+
 def read_set(judgments: Path, humans: Path) -> Set:
-    """Both files."""
-    with gzip.open(judgments, "rt", newline="") as text:
-        rows = list(csv.DictReader(text))
-    names = tuple(sorted({row["judge"] for row in rows} | {row["first"] for row in rows}))
+    """Both files; raises BadTable where no figure can come from them. A row without a verdict says nothing."""
+    _, cast = tables.read(judgments, MODELS_COLUMNS)
+    _, said = tables.read(humans, PEOPLES_COLUMNS)
+    authors, judges = ({row[field] for _, row in cast for field in fields} for fields in (("first", "second"), ("judge",)))
+    if (most := max(len(authors), len(judges))) > MAX_COMMITTEE:
+        raise tables.BadTable(f"{judgments.name} has {most} authors or judges where a round has {MAX_COMMITTEE} members at most")
+    names = (*sorted(authors), *sorted(judges - authors))
     place = {name: index for index, name in enumerate(names)}
     ballots: dict[str, dict[int, tuple[Judgement, ...]]] = {}
-    for row in rows:
-        judge = place[row["judge"]]
-        judgement = Judgement(place[row["first"]], place[row["second"]], int(row["verdict"]) * LOG_ODDS_CLAMP_MILLI)
-        mine = ballots.setdefault(row["question"], {})
-        mine[judge] = (*mine.get(judge, ()), judgement)
+    for line, row in cast:
+        if (verdict := _verdict(judgments, line, row)) is not None:
+            judgement = Judgement(place[row["first"]], place[row["second"]], verdict * LOG_ODDS_CLAMP_MILLI)
+            mine = ballots.setdefault(row["question"], {})
+            mine[place[row["judge"]]] = (*mine.get(place[row["judge"]], ()), judgement)
+    shown = {question: _authors(by_judge) for question, by_judge in ballots.items()}
     people: dict[str, dict[tuple[int, int], list[int]]] = {}
-    with gzip.open(humans, "rt", newline="") as text:
-        for row in csv.DictReader(text):
-            a, b, verdict = place[row["first"]], place[row["second"]], int(row["verdict"])
+    for line, row in said:
+        a, b, verdict = place.get(row["first"]), place.get(row["second"]), _verdict(humans, line, row)
+        if a in shown.get(row["question"], ()) and b in shown[row["question"]] and verdict is not None:
             pair, sign = ((a, b), 1) if a < b else ((b, a), -1)
             people.setdefault(row["question"], {}).setdefault(pair, []).append(sign * verdict)
-    return Set(names, ballots, people)
+    told = [question for question in ballots if any(sum(votes) for votes in people.get(question, {}).values())]
+    if not told:
+        raise tables.BadTable(f"on no question of {judgments.name} do people prefer a judged answer in {humans.name}")
+    return Set(names, *({question: part[question] for question in told} for part in (ballots, people, shown)))
+
+
+def _verdict(file: Path, line: int, row: tables.Row) -> int | None:
+    if row["first"] == row["second"]:
+        raise tables.BadTable(f"line {line} of {file.name} compares the answer of {row['first'][:40]!r} with itself")
+    try:
+        found = float(row["verdict"] or "nan")
+    except ValueError:
+        found = inf
+    if isnan(found):
+        return None
+    if found not in (-1, 0, 1):
+        raise tables.BadTable(f"line {line} of {file.name} has the verdict {row['verdict'][:40]!r}, which is none of 1, 0 and -1")
+    return int(found)
+
+
+def _authors(ballots: Ballots) -> tuple[int, ...]:
+    return tuple(sorted({seat for cast in ballots.values() for one in cast for seat in (one.first, one.second)}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +122,11 @@ def split(given: Set, gold: int, colluders: int, seed: int) -> Split:
     """Draw gold questions and colluders by `seed`, weigh all members by gold, and fold the others."""
     chance = Random(1000 * colluders + seed)
     order = chance.sample(sorted(given.ballots), len(given.ballots))
-    liars = chance.sample(range(len(given.names)), colluders)
-    targets = {question: chance.randrange(len(given.names)) for question in order}
+    liars = chance.sample(given.judges, colluders)
+    targets = {question: chance.choice(given.authors[question]) for question in order}
     ballots = {question: collude(given.ballots[question], liars, targets[question]) for question in order}
     weighed = voices_of(given, ballots, order[:gold])
-    alike = {seat: Voice(1000, 1000, bytes([seat])) for seat in range(len(given.names))}
+    alike = {seat: Voice(1000, 1000, _own(seat)) for seat in range(len(given.names))}
     hidden = order[gold:]
     ours = {question: rank(question, given, ballots[question], weighed) for question in hidden}
     uniform = {question: rank(question, given, ballots[question], alike) for question in hidden}
@@ -101,12 +139,16 @@ def split(given: Set, gold: int, colluders: int, seed: int) -> Split:
     return Split(
         figures(given, {question: scores(result) for question, result in ours.items()}),
         figures(given, {question: scores(result) for question, result in uniform.items()}),
-        figures(given, dict.fromkeys(hidden, strengths)),
+        figures(given, {question: {seat: strengths[seat] for seat in given.authors[question]} for question in hidden}),
         pushed,
         _share(liars, blocked),
-        _share([seat for seat in range(len(given.names)) if seat not in liars], blocked),
+        _share([seat for seat in given.judges if seat not in liars], blocked),
         sure,
     )
+
+
+def _own(voice: int) -> bytes:
+    return voice.to_bytes(4, "big")
 
 
 def _share(seats: Sequence[int], blocked: Set_[int]) -> float:
@@ -179,7 +221,7 @@ def voices_of(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str]) -
     weighed = weigh([Known(author, plain, own) for author, plain, own in zip(authors, others, first, strict=True)])
     shared = {seat: min(block) for block in blocks_of(given, ballots, gold) for seat in block}
     return {
-        seat: Voice(1000, one.judge_milli, bytes([shared.get(seat, seat)]), one.favourite_milli, one.strength_milli)
+        seat: Voice(1000, one.judge_milli, _own(shared.get(seat, seat)), one.favourite_milli, one.strength_milli)
         for seat, one in enumerate(weighed)
     }
 
@@ -187,7 +229,7 @@ def voices_of(given: Set, ballots: Mapping[str, Ballots], gold: Sequence[str]) -
 def rank(question: str, given: Set, ballots: Ballots, weighed: Mapping[int, Voice]) -> Result:
     """The project's fold of one question's ballots."""
     round_id = sha256(b"bench/ranking", question.encode())
-    seats = range(len(given.names))
+    seats = given.authors[question]
     classes = classes_of(round_id, {seat: given.names[seat] for seat in seats}, dict.fromkeys(seats, 1_000_000))
     number = {found.seats[0]: index for index, found in enumerate(classes)}
     cast = {
@@ -219,7 +261,7 @@ def figures(given: Set, ranked: Mapping[str, Mapping[int, int]]) -> Figures:
 
 def _is_top(given: Set, question: str, seat: int) -> bool:
     """Whether people put this author's answer first, be it among others."""
-    net = dict.fromkeys(range(len(given.names)), 0.0)
+    net = dict.fromkeys(given.authors[question], 0.0)
     for (a, b), said in given.people.get(question, {}).items():
         net[a] += mean(said)
         net[b] -= mean(said)
@@ -227,12 +269,14 @@ def _is_top(given: Set, question: str, seat: int) -> bool:
 
 
 def preferences_of_self(given: Set) -> list[dict[str, str | int]]:
-    """By judge: the chance in thousandths that it gives its own answers, and that the other judges give them."""
+    """By judge that judged its own answers beside others: the chance in thousandths that it gives them, and that others do."""
     rows: list[dict[str, str | int]] = []
     for seat, name in enumerate(given.names):
         class_of = {each: each for each in range(len(given.names))}
         found = [one for ballots in given.ballots.values() if (one := self_preference(seat, ballots, class_of)) is not None]
-        pairs = max(1, sum(one.pairs for one in found))
+        if not found:
+            continue
+        pairs = sum(one.pairs for one in found)
         own = sum(one.own_milli * one.pairs for one in found) // pairs
         rows.append({"judge": name, "own_milli": own, "others_milli": sum(o.others_milli * o.pairs for o in found) // pairs})
     return rows

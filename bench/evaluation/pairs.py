@@ -1,11 +1,13 @@
 """What it costs, and changes, that judges go on with those pairs alone that could decide: on real verdicts, by real plans."""
 
 from dataclasses import dataclass
+from itertools import permutations
 from random import Random
 
 from msgspec import structs
 
 from bench.evaluation import judgments as judged
+from bench.evaluation.tables import BadTable
 from protocol.round.classes import classes_of
 from protocol.round.fold import Voice
 from protocol.round.messages import FoldParameters, Judgement
@@ -19,6 +21,16 @@ class Asked:
 
     figures: judged.Figures
     calls: float
+
+
+def check(given: judged.Set) -> None:
+    """Raises BadTable where a judge did not say of some ordered pair what a plan may ask it."""
+    for question, ballots in given.ballots.items():
+        asked = set(permutations(given.authors[question], 2))
+        for judge, cast in ballots.items():
+            if lacking := asked - {(one.first, one.second) for one in cast}:
+                first, second = (given.names[seat] for seat in min(lacking))
+                raise BadTable(f"question {question}: {given.names[judge]} has no verdict on {first} before {second}")
 
 
 def split(given: judged.Set, gold: int, seed: int) -> tuple[Asked, Asked]:
@@ -45,7 +57,7 @@ def _ballot(
 ) -> tuple[Judgement, ...]:
     """What a judge said of the pairs that its plan asks, by author."""
     round_id = sha256(b"bench/ranking/pairs", seed.to_bytes(4, "big"), question.encode())
-    seats = dict.fromkeys(range(len(given.names)), 1_000_000)
+    seats = dict.fromkeys(given.authors[question], 1_000_000)
     classes = classes_of(round_id, {seat: given.names[seat] for seat in seats}, seats)
     heard = {(one.first, one.second): one.log_odds_milli for one in given.ballots[question][judge]}
     who = (PeerId(given.names[judge]), judge)

@@ -1,13 +1,12 @@
 """Real models' answers to multiple-choice questions, folded by the project's arms with weights from gold questions alone."""
 
-import csv
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import mean
 
+from bench.evaluation import tables
 from protocol.round.calibration import confidence_milli, gain_milli
 from protocol.round.fold import Contributions, Result, Voice, fold, leads_milli
 from protocol.round.messages import FoldParameters
@@ -40,19 +39,39 @@ class Split:
     confidences: tuple[tuple[int, bool], ...]
 
 
-def read_models(file: Path) -> tuple[str, ...]:
-    """The models that the file has answers of."""
-    with gzip.open(file, "rt", newline="") as text:
-        return tuple(next(csv.reader(text))[4:])
+NEEDED, OTHERS = ("question", "answer"), ("category", "options")
+"""The columns that hold no model's letters."""
 
 
-def read_questions(file: Path, models: Sequence[str]) -> list[Question]:
-    """Every question, with the letters of `models` in their order."""
-    with gzip.open(file, "rt", newline="") as text:
-        return [
-            Question(sha256(b"bench/ranking", row["question"].encode()), row["answer"], tuple(row[model] for model in models))
-            for row in csv.DictReader(text)
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """A file of votes: the models that it has answers of, and its rows."""
+
+    file: Path
+    models: tuple[str, ...]
+    rows: Sequence[tuple[int, tables.Row]]
+
+    def questions(self, members: Sequence[str]) -> list[Question]:
+        """Every question, with the letters of `members` in their order; raises BadTable where none of them answered any."""
+        found = [
+            Question(sha256(b"bench/ranking", row["question"].encode()), row["answer"], tuple(row[model] for model in members))
+            for _, row in self.rows
         ]
+        if not any(any(question.letters) for question in found):
+            raise tables.BadTable(f"{self.file.name} has no letter of {', '.join(members)}")
+        return found
+
+
+def read(file: Path) -> Votes:
+    """The file; raises BadTable where no figure can come from it."""
+    columns, rows = tables.read(file, NEEDED)
+    unanswered = next((line for line, row in rows if not row["answer"]), None)
+    if unanswered is not None:
+        raise tables.BadTable(f"line {unanswered} of {file.name} has no right letter in its column 'answer'")
+    models = tuple(name for name in columns if name not in (*NEEDED, *OTHERS))
+    if not models:
+        raise tables.BadTable(f"{file.name} has no column of a model's letters")
+    return Votes(file, models, rows)
 
 
 def split(questions: Sequence[Question], gold: int, seed: int) -> Split:
@@ -112,7 +131,7 @@ def verdict(question: Question, weights: Sequence[int], arm: str) -> Result | No
     answers = {seat: letter for seat, letter in enumerate(question.letters) if letter}
     if not answers:
         return None
-    table = {seat: Voice(weights[seat], 0, bytes([seat])) for seat in answers}
+    table = {seat: Voice(weights[seat], 0, seat.to_bytes(4, "big")) for seat in answers}
     parameters = FoldParameters(arm="best" if arm == "best" else "fuse")
     classes = counted_classes(question.round, answers, table, parameters)
     return fold(Contributions(question.round, "majority", parameters, table, classes, {}))
