@@ -149,4 +149,7 @@ async def _on_remote_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - Starlette dispatches by this very type
-    return error_response(ApiError(error.status_code, "not_found" if error.status_code == 404 else "bad_request", error.detail))
+    code = "not_found" if error.status_code == 404 else "bad_request"
+    response = error_response(ApiError(error.status_code, code, error.detail))
+    response.headers.update(error.headers or {})
+    return response

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.api.backend import Backend, EmbedRequest, EmbedResult
-from daemon.api.errors import ApiError, json_response
+from daemon.api.errors import ApiError, json_response, of_remote
 from daemon.api.openai import IdSource
 from daemon.api.requests import PeerBlock, read_openai, wish_of
 from protocol.embedding import MAX_TEXTS, EmbedJob, check_embed_job, write_vector
@@ -24,7 +24,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     input: str | Annotated[list[str | int | list[int]], msgspec.Meta(min_length=1, max_length=MAX_TEXTS)]
     model: str
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     peer: PeerBlock | None = None
 
 
@@ -39,7 +39,11 @@ class Embeddings:
         """POST /v1/embeddings."""
         asked = read_openai(EmbeddingRequest, await request.body(), NEUTRAL)
         response_id = f"embd-{self._new_id()}"
-        result = await self._backend.embed(EmbedRequest(_job(asked), wish=wish_of(asked.peer), id=response_id))
+        wanted = EmbedRequest(_job(asked), wish=wish_of(asked.peer), id=response_id)
+        try:
+            result = await self._backend.embed(wanted)
+        except RemoteError as error:
+            raise of_remote(error, response_id) from None
         return json_response(_shape(result, asked.encoding_format), headers=_headers(result, response_id))
 
 
@@ -60,7 +64,7 @@ def _job(asked: EmbeddingRequest) -> EmbedJob:
         raise ApiError(413, "prompt_too_long", error.message, "input") from None
 
 
-def _shape(result: EmbedResult, form: str) -> dict[str, Any]:
+def _shape(result: EmbedResult, form: str | None) -> dict[str, Any]:
     def shown(vector: Any) -> object:
         return base64.b64encode(write_vector(vector)).decode() if form == "base64" else list(vector)
 

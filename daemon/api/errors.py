@@ -29,7 +29,10 @@ _PARAMETER = re.compile(r"'(tools|tool_choice|response_format|logprobs|messages|
 
 
 class ApiError(Exception):
-    """A request that is refused with one clear sentence. `param` names the field at fault, None where none is."""
+    """A request that is refused with one clear sentence. `param` names the field at fault, None where none is.
+
+    `request_id` is that of an ask that was begun, by which `swarmd why` finds it.
+    """
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -38,13 +41,16 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
+        self.request_id: str | None = None
 
 
-def of_remote(error: RemoteError) -> ApiError:
+def of_remote(error: RemoteError, request_id: str | None = None) -> ApiError:
     """The HTTP face of a mesh error."""
     named = _PARAMETER.search(error.message) if error.code in (Code.UNSUPPORTED, Code.MALFORMED, Code.NOT_FOUND) else None
     param = named.group(1) if named is not None else None
-    return ApiError(STATUS[error.code], str(error.code), error.message, param, error.retry_after)
+    shown = ApiError(STATUS[error.code], str(error.code), error.message, param, error.retry_after)
+    shown.request_id = request_id
+    return shown
 
 
 def error_object(error: ApiError) -> dict[str, object]:
@@ -55,7 +61,7 @@ def error_object(error: ApiError) -> dict[str, object]:
 
 def error_response(error: ApiError) -> Response:
     """OpenAI's error object as a response, with Retry-After (whole seconds) where it is known."""
-    headers = {}
+    headers = {} if error.request_id is None else {"x-request-id": error.request_id}
     if error.retry_after is not None or error.status in (429, 503):
         headers["retry-after"] = str(max(1, round(error.retry_after or 1)))
     return json_response(error_object(error), error.status, headers)

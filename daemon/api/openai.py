@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from daemon.api.backend import AskEvent, AskRequest, Backend, BegunEvent, EstimateEvent, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.choice import Choice, shown_logprobs
-from daemon.api.errors import ApiError, error_object, json_response
+from daemon.api.errors import ApiError, error_object, json_response, of_remote
 from daemon.api.extras import extras_of
 from daemon.api.many import Numbered, ask_all
 from daemon.api.requests import (
@@ -63,8 +63,11 @@ class OpenAi:
         work = partial(ask_all, self._backend, named(asks, shape.id))
         if request.stream:
             return AskStream(work, shape.events, _render_error, b"data: [DONE]\n\n", shape.head, is_result)
-        await work(shape.take)
-        return json_response(shape.whole(), headers=shape.headers())
+        try:
+            await work(shape.take)
+            return json_response(shape.whole(), headers=shape.headers())
+        except RemoteError as error:
+            raise of_remote(error, shape.id) from None
 
 
 class _Shape:
@@ -74,7 +77,7 @@ class _Shape:
         self.id = response_id
         self._created = created
         self._model = request.model
-        self._with_usage = request.stream_options is not None and request.stream_options.include_usage
+        self._with_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
         self._is_chat = is_chat
         self._choices = [Choice(index) for index in range(request.n or 1)]
 

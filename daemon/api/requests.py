@@ -35,8 +35,12 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "echo": (None, False),
     "suffix": (None, ""),
     "user": (),
+    "safety_identifier": (),
+    "prompt_cache_key": (),
     "store": (None, False),
     "metadata": (None, {}),
+    "service_tier": (None, "auto", "default"),
+    "modalities": (None, ["text"]),
 }
 """Known OpenAI fields that the mesh does not offer, with the values that ask for nothing; () accepts any value unread."""
 
@@ -64,7 +68,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """OpenAI's stream_options."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class PeerBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +91,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
     stop: str | list[str] | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
     peer: PeerBlock | None = None
@@ -168,9 +172,11 @@ def _read_with_others(kind: type[R], body: bytes, unoffered: Mapping[str, tuple[
         if name in kind.__struct_fields__:
             continue
         neutral = unoffered.get(name)
+        if neutral == () or (value := read_body(Any, bytes(raw))) is None:  # which clients write for "not given"
+            continue
         if neutral is None:
             raise ApiError(400, "unsupported_parameter", f"the parameter '{name[:64]}' is not supported", name[:64])
-        if neutral and read_body(Any, bytes(raw)) not in neutral:
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):  # 0 is not False
             raise ApiError(400, "unsupported_parameter", f"'{name}' is not supported by the mesh yet; leave it out", name)
     request: R = read_body(kind, body)
     return request

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.api.backend import AskRequest, Backend, EstimateEvent, ProgressEvent, ResultEvent, TokenEvent
-from daemon.api.errors import ApiError, json_response
+from daemon.api.errors import ApiError, json_response, of_remote
 from daemon.api.many import Numbered, ask_all
 from daemon.api.openai import Clock, IdSource, begun_headers, estimate_comment, is_result, named, reply_headers, side_of
 from daemon.api.requests import ChatMessage, ChatRequest, PeerBlock, TextPart, asks_of, fresh_seed, read_openai
@@ -32,6 +32,8 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "top_logprobs": (None, 0),
     "truncation": (None, "disabled"),
     "user": (),
+    "safety_identifier": (),
+    "prompt_cache_key": (),
 }
 """Fields of the Responses API that the mesh does not offer, with the values that ask for nothing; () accepts any value unread."""
 
@@ -85,9 +87,12 @@ class Responses:
             if isinstance(numbered[1], ResultEvent):
                 results.append(numbered[1])
 
-        await work(take)
-        if not results:
-            raise RemoteError(Code.INTERNAL, "the answer ended without a result")
+        try:
+            await work(take)
+            if not results:
+                raise RemoteError(Code.INTERNAL, "the answer ended without a result")
+        except RemoteError as error:
+            raise of_remote(error, shape.id) from None
         return json_response(shape.ended(results[0]), headers=reply_headers(shape.id, results))
 
 

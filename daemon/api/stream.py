@@ -80,7 +80,7 @@ class AskStream(Response, Generic[E]):
             try:
                 await self._work(emit)
             except RemoteError as error:
-                failure = of_remote(error)
+                failure = of_remote(error, self.headers.get("x-request-id"))
             while self._is_writing:  # a comment, to a client that reads slowly: half of one would be the connection's last
                 await self._turn.park()
             nursery.cancel_scope.cancel()

@@ -47,6 +47,10 @@ BAD = {
     "n=2 of a round": (chat(b'"n":2,"model":"swarm/rank"'), 400, b'"param":"n"'),
     "tools in a round": (chat(b'"model":"swarm/rank",' + TOOLS), 400, b'"param":"tools"'),
     "tools": (chat(b'"tools":[{"type":"function"}]'), 400, b'"param":"tools"'),
+    "log-probabilities of a plain completion": (
+        post(b'{"prompt":"x","logprobs":0}', path=b"/v1/completions"), 400, b'"param":"logprobs"'
+    ),
+    "another tier": (chat(b'"service_tier":"priority"'), 400, b'"param":"service_tier"'),
     "logprobs as a number": (chat(b'"logprobs":5'), 400, b'"param":"logprobs"'),
     "top_logprobs alone": (chat(b'"top_logprobs":5'), 400, b'"param":"top_logprobs"'),
     "21 top_logprobs": (chat(b'"logprobs":true,"top_logprobs":21'), 400, b'"param":"top_logprobs"'),
@@ -90,7 +94,7 @@ BAD = {
     "17 KiB of headers": (b"GET /health HTTP/1.1\r\nhost: x\r\na: " + b"b" * (17 << 10), 431, b""),
     "not http": (b"\x00\x01\x02\x03 nonsense\r\n\r\n", 400, b""),
     "an unknown path": (b"GET /nope HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 404, b"not_found"),
-    "a wrong method": (b"DELETE /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 405, b""),
+    "a wrong method": (b"DELETE /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 405, b"allow: POST"),
     "an unknown field in ask": (post(b'{"prompt":"x","zzz":1}', path=b"/swarmd/v1/ask"), 400, b"zzz"),
     "ask with neither prompt nor messages": (post(b"{}", path=b"/swarmd/v1/ask"), 400, b"prompt"),
     "words of judges where none judge": (

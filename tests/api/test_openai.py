@@ -36,6 +36,25 @@ async def test_openai_client_whole(api: Any) -> None:
     assert api.backend.asked[0].timeout_s >= MAX_TOKENS / 3  # seconds, at three tokens a second
 
 
+NOTHING = {
+    "chat/completions": {
+        "messages": [{"role": "user", "content": "hi"}], "stream_options": {"include_usage": None}, "service_tier": "auto",
+        "modalities": ["text"], "safety_identifier": "me", "prompt_cache_key": "k", "frequency_penalty": 0.0, "logprobs": False,
+    } | dict.fromkeys(("stream", "max_tokens", "stop", "n", "tools", "audio", "reasoning_effort", "a_field_of_tomorrow")),
+    "completions": {"prompt": "hi", "echo": False} | dict.fromkeys(("stream", "logprobs", "stream_options", "best_of")),
+    "responses": {"input": "hi"} | dict.fromkeys(("stream", "conversation", "prompt", "max_tool_calls", "stream_options")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTHING)
+async def test_what_asks_for_nothing_is_no_reason_to_refuse(api: Any, path: str) -> None:
+    def call() -> Any:
+        with _client(api) as client:
+            return client.post(f"/{path}", body={"model": "tiny-all", **NOTHING[path]}, cast_to=object)
+
+    assert "forty two" in str(await trio.to_thread.run_sync(call))
+
+
 @pytest.mark.parametrize("where", ["chat", "completions", "responses", "control"])
 async def test_an_answer_by_chance_is_another_each_time_unless_its_seed_is_named(api: Any, where: str) -> None:
     paths = {
@@ -147,6 +166,22 @@ async def test_openai_client_sees_typed_errors(api: Any) -> None:
 
     with pytest.raises(openai.NotFoundError, match="no peer serves nope"):
         await trio.to_thread.run_sync(call)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+async def test_a_failure_has_the_id_by_which_it_is_found(api: Any, path: str, stream: bool) -> None:
+    api.backend.error = RemoteError(Code.GONE, "the peer has left")
+
+    def call() -> None:
+        asked = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "input": "hi"}
+        field = {"chat/completions": "messages", "completions": "prompt", "responses": "input"}[path]
+        with _client(api) as client:
+            client.post(f"/{path}", body={"model": "tiny-all", field: asked[field], "stream": stream}, cast_to=object)
+
+    with pytest.raises(openai.InternalServerError, match="the peer has left") as failed:
+        await trio.to_thread.run_sync(call)
+    assert failed.value.request_id == api.backend.asked[0].id != ""
 
 
 @pytest.mark.parametrize(

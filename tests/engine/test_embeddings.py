@@ -76,6 +76,10 @@ async def test_the_openai_client_gets_vectors_and_text_from_one_engine(tiny_engi
         assert len(base64.b64decode(body["data"][0]["embedding"])) == 4 * len(vectors[0])
         assert body["swarm"]["attempts"] == [{"peer_id": ME, "outcome": "ok"}]
 
+        given = {"model": name, "input": texts[3], "encoding_format": None, "dimensions": None}
+        sent = await call(lambda client: client.post("/embeddings", body=given, cast_to=dict))
+        assert sent["data"][0]["embedding"] == plain.data[0].embedding
+
         after = await call(lambda client: client.chat.completions.create(**chat))
         assert after.choices[0].message.content == before.choices[0].message.content
         assert [one.logprob for one in after.choices[0].logprobs.content] == [
@@ -114,4 +118,5 @@ async def test_bad_requests_for_vectors_are_named(tiny_engine: HttpEngine, runni
         with pytest.raises(openai.APIStatusError) as refused:
             await call(lambda client: client.embeddings.create(model=name, input="word " * 20_000))
         assert refused.value.status_code == 413
+        assert str(refused.value.request_id).startswith("embd-id")
         assert "context" in refused.value.message
