@@ -31,6 +31,8 @@ Observer = Callable[[Scope, int], None]
 
 _READ_BYTES = 64 << 10
 
+_LINGER_SECONDS = 1.0
+
 BYTES_A_TURN = 16 << 10
 """Of one answer that the kernel took at once, before all others have their turn: an engine may never let its reader wait."""
 
@@ -79,7 +81,9 @@ class HttpServer:
         self._limits = limits
         self._observe = observe
         self._clients = 0
-        self._idle: set[trio.CancelScope] = set()
+        self._turned_away = 0
+        self._idle: dict[trio.CancelScope, bool] = {}
+        """Waits for a request, the longest first, and whether the connection had one before."""
         self._draining = False
         self.hang_ups = HangUps()
 
@@ -95,8 +99,8 @@ class HttpServer:
 
     async def serve(self, stream: trio.SocketStream, listener: Listener) -> None:
         """Serve one client until it leaves, breaks a limit or the server drains. Never raises for the client's faults."""
-        if self._clients >= self._limits.clients or self._draining:
-            stream.socket.close()
+        if self._draining or (self._clients >= self._limits.clients and not self._make_room()):
+            await self._turn_away(stream)
             return
         self._clients += 1
         try:
@@ -109,6 +113,27 @@ class HttpServer:
             self._clients -= 1
             stream.socket.close()
 
+    def _make_room(self) -> bool:
+        """End the connection that was kept alive for longest and has no request; False where each has one, or had none yet."""
+        longest = next((scope for scope, had_one in self._idle.items() if had_one), None)
+        if longest is not None:
+            del self._idle[longest]
+            longest.cancel()
+        return longest is not None
+
+    async def _turn_away(self, stream: trio.SocketStream) -> None:
+        """Say that every place is taken, where that is not said to many already."""
+        self._turned_away += 1
+        try:
+            if not self._draining and self._turned_away <= self._limits.clients:
+                reason = f"{self._clients} programs are connected, which is the most; limits.local_clients allows more"
+                await _say_and_end(stream, _refusal(HttpWire(0), ApiError(503, "overloaded", reason)))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self._turned_away -= 1
+            stream.socket.close()
+
     async def wait_request(self, connection: "_Connection", first: bool) -> Request | None:
         """The next request of a connection; None when it idles out, ends, or the server drains."""
         if self._draining:
@@ -116,12 +141,30 @@ class HttpServer:
         seconds = self._limits.header_seconds if first else self._limits.idle_seconds
         request: Request | None = None
         with trio.move_on_after(seconds) as scope:
-            self._idle.add(scope)
+            self._idle[scope] = not first
             try:
                 request = await connection.next_request()
             finally:
-                self._idle.discard(scope)
+                self._idle.pop(scope, None)
         return request
+
+
+def _refusal(http: HttpWire, error: ApiError) -> bytes:
+    """A whole response, the last one of its connection."""
+    body = msgspec.json.encode(error_object(error))
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    if error.status == 503:
+        headers.append((b"retry-after", b"1"))
+    return http.send_head(error.status, headers) + http.send_data(body) + http.send_end()
+
+
+async def _say_and_end(stream: trio.SocketStream, reply: bytes) -> None:
+    """Send the last response, and take what the client still says: a connection closed over that would lose the response."""
+    with trio.move_on_after(_LINGER_SECONDS):
+        await stream.send_all(reply)
+        await stream.send_eof()
+        while await stream.receive_some(_READ_BYTES):
+            pass
 
 
 class _Connection:
@@ -184,6 +227,8 @@ class _Connection:
     async def _read_body(self, request: Request) -> bytes:
         if any(name == b"content-encoding" for name, _ in request.headers):
             raise _Refused(415, "compressed request bodies are not accepted")
+        if any(name == b"content-length" and int(value) > self._limits.body_bytes for name, value in request.headers):
+            raise self._too_long()
         if any(name == b"expect" and value.lower() == b"100-continue" for name, value in request.headers):
             await self._stream.send_all(self._http.send_continue())
         body = bytearray()
@@ -199,11 +244,14 @@ class _Connection:
             if isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > self._limits.body_bytes:
-                    raise _Refused(413, f"the request body is over {self._limits.body_bytes} bytes")
+                    raise self._too_long()
             elif isinstance(event, h11.EndOfMessage):
                 return bytes(body)
             else:
                 raise _Refused(400, "the request body ended early")
+
+    def _too_long(self) -> _Refused:
+        return _Refused(413, f"the request body is over {self._limits.body_bytes} bytes")
 
     async def _exchange(self, request: Request, body: bytes) -> None:
         scope = self._scope(request)
@@ -221,17 +269,13 @@ class _Connection:
             log.error("request failed", path=scope["path"], error=repr(error))
             exchange.left = exchange.status != 0  # what began cannot be answered otherwise: the connection ends
             if not exchange.left:
-                await self._refuse(500, "internal error")
                 exchange.status, exchange.finished = 500, True
+                await self._refuse(500, "internal error")
 
     async def _refuse(self, status: int, message: str) -> None:
         if not self._http.may_refuse:
             return
-        body = msgspec.json.encode(error_object(ApiError(status, "bad_request", message)))
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-        reply = self._http.send_head(status, headers) + self._http.send_data(body) + self._http.send_end()
-        with trio.move_on_after(1):
-            await self._stream.send_all(reply)
+        await _say_and_end(self._stream, _refusal(self._http, ApiError(status, "bad_request", message)))
 
     def _scope(self, request: Request) -> Scope:
         target, _, query = request.target.partition(b"?")

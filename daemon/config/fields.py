@@ -127,7 +127,7 @@ class LimitsConfig(Section, frozen=True):
     connections: Annotated[int, Meta(ge=32, le=1024)] = 128
     """Connections to peers at once; each may hold 256 KiB of what was received and is kept alive."""
     local_clients: Annotated[int, Meta(ge=1, le=4096)] = 64
-    """Connections of local programs at once, socket and endpoint together."""
+    """Connections of local programs at once, socket and endpoint together. One more ends the longest idle, or gets a 503."""
 
 
 class PatienceConfig(Section, frozen=True):

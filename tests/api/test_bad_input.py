@@ -86,6 +86,9 @@ BAD = {
     "a path as a model": (chat(b'"model":"../../etc/passwd"'), 404, b"not a model"),
     "a prompt over 256 KiB": (post(b'{"messages":[{"role":"user","content":"' + b"x" * (257 << 10) + b'"}]}'), 413, b"bytes"),
     "a body over 1 MiB": (post(b" " * ((1 << 20) + 1)), 413, b"bytes"),
+    "a body over 1 MiB that waits to be asked for": (
+        post(b"", b"expect: 100-continue\r\n").replace(b"content-length: 0", b"content-length: 1048577"), 413, b"bytes"
+    ),
     "a form": (post(b"a=b", kind=b"application/x-www-form-urlencoded"), 415, b"application/json"),
     "a compressed body": (post(OK, b"content-encoding: gzip\r\n"), 415, b"compressed"),
     "both lengths": (post(OK, b"transfer-encoding: chunked\r\n"), 400, b""),
@@ -175,6 +178,43 @@ async def test_slow_headers_and_slow_bodies_give_their_place_back(start_api: Any
             await trio.sleep(0.01)
     for stream in slow:
         await stream.aclose()
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+LAST_HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+
+async def test_where_all_places_are_taken_the_longest_idle_makes_room(start_api: Any) -> None:
+    api = await start_api(limits=HttpLimits(clients=2))
+    kept = [await trio.open_unix_socket(str(api.socket)) for _ in range(2)]
+    for stream in kept:
+        await stream.send_all(HEALTH)
+        assert b"alive" in await stream.receive_some()
+    assert (await api.raw(LAST_HEALTH)).startswith(b"HTTP/1.1 200")
+    with trio.fail_after(1):
+        assert await kept[0].receive_some() == b""
+        await kept[1].send_all(HEALTH)
+        assert b"alive" in await kept[1].receive_some()
+    for stream in kept:
+        await stream.aclose()
+
+
+async def test_where_all_places_are_at_work_one_more_is_told_so(start_api: Any) -> None:
+    api = await start_api(limits=HttpLimits(clients=2))
+    api.backend.endless = True
+    working = [await trio.open_unix_socket(str(api.socket)) for _ in range(2)]
+    for stream in working:
+        await stream.send_all(chat(b'"stream":true'))
+        assert b" 200 " in await stream.receive_some()
+    reply = await api.raw(HEALTH)
+    assert reply.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in reply
+    assert b'"code":"overloaded"' in reply
+    await working[0].aclose()
+    with trio.fail_after(3):
+        while not (await api.raw(LAST_HEALTH)).startswith(b"HTTP/1.1 200"):
+            await trio.sleep(0.01)
+    await working[1].aclose()
 
 
 async def test_pipelined_requests_are_served_in_order(api: Any) -> None:
