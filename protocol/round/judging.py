@@ -3,6 +3,7 @@
 import math
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from protocol.job import Job, Role, Turn
@@ -46,11 +47,10 @@ def judge_turns(style: Style, job: Job, own_answer: str, pair: tuple[str, str], 
         question = Turn(Role.USER, f"A:{_one_line(first)}\nB:{_one_line(second)}")
         return (*job.turns, Turn(Role.ASSISTANT, _one_line(own_answer)), question)
     code = seed.hex()[:16]
-    task = "\n".join(f"({turn.role}) {quotable(turn.content)}" for turn in job.turns)
-    answers = [(name, _cut(quotable(text), MAX_QUOTED_CHARS)) for name, text in (("answer A", first), ("answer B", second))]
-    parts = [("task", task), *answers]
+    answers = [(name, _quoted(text, MAX_QUOTED_CHARS)) for name, text in (("answer A", first), ("answer B", second))]
+    parts = [("task", _task(job.turns)), *answers]
     if own_answer:
-        parts.insert(1, ("your own earlier answer, which may be wrong", _cut(quotable(own_answer), _OWN_CHARS)))
+        parts.insert(1, ("your own earlier answer, which may be wrong", _quoted(own_answer, _OWN_CHARS)))
     quoted = "\n".join(f"[{code} begin {name}]\n{text.replace(code, '')}\n[{code} end {name}]" for name, text in parts)
     return (
         Turn(Role.SYSTEM, _RULES.format(code=code)),
@@ -61,7 +61,21 @@ def judge_turns(style: Style, job: Job, own_answer: str, pair: tuple[str, str], 
 def quotable(text: str) -> str:
     """`text` without control and format characters (Unicode Cc, Cf), which can hide or reorder text, but for \\n and \\t."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(c for c in lines if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf"))
+    hidden = {ord(c): None for c in set(lines) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Cf")}
+    return lines.translate(hidden) if hidden else lines
+
+
+# A judge is asked up to 45 times about the same task and the same few answers, in one turn of the event loop.
+
+
+@lru_cache(maxsize=2)
+def _task(turns: tuple[Turn, ...]) -> str:
+    return "\n".join(f"({turn.role}) {quotable(turn.content)}" for turn in turns)
+
+
+@lru_cache(maxsize=16)
+def _quoted(text: str, limit: int) -> str:
+    return _cut(quotable(text), limit)
 
 
 def log_odds_milli(log_probabilities: Sequence[float]) -> int:
@@ -72,9 +86,10 @@ def log_odds_milli(log_probabilities: Sequence[float]) -> int:
     return round(max(-LOG_ODDS_CLAMP_MILLI, min(LOG_ODDS_CLAMP_MILLI, (first - second) * 1000)))
 
 
+@lru_cache(maxsize=16)
 def _one_line(text: str) -> str:
     """A compact question has one line per answer: an answer with a line "B:" in it must not become the other one."""
-    return " ".join(quotable(text).split()[:1])[:MAX_COMPACT_CHARS]
+    return " ".join(quotable(text).split(maxsplit=1)[:1])[:MAX_COMPACT_CHARS]
 
 
 def _cut(text: str, limit: int) -> str:

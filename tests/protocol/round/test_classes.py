@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.round.classes import AnswerClass, classes_of, normalise, settled, voices
+from protocol.round.classes import MAX_COMPOSED_CHARS, MAX_MARKS, AnswerClass, classes_of, normalise, settled, voices
 from protocol.wire.ids import Hash
 
 ROUND = Hash(b"r" * 32)
@@ -45,6 +45,23 @@ def test_equal_answers(one: str, other: str) -> None:
 )
 def test_answers_that_only_a_judge_may_call_equal(one: str, other: str) -> None:
     assert normalise(one) != normalise(other)
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        "e" + "\u0315" * (MAX_MARKS + 1) + "\u0301",  # sorted by their classes, in a time that grows with the square
+        "e" + "\uff9e\u0334" * MAX_MARKS,  # the first is no mark, but becomes one
+        "\ufdfa" * (MAX_COMPOSED_CHARS + 1),  # 18 characters each
+    ],
+)
+def test_what_takes_long_to_compose_is_left_as_it_is(slow: str) -> None:
+    assert normalise(slow) == slow
+    assert normalise(f" {slow}\t\n") == slow
+
+
+def test_as_many_marks_as_any_language_has_are_put_in_order() -> None:
+    assert normalise("e" + "\u0315" * (MAX_MARKS - 1) + "\u0301") == "\u00e9" + "\u0315" * (MAX_MARKS - 1)
 
 
 @given(st.text())

@@ -1,6 +1,9 @@
 """What a judge is asked: exact text for the tiny models; answers that cannot act as instructions for the others."""
 
+import itertools
 import math
+import unicodedata
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -71,6 +74,22 @@ def test_a_long_answer_is_cut_in_its_middle_and_says_so() -> None:
 )
 def test_control_and_reordering_characters_are_removed(text: str, expected: str) -> None:
     assert quotable(text) == expected
+
+
+@pytest.mark.parametrize("style", ["compact", "instructed"])
+def test_a_judge_looks_at_no_character_of_long_answers_twice(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = 0
+
+    def category(character: str) -> str:
+        nonlocal looked_at
+        looked_at += 1
+        return unicodedata.category(character)
+
+    monkeypatch.setattr("protocol.round.judging.unicodedata", SimpleNamespace(category=category))
+    long = [f"{letter}\u200b" * 10_000 for letter in "abcdefghi"]
+    for first, second in itertools.permutations(long, 2):
+        judge_turns(style, Job((Turn(Role.USER, "w\u200b" * 60_000),)), "own " * 10_000, (first, second), SEED)  # type: ignore[arg-type]
+    assert looked_at < 100
 
 
 @given(st.text(), st.text(), st.sampled_from(["compact", "instructed"]))
