@@ -20,6 +20,7 @@ MAX_MARKS = 30
 _MARKS_TOO = "\uff9e\uff9f"
 """The only other characters that begin with a mark once they are taken apart."""
 
+_RAISED = re.compile("[\u00b2\u00b3\u00b9\u2070-\u207f]+")
 _NUMBER = re.compile(r"([+-]?)([0-9]+)(?:\.([0-9]*))?")
 
 
@@ -41,7 +42,8 @@ class AnswerClass:
 def normalise(answer: str) -> str:
     """The key under which answers are equal: NFKC, trimmed, blanks collapsed; a lone decimal number without idle signs and zeros.
 
-    Case is kept: in code, chemistry and identifiers it carries meaning.
+    Case is kept: in code, chemistry and identifiers it carries meaning. Raised digits and signs are powers: NFKC alone would make
+    two to the third 23.
 
     Unicode 3.2 (RFC 3454's frozen table) is used because it is the same in every Python: two peers must never disagree.
     """
@@ -66,7 +68,11 @@ def _composed(text: str) -> str:
         run = run + 1 if _UNICODE.category(character)[0] == "M" or character in _MARKS_TOO else 0
         if run > MAX_MARKS:
             return text
-    return _UNICODE.normalize("NFKC", text)
+    return _UNICODE.normalize("NFKC", _RAISED.sub(_power, text))
+
+
+def _power(raised: re.Match[str]) -> str:
+    return "^" + raised.group().replace("\u207b", "-")
 
 
 def tie_break(round_id: Hash, key: str) -> Hash:

@@ -10,6 +10,7 @@ import re
 from protocol.job import Job
 from protocol.round.classes import normalise
 from protocol.round.messages import AnswerKind
+from protocol.round.quantities import number_key
 from protocol.skills import GENERAL, broader, last_said, skill_of
 
 MAX_SHORT_CHARS = 200
@@ -17,16 +18,16 @@ MAX_SHORT_CHARS = 200
 
 MIN_OPTIONS = 2
 
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d"
+
 _POINTER = re.compile(
     r"(?:(?:so|thus|hence|therefore),? )?"
     r"(?:(?:the |my )?(?:final |correct )?(?:answer|option|choice|result|sum|total)(?: is:| is|:) ?|[a-z] ?= ?|= ?)",
     re.ASCII | re.IGNORECASE,
 )
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
-_BARE_FRACTION = re.compile(r"([+-]?)(\.[0-9]+)")
-_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:)]?|\(?([A-Z])[.:)] .*", re.DOTALL)
-_FENCED = re.compile(r"```[A-Za-z0-9+#_-]{0,20}\n(.*?)\n?```", re.DOTALL)
+_LETTER = re.compile(r"(?:[Oo]ption |[Cc]hoice |[Aa]nswer )?(?:\(?([A-Za-z])\)?[.:)]?|\(?([A-Z])[.:)] .*)", re.DOTALL)
+_FENCED = re.compile(r"```[A-Za-z0-9+#_-]{0,20}[ \t]{0,20}\n(.*?)\n?```", re.DOTALL)
 _BRIEF = re.compile(
     r"^\s{0,8}(?:who|whose|whom|where|when|which|name (?:the|a|an|one)|in wh(?:at|ich)|what(?:'s| is| was| are| were) the "
     r"(?:name|capital|title|symbol|colou?r|currency|language|surname|last name|first name))\b"
@@ -47,17 +48,18 @@ def normal_form(answer: str, kind: AnswerKind) -> str:
         return exact
     bare = _bare(exact)
     if kind == "number":
-        number = _number(bare)
+        number = number_key(bare)
         return exact if number is None else number
     if kind == "choice":
         letter = _LETTER.fullmatch(bare)
         return exact if letter is None else (letter.group(1) or letter.group(2)).upper()
-    return "".join(c.lower() if c.isascii() else c for c in bare).strip("\"'`") or exact
+    return "".join(c.lower() if c.isascii() else c for c in bare).strip(_QUOTES) or exact
 
 
 def kind_of(job: Job) -> AnswerKind:
-    """What the last thing that the user said calls for: a choice where it lists options, code or a number by its topic, a short
-    text where it asks for a name or a truth value; else only equal words are equal (as in string tasks, where case counts).
+    """What the last thing that the user said calls for: a choice where it lists options; by its topic code, or a number, perhaps
+    of units; a short text where it asks for a name or a truth value; else only equal words are equal (as in string tasks, where
+    case counts).
     """
     said = last_said(job)[-4_000:]
     if len(set(_OPTION.findall(said))) >= MIN_OPTIONS:
@@ -65,7 +67,7 @@ def kind_of(job: Job) -> AnswerKind:
     topic = broader(skill_of(job))
     if topic == "code":
         return "code"
-    if topic == "arithmetic":
+    if topic in ("arithmetic", "unit"):
         return "number"
     return "short" if topic == "logic" or (topic == GENERAL and _BRIEF.search(said[:MAX_SHORT_CHARS])) else "exact"
 
@@ -75,21 +77,16 @@ def _bare(text: str) -> str:
     boxed = _BOXED.search(text)
     if boxed is not None:
         text = boxed.group(1)
-    text = text.replace("**", "").strip(" $`")
+    text = _undressed(text.replace("**", ""))
     pointer = _POINTER.match(text)
     if pointer is not None and pointer.end() < len(text):
         text = text[pointer.end() :]
-    return text.strip(" $`").removesuffix(".").strip(" $`")
+    return _undressed(_undressed(text).removesuffix("."))
 
 
-def _number(text: str) -> str | None:
-    if _THOUSANDS.fullmatch(text):
-        text = text.replace(",", "")
-    fraction = _BARE_FRACTION.fullmatch(text)
-    if fraction is not None:
-        text = f"{fraction.group(1)}0{fraction.group(2)}"
-    key = normalise(text)
-    return key if re.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?", key) else None
+def _undressed(text: str) -> str:
+    """Without what marks it as a formula."""
+    return text.strip(" $`").removeprefix(r"\(").removesuffix(r"\)").strip(" $`")
 
 
 def _code(answer: str) -> str:
