@@ -227,9 +227,13 @@ class NodeBackend:
             raise RemoteError(Code.DEADLINE, f"no answer within {request.timeout_s:g} s")
 
     async def _either(self, request: AskRequest, emit: Emit) -> None:
-        """Strategy "auto": a round where a right answer is expected to cost less by it, else one of the best peers."""
+        """Strategy "auto": a round where a right answer is expected to cost less by it, else one of the best peers; one that
+        serves the model that is named."""
         if request.peer is not None:
             raise RemoteError(Code.UNSUPPORTED, "one peer needs no choice of strategy; ask it with strategy route")
+        if request.job.model:  # a round would ask peers of all models
+            await self._parts.asking.route(replace(request, strategy="route"), emit)
+            return
         try:
             planned = self._parts.committee.plan(request)
         except RemoteError as error:
@@ -241,7 +245,7 @@ class NodeBackend:
             await self._parts.committee.ask(replace(request, strategy="rank"), emit)
             return
         await emit(estimate_of(planned, "route"))
-        wish = PeerWish(only=planned.best) if planned.best and not request.job.model else None
+        wish = PeerWish(only=planned.best) if planned.best else None
         await self._parts.asking.route(replace(request, strategy="route", wish=wish), emit)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:

@@ -91,6 +91,8 @@ class Committee:
         """Run a round for `request`; raises RemoteError where no committee could be had or it came to no result."""
         if request.peer is not None:
             raise RemoteError(Code.UNSUPPORTED, "a round chooses its members itself; leave the peer out")
+        if request.job.model:
+            raise RemoteError(Code.UNSUPPORTED, "a round asks peers of all models; leave the model out, or ask one peer by route")
         if request.verify:
             raise RemoteError(Code.UNSUPPORTED, "a round's answers are sealed, not verified: 'verify' goes with strategy route")
         planned = self.plan(request)
@@ -246,11 +248,12 @@ class _Watch:
 def estimate_of(planned: Planned, strategy: Literal["route", "majority", "rank"]) -> EstimateEvent:
     """What the user is told before a round, or instead of one, is asked."""
     ways = {"round": planned.round, "route": planned.route}
+    why = planned.why_route if strategy == "route" else planned.why
     figures = {
         name: {"answers": round(way.cost, 1), "right_milli": round(1000 * way.right), "per_right": round(way.per_right, 1)}
         for name, way in ways.items()
     }
-    return EstimateEvent(strategy, planned.topic, planned.arm, planned.known, figures["round"], figures["route"], planned.why)
+    return EstimateEvent(strategy, planned.topic, planned.arm, planned.known, figures["round"], figures["route"], why)
 
 
 def _progress(effect: ev.Progress) -> ProgressEvent:

@@ -276,8 +276,8 @@ class Probing:
             raise RemoteError(Code.MALFORMED, f"there are no tasks of skill {wanted.skill[:40]!r}; there are {', '.join(SKILLS)}")
         others = [one for one in self._candidates("") if one.path != "local" and wanted.peer in (None, one.peer)]
         if not others:
-            whom = f"peer {wanted.peer}" if wanted.peer else "no other peer"
-            raise RemoteError(Code.NOT_FOUND, f"{whom} serves a model that can be reached; swarmd peers lists who is there")
+            nobody = f"{wanted.peer} is no other peer with" if wanted.peer else "there is no other peer with"
+            raise RemoteError(Code.NOT_FOUND, f"{nobody} a model that can be reached; swarmd peers lists who is there")
         found: Counter[tuple[PeerId, str, bool]] = Counter()
         failed: Counter[PeerId] = Counter()
         limiter = trio.CapacityLimiter(_PEERS_AT_ONCE)

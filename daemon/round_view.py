@@ -150,7 +150,8 @@ def _why(replayed: Replayed, result: Result | None, selves: Mapping[int, SelfPre
     others = sorted((row for index, row in enumerate(result.classes) if index != result.winner), key=lambda row: row.rank)
     if others:
         lead = (winner.score_micro - others[0].score_micro) / 1_000_000
-        sentences.append(f"it leads the next class by {lead:.2f} nats")
+        level = "it is level with the next class: a hash of the round and the answers orders them"
+        sentences.append(f"it leads the next class by {lead:.2f} nats" if lead else level)
     gain = header.fold.confidence_gain_milli
     learned = f"at a gain of {gain / 1000:g}" + ("" if gain == prior_of(header.fold.arm)[0] else ", which was right on gold")
     over = "every other answer given" if result.basis == "ranked" else "every other answer, also those that nobody gave"

@@ -79,6 +79,15 @@ class Planned:
         """Whether a right answer is expected to cost less by a round."""
         return self.known and self.arm != "best" and self.round.per_right < self.route.per_right
 
+    @property
+    def why_route(self) -> str:
+        """Why one peer is asked instead, in one sentence."""
+        if not self.known:
+            return "gold says nothing of these peers yet, so nothing says that a round is worth its cost"
+        if self.arm == "best":
+            return self.why
+        return "a right answer is expected to cost less by one of the best peers than by a round"
+
 
 class Weighing:
     """Weights from `tally` and tickets from `earned`, for each question's topic; blocks and gains from `gold`."""

@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from daemon.cli.common import DEGRADED, FAILED, NO_DAEMON, REFUSED, USAGE, CommandFailed, Common, common_options
+from daemon.cli.show import prose
 from daemon.config import ConfigError
 from swarmd import ApiError, ClientError, NoDaemon
 
@@ -91,7 +92,9 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
     except (ConfigError, ClientError, CommandFailed) as error:
-        click.echo(f"swarmd: {error}", err=True)
+        # A sentence that quotes a peer is one line, and cannot steer the terminal.
+        said = " ".join(prose(str(error)).split()) if isinstance(error, ApiError) else str(error)
+        click.echo(f"swarmd: {said}", err=True)
         code = exit_code(error)
     sys.exit(code if isinstance(code, int) else 0)
 

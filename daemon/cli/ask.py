@@ -44,6 +44,8 @@ def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **gi
         raise click.UsageError("--committee needs --strategy majority or rank")
     if given["peer"] and strategy != "route":
         raise click.UsageError("--peer asks one peer, so it goes with --strategy route")
+    if given["model"] and strategy in ("majority", "rank"):
+        raise click.UsageError("--model asks one peer that serves it, so it goes with --strategy route or auto")
     if given["verify"] and strategy != "route":
         raise click.UsageError("--verify checks one peer's answer, so it goes with --strategy route")
     if given["rationale"] and strategy in ("route", "majority"):

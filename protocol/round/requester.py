@@ -2,6 +2,7 @@
 every member repeats what it does. A requester that also sits runs a `MemberMachine` beside this one.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -37,6 +38,7 @@ from protocol.round.messages import (
     Conflict,
     Header,
     Held,
+    Leave,
     Listing,
     Roster,
     RoundMessage,
@@ -196,7 +198,7 @@ class RequesterMachine:
         usable = {peer: held for peer, held in accepted.items() if peer not in self._record.conflicts and not self._left(peer)}
         least = quorum(self.header.committee, self.header.quorum_milli)
         if len(usable) < least:
-            self._stop(f"{len(usable)} of {len(self.header.candidates)} invited peers accepted where {least} are needed")
+            self._stop_short(f"{len(usable)} of {len(self.header.candidates)} invited peers accepted where {least} are needed")
             return
         nonces: dict[str, bytes] = {
             peer: held.message.nonce for peer, held in usable.items() if isinstance(held.message, Acceptance)
@@ -214,7 +216,7 @@ class RequesterMachine:
         counted = self._contributed(step)
         if len(counted) < tally.needed(step):
             missed = f"{len(counted)} of {len(tally.expected(step))} members {_DEEDS[step]} where {tally.needed(step)} are needed"
-            self._stop(missed)
+            self._stop_short(missed)
             return
         dropped = [peer for seat, peer in enumerate(tally.seats) if peer in self._record.conflicts and seat not in tally.dropped]
         proofs = tuple(Conflict(first.hash, second.hash) for first, second in (self._record.conflicts[peer] for peer in dropped))
@@ -246,6 +248,12 @@ class RequesterMachine:
         self._resend_s = RESEND_S
         self._resend_at = now + RESEND_S
         self._effects.append(Send(tuple(peers), raw))
+
+    def _stop_short(self, missed: str) -> None:
+        """End for want of a quorum; with what most of those say who left, which may be the question's fault."""
+        left = [held.message for peer in self._invited() if (held := self._record.find(peer, "leave")) is not None]
+        said = Counter(message.reason for message in left if isinstance(message, Leave) and message.reason)
+        self._stop(missed + "".join(f"; {count} left: {reason}" for reason, count in said.most_common(1)))
 
     def _stop(self, reason: str) -> None:
         """End without a result and tell everyone who still takes part; a round that is decided keeps its verdict."""
@@ -352,13 +360,13 @@ class RequesterMachine:
         peers = self._tally.seats or self._invited()
         states = {peer: self._member_state(peer) for peer in peers}
         rank = ("sealed", "revealed", "judging", "judged", "attested")
-        reached = [rank.index(state) if state in rank else -1 for state in states.values()]
+        reached = {peer: rank.index(state) if state in rank else -1 for peer, state in states.items()}
         shown = Progress(
             phase=self._phase,
             members=tuple(MemberProgress(peer, self._record.candidates[peer].model, state) for peer, state in states.items()),
-            sealed=sum(place >= 0 for place in reached),
-            revealed=sum(place >= 1 for place in reached),
-            judged=sum(place >= 3 for place in reached),
+            sealed=sum(place >= 0 for place in reached.values()),
+            revealed=sum(place >= 1 for place in reached.values()),
+            judged=sum(place >= 3 and self._record.find(peer, "ballot_seal") is not None for peer, place in reached.items()),
             of=len(peers),
         )
         if shown != self._shown:

@@ -337,6 +337,13 @@ def test_refusals_exit_5_and_failures_1(ask_daemon: Call, server: Any, status: i
     assert ask_daemon("ask", "hi") == (exit_code, "", "swarmd: no, because\n")
 
 
+def test_an_error_that_quotes_a_peer_is_one_harmless_line(ask_daemon: Call, server: Any) -> None:
+    server.answers["POST", "/swarmd/v1/ask"] = (502, {"error": {"message": EVIL, "code": "gone"}})
+    result = ask_daemon("ask", "hi")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert not set("\x1b\x07\u202e") & set(result.err)
+
+
 def test_a_stream_that_fails_after_the_first_token_exits_1(ask_daemon: Call, server: Any) -> None:
     server.answers["POST", "/swarmd/v1/ask"] = [("token", {"text": "4"}), ("error", {"code": "gone", "message": "the peer left"})]
     result = ask_daemon("ask", "hi")
@@ -347,7 +354,7 @@ def test_a_stream_that_fails_after_the_first_token_exits_1(ask_daemon: Call, ser
     "arguments",
     [
         ("ask",), ("ask", ""), ("ask", "  "), ("ask", "x", "--committee", "5"),
-        ("ask", "x", "--committee", "1", "--strategy", "rank"),
+        ("ask", "x", "--committee", "1", "--strategy", "rank"), ("ask", "x", "--model", "m", "--strategy", "rank"),
         ("ask", "x", "--strategy", "vote"), ("ask", "x", "--peer", "p", "--strategy", "rank"), ("ask", "x", "--timeout", "0"),
         ("verify",), ("why",), ("nothing",), ("status", "--nothing"), ("completion", "tcsh"),
         ("start", "--no-model", "--model", "x"),

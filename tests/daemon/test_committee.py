@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -135,6 +136,9 @@ async def test_what_cannot_be_a_round_is_refused(swarm: Swarm, autojump_clock: C
     (alice,) = await committee(swarm, "42")
     assert (await failure(alice.committee.ask(ask(strategy="rank"), Heard().emit))).code is Code.NOT_FOUND
     assert (await failure(alice.committee.ask(ask(strategy="rank", peer=alice.id), Heard().emit))).code is Code.UNSUPPORTED
+    named = ask(strategy="rank")
+    named = replace(named, job=msgspec.structs.replace(named.job, model="tiny-0"))
+    assert "leave the model out" in (await failure(alice.committee.ask(named, Heard().emit))).message
 
 
 @pytest.mark.parametrize("edge", ["ge", "le"])
@@ -324,6 +328,7 @@ async def test_gold_goes_into_the_header_and_auto_asks_the_one_that_is_far_ahead
     backend, heard = backend_of(peers[0]), Heard()
     await backend.ask(ask(strategy="auto", text="12 + 30"), heard.emit)
     assert (heard.result.strategy, heard.result.peer_id, heard.estimates[0].strategy) == ("route", best, "route")
+    assert "one peer is so far ahead" in heard.estimates[0].why
 
 
 async def test_auto_asks_a_committee_of_equals_that_judge_well(swarm: Swarm, autojump_clock: Clock) -> None:
@@ -338,6 +343,39 @@ async def test_auto_asks_a_committee_of_equals_that_judge_well(swarm: Swarm, aut
     assert shown is not None
     assert len(shown["ballots"]) > 0
     assert {"peer_id", "first", "second", "log_odds_milli"} == set(shown["ballots"][0])
+    named, heard = ask(strategy="auto", text="12 + 30"), Heard()
+    await backend_of(peers[0]).ask(replace(named, job=msgspec.structs.replace(named.job, model="tiny-3")), heard.emit)
+    assert (heard.result.strategy, heard.result.model) == ("route", "tiny-3")
+
+
+async def test_auto_says_why_it_asks_one_peer(swarm: Swarm, autojump_clock: Clock) -> None:
+    peers = await committee(swarm, "42", "41", "42")
+    said = []
+    for tally in (None, lambda peer, skill: Trials(45_000, 5_000)):
+        peers[0].committee.weighing = Weighing() if tally is None else Weighing(tally)
+        heard = Heard()
+        await backend_of(peers[0]).ask(ask(strategy="auto", text="12 + 30"), heard.emit)
+        assert (heard.result.strategy, heard.estimates[0].strategy) == ("route", "route")
+        said.append(heard.estimates[0].why)
+    assert said[0].startswith("gold says nothing of these peers yet")
+    assert said[1] == "a right answer is expected to cost less by one of the best peers than by a round"
+
+
+async def test_a_tie_says_what_broke_it_and_a_majority_shows_no_judge(swarm: Swarm, autojump_clock: Clock) -> None:
+    peers = await committee(swarm, "42", "41", "42", "41")
+    heard = Heard()
+    await peers[0].committee.ask(ask(strategy="majority"), heard.emit)
+    shown = heard.result.round
+    assert shown is not None
+    assert "it is level with the next class: a hash of the round and the answers orders them" in shown["why"]
+    assert {row.judged for row in heard.phases} == {0}
+    assert heard.phases[-1].revealed == 4
+
+
+async def test_a_round_without_answers_says_what_its_members_said(swarm: Swarm, autojump_clock: Clock) -> None:
+    peers = await committee(swarm, "", "", "42")
+    failed = await failure(peers[0].committee.ask(ask(strategy="rank"), Heard().emit))
+    assert failed.message.endswith("1 of 3 members answered where 2 are needed; 2 left: the engine gave an empty answer")
 
 
 async def test_a_block_is_one_voice_and_confidence_is_as_gold_says(swarm: Swarm, autojump_clock: Clock) -> None:

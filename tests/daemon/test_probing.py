@@ -226,12 +226,12 @@ async def test_a_unanimous_round_becomes_a_later_probe_of_somebody_else(swarm: S
 
 async def test_what_cannot_be_probed_is_refused_in_one_sentence(swarm: Swarm, autojump_clock: Clock) -> None:
     _, probing, _ = await meshed(swarm, FakeEngine(says=able))
-    for request, code in (
-        (ProbeRequest(skill="poetry"), Code.MALFORMED),
-        (ProbeRequest(peer="12D3KooWNobody"), Code.NOT_FOUND),
-        (ProbeRequest(count=0, rounds=1), Code.NOT_FOUND),
+    for request, code, said in (
+        (ProbeRequest(skill="poetry"), Code.MALFORMED, "there are no tasks of skill 'poetry'"),
+        (ProbeRequest(peer="12D3KooWNobody"), Code.NOT_FOUND, "12D3KooWNobody is no other peer with a model"),
+        (ProbeRequest(count=0, rounds=1), Code.NOT_FOUND, "a round needs 2 peers"),
     ):
-        with pytest.raises(RemoteError) as refused:
+        with pytest.raises(RemoteError, match=said) as refused:
             await probing.now(request)
         assert refused.value.code is code
 
