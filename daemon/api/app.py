@@ -46,6 +46,7 @@ def build_app(
         Route("/ready", ready),
         Route("/metrics", metrics),
         Route("/v1/models", openai.models),
+        Route("/v1/models/{name:path}", openai.model),
         Route("/v1/chat/completions", openai.chat, methods=["POST"]),
         Route("/v1/completions", openai.completions, methods=["POST"]),
         Route("/v1/responses", Responses(backend, now, new_id).create, methods=["POST"]),

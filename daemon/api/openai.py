@@ -40,11 +40,24 @@ class OpenAi:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models: every model of the mesh, and the round strategies."""
+        return json_response({"object": "list", "data": [self._model(name) for name in await self._models()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{name}: one of them."""
+        name = request.path_params["name"]
+        if not name:
+            return await self.models(request)
+        if name not in await self._models():
+            reason = f"no reachable peer serves {name[:64]}; swarmd models lists what the mesh offers"
+            raise ApiError(404, "model_not_found", reason, "model")
+        return json_response(self._model(name))
+
+    async def _models(self) -> list[str]:
         listed = await self._backend.models()
-        names = [entry["name"] for entry in listed["models"]]
-        created = int(self._now())
-        entries = [{"id": name, "object": "model", "created": created, "owned_by": "mesh"} for name in (*names, *ROUND_MODELS)]
-        return json_response({"object": "list", "data": entries})
+        return [*(entry["name"] for entry in listed["models"]), *ROUND_MODELS]
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": int(self._now()), "owned_by": "mesh"}
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -56,7 +69,8 @@ class OpenAi:
         """POST /v1/completions."""
         completion = read_openai(CompletionRequest, await request.body())
         shape = _Shape(f"cmpl-{self._new_id()}", int(self._now()), completion, is_chat=False)
-        asks = asks_of(completion, [ChatMessage("user", completion.prompt)], fresh_seed(shape.id))
+        prompt = completion.prompt if isinstance(completion.prompt, str) else completion.prompt[0]
+        asks = asks_of(completion, [ChatMessage("user", prompt)], fresh_seed(shape.id))
         return await self._answer(shape, completion, asks)
 
     async def _answer(self, shape: "_Shape", request: Common, asks: list[AskRequest]) -> Response:

@@ -112,7 +112,8 @@ class ChatRequest(Common, frozen=True, kw_only=True):
 class CompletionRequest(Common, frozen=True, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str
+    prompt: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=1)]
+    """Many clients send a list, also of one; several prompts are several requests."""
 
 
 class ControlAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -144,6 +144,23 @@ async def test_openai_client_completions_and_models(api: Any) -> None:
     assert models == ["tiny-all", "swarm/rank", "swarm/majority", "swarm/auto"]
 
 
+async def test_openai_client_retrieves_a_model_and_sends_its_prompt_in_a_list(api: Any) -> None:
+    def call() -> tuple[list[str], Any]:
+        with _client(api) as client:
+            found = [client.models.retrieve(name).id for name in ("tiny-all", "swarm/rank")]
+            with pytest.raises(openai.NotFoundError) as unknown:
+                client.models.retrieve("gpt/9")
+            with pytest.raises(openai.BadRequestError) as two:
+                client.completions.create(model="tiny-all", prompt=["hi", "ho"])
+            client.completions.create(model="tiny-all", prompt=["hi"])
+            return found, [(error.value.code, error.value.param) for error in (unknown, two)]
+
+    found, refused = await trio.to_thread.run_sync(call)
+    assert found == ["tiny-all", "swarm/rank"]
+    assert refused == [("model_not_found", "model"), ("invalid_value", "prompt")]
+    assert [ask.job.turns[0].content for ask in api.backend.asked] == ["hi"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_round_model_returns_the_ranking_beside_the_answer(api: Any, stream: bool) -> None:
     def call() -> Any:
