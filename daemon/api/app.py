@@ -1,6 +1,7 @@
 """The one ASGI app of the local API: routes, who may use which, and errors in OpenAI's shape. Owns no socket."""
 
 import hmac
+import ipaddress
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -19,8 +20,6 @@ from daemon.api.openai import Clock, IdSource, OpenAi
 from daemon.api.responses import Responses
 from daemon.api.server import Listener
 from protocol.wire.errors import RemoteError
-
-_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
 def build_app(
@@ -122,10 +121,20 @@ def _single_headers(scope: Scope) -> dict[bytes, bytes] | None:
     return headers
 
 
+def _is_this_box(host: str) -> bool:
+    """Whether a Host header names loopback: by an address of it, or by the one name that no foreign server can answer for."""
+    if host in ("127.0.0.1", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
+
+
 def _loopback_refusal(path: str, headers: dict[bytes, bytes], port: int, key: str | None) -> ApiError | None:
     """Host is the check against DNS rebinding (a rebound page is same-origin and sends no Origin); Origin against other pages."""
     host, _, named_port = headers.get(b"host", b"").decode("latin-1").rpartition(":")
-    if key is None and (host not in _LOOPBACK_HOSTS or named_port != str(port)):
+    if key is None and (not _is_this_box(host.lower()) or named_port != str(port)):
         return ApiError(421, "misdirected_request", "the Host header must name this loopback address and port")
     if b"origin" in headers:
         return ApiError(403, "origin_refused", "requests from web pages of other origins are refused")

@@ -123,6 +123,11 @@ async def test_refused_and_still_serving(api: Any, case: str) -> None:
     [
         ("host: 127.0.0.1:{port}", 200),
         ("host: localhost:{port}", 200),
+        ("host: LocalHost:{port}", 200),
+        ("host: [::1]:{port}", 200),
+        ("host: 127.0.0.2:{port}", 200),  # which api.listen may name
+        ("host: 192.0.2.1:{port}", 421),
+        ("host: 127.0.0.256:{port}", 421),
         ("host: evil.example", 421),
         ("host: 127.0.0.1.evil.example:{port}", 421),
         ("host: 127.0.0.1:1", 421),
