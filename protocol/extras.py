@@ -72,7 +72,7 @@ class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CalledFunction(msgspec.Struct, frozen=True):
-    """`arguments` is JSON as text."""
+    """`arguments` is JSON as text; models also say "" for none."""
 
     name: FunctionName
     arguments: Annotated[str, msgspec.Meta(max_length=MAX_JSON_BYTES)] = "{}"
@@ -123,7 +123,10 @@ def read_schema(extras: Extras) -> dict[str, Any]:
 def read_calls(note: TurnNote) -> list[ToolCall]:
     """The calls that a turn made; raises RemoteError(malformed) that names the parameter."""
     calls: list[ToolCall] = _read(Calls, note.tool_calls, "messages")
-    for call in calls:
+    for place, call in enumerate(calls):
+        if not call.function.arguments:  # which no chat template can read
+            calls[place] = msgspec.structs.replace(call, function=CalledFunction(call.function.name))
+            continue
         arguments: dict[str, Any] = _read(dict[str, Any], call.function.arguments.encode(), "messages")
         try:
             check_depth(arguments)

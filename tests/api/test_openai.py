@@ -55,6 +55,19 @@ async def test_what_asks_for_nothing_is_no_reason_to_refuse(api: Any, path: str)
     assert "forty two" in str(await trio.to_thread.run_sync(call))
 
 
+@pytest.mark.parametrize("kind", ["chat", "responses"])
+async def test_no_share_at_all_is_the_least_share(api: Any, kind: str) -> None:
+    def call() -> None:
+        with _client(api) as client:
+            if kind == "chat":
+                client.chat.completions.create(model="tiny-all", messages=[{"role": "user", "content": "hi"}], top_p=0)
+            else:
+                client.responses.create(model="tiny-all", input="hi", top_p=0)
+
+    await trio.to_thread.run_sync(call)
+    assert api.backend.asked[0].job.sampling.top_p_milli == 1
+
+
 @pytest.mark.parametrize("where", ["chat", "completions", "responses", "control"])
 async def test_an_answer_by_chance_is_another_each_time_unless_its_seed_is_named(api: Any, where: str) -> None:
     paths = {

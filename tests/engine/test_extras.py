@@ -21,7 +21,7 @@ from daemon.engine.http_engine import HttpEngine
 from daemon.engine.interface import Chunk, EngineError, EngineUnsupported
 from protocol.delta import CallDelta, FunctionDelta
 from protocol.extras import Extras, TurnNote
-from protocol.job import Job, Role, Sampling, Turn
+from protocol.job import Job, Role, Sampling, Turn, check_job
 
 Running = Callable[[HttpEngine], AbstractAsyncContextManager[HttpEngine]]
 
@@ -78,6 +78,13 @@ def test_calls_and_results_go_back_as_messages() -> None:
     messages = completion_request(CONVERSATION, "m", VLLM)["messages"]
     assert messages[1]["tool_calls"] == json.loads(CALLED)
     assert messages[2] == {"role": "tool", "content": "sunny", "tool_call_id": "call_1"}
+
+
+def test_a_call_without_arguments_goes_back_as_one_of_none() -> None:
+    called = b'[{"id":"c","type":"function","function":{"name":"now","arguments":""}}]'
+    asked = Job((Turn(Role.ASSISTANT, ""),), extras=Extras(notes=(TurnNote(0, tool_calls=called),)))
+    sent = completion_request(check_job(asked), "m", VLLM)["messages"][0]["tool_calls"]
+    assert sent == [{"id": "c", "type": "function", "function": {"name": "now", "arguments": "{}"}}]
 
 
 @pytest.mark.parametrize(
