@@ -17,6 +17,9 @@ T = TypeVar("T")
 LENGTH_BYTES = 4
 _LENGTH = Struct("!I")
 
+_SMALL_BYTES = 4 << 10
+"""Shorter pieces of an unfinished frame are joined as they come."""
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of every wire message: an array of fields in declared order. Fields are appended with a default, never moved.
@@ -82,18 +85,18 @@ class FrameReader:
 
     def __init__(self, limit: int = MAX_FRAME_BYTES) -> None:
         self._limit = limit
-        self._parts: list[bytes | memoryview] = []
+        self._parts: list[bytes | bytearray | memoryview] = []
         self._have = 0
         self._need = LENGTH_BYTES
 
     def feed(self, received: bytes | memoryview) -> list[memoryview]:
         """The frames completed by `received`; raises RemoteError(oversized) as soon as a length claims more than the limit."""
-        self._parts.append(received)
         self._have += len(received)
         frames: list[memoryview] = []
         if self._have < self._need:
+            self._keep(received)
             return frames
-        joined = received if len(self._parts) == 1 else b"".join(self._parts)
+        joined = b"".join((*self._parts, received)) if self._parts else received
         view, start = memoryview(joined), 0
         self._need = LENGTH_BYTES
         available = len(joined)
@@ -110,6 +113,14 @@ class FrameReader:
         self._have = available - start
         self._parts = [joined[start:]] if self._have else []
         return frames
+
+    def _keep(self, received: bytes | memoryview) -> None:
+        # A view of one byte takes 300: a peer that sends a frame by such pieces must not have us hold 300 times the frame.
+        last = self._parts[-1] if self._parts else None
+        if isinstance(last, bytearray) and len(last) < _SMALL_BYTES:
+            last += received
+        else:
+            self._parts.append(received if len(received) >= _SMALL_BYTES else bytearray(received))
 
     @property
     def pending(self) -> int:

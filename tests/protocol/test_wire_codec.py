@@ -1,5 +1,7 @@
 """Frames and typed MessagePack: what is cut where, what is refused, and that the bytes are plain MessagePack."""
 
+import sys
+
 import msgpack
 import pytest
 from hypothesis import given, settings
@@ -34,6 +36,15 @@ def test_frames_come_out_whole_however_the_bytes_arrive(payloads: list[bytes], r
     pieces = [stream[start:end] for start, end in zip([0, *cut], [*cut, len(stream)], strict=True)]
     assert [out for piece in pieces for out in parted.feed(piece)] == payloads
     assert parted.pending == 0
+
+
+def test_a_frame_in_single_bytes_is_not_held_by_the_piece() -> None:
+    reader, body = FrameReader(), bytes(range(250)) * 80
+    pieces = [memoryview(bytes([byte])) for byte in frame(body)]
+    assert not any(reader.feed(piece) for piece in pieces[:-1])
+    assert reader.pending == len(body) + 3
+    assert sum(sys.getsizeof(part) for part in reader._parts) < 2 * len(body), "a view of each byte takes 300 times as much"
+    assert reader.feed(pieces[-1]) == [body]
 
 
 def test_a_length_beyond_the_limit_is_refused_before_its_bytes_come() -> None:
