@@ -145,6 +145,7 @@ class Link:
                     if isinstance(self._stream, PluggableStream):
                         self._wake_writer = self._stream.plug(self._take, self._arrived)
                         self._wake_writer(False)  # for what was queued before, also where it was rung for
+                        await self._catch_up()
                     else:
                         nursery.start_soon(self._write)
                     nursery.start_soon(self._keep_deadlines)
@@ -293,13 +294,22 @@ class Link:
     async def _read(self) -> None:
         try:
             while received := await self._stream.receive_some():
-                self._arrived(received)
+                if self._arrived(received):
+                    await self._catch_up()
+            await self._catch_up()
             self.close("the peer closed the link")
         except TransportError as error:
             self.close(str(error))
 
-    def _arrived(self, received: bytes | memoryview) -> None:
+    def _arrived(self, received: bytes | memoryview) -> bool:
+        """Whether more of it waits: then b"" is to follow, after a turn of the event loop and before anything else."""
         self._apply(self._machine.receive(received, trio.current_time()))
+        return bool(self._machine.behind)
+
+    async def _catch_up(self) -> None:
+        while self._machine.behind:
+            await trio.lowlevel.checkpoint()
+            self._arrived(b"")
 
     def _ring(self, at_once: bool = False) -> None:
         """Have the writer take what waits: once for all that was queued since it took the last, or `at_once`."""

@@ -23,6 +23,7 @@ from protocol.rpc_events import (
 )
 from protocol.rpc_faults import error_of, fault_of
 from protocol.rpc_frames import (
+    FRAMES_AT_ONCE,
     ITEM_OVERHEAD_BYTES,
     MAX_BODY_BYTES,
     MAX_CREDIT_BYTES,
@@ -78,6 +79,7 @@ class RpcMachine:
         self.hello = hello
         self.peer_hello: Hello | None = None
         self.broken = False
+        self.behind: list[memoryview] = []  # frames that came and wait: `receive` is to be called again, if only with b""
         self._reader = FrameReader(MAX_FRAME_BYTES)
         self._queue = SendQueue()
         self._calls: dict[int, OpenCall] = {}
@@ -213,6 +215,7 @@ class RpcMachine:
         failed: list[Effect] = [CallFailed(call, RemoteError(Code.GONE, reason)) for call in self._calls]
         self._calls.clear()
         self._deadlines.clear()
+        self.behind.clear()
         return failed
 
     def tick(self, now: float) -> list[Effect]:
@@ -238,7 +241,11 @@ class RpcMachine:
             return []
         effects: list[Effect] = []
         try:
-            for raw in self._reader.feed(received):
+            frames = self._reader.feed(received) if received else []
+            if self.behind or len(frames) > FRAMES_AT_ONCE:
+                self.behind += frames
+                frames, self.behind = self.behind[:FRAMES_AT_ONCE], self.behind[FRAMES_AT_ONCE:]
+            for raw in frames:
                 self._on_frame(_parse(raw), len(raw), now, effects)
             if self._queue.queued > MAX_UNREAD_BYTES and not self.opener:
                 raise _Violation(Breach.NOT_READING, "the peer asks and does not read")
@@ -317,9 +324,7 @@ class RpcMachine:
             self._fault(call, RemoteError(Code.OVERLOADED, "this peer takes fewer calls at once"))
             return
         effects.append(
-            IncomingCall(
-                call.id, request.method, request.body, deadline, request.more, request.priority, request.traceparent
-            ),
+            IncomingCall(call.id, request.method, request.body, deadline, request.more, request.priority, request.traceparent)
         )
 
     def _on_item(self, call: OpenCall, body: bytes, effects: list[Effect]) -> None:

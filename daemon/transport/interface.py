@@ -84,9 +84,11 @@ WantsToSend = Callable[[bool], None]
 class PluggableStream(Stream, Protocol):
     """A stream whose connection can move the bytes by itself, which saves two turns of the event loop each way."""
 
-    def plug(self, take: Callable[[], bytes | bytearray], arrived: Callable[[bytes | memoryview], None]) -> WantsToSend:
+    def plug(self, take: Callable[[], bytes | bytearray], arrived: Callable[[bytes | memoryview], bool | None]) -> WantsToSend:
         """From now on hand what comes to `arrived`, and ask `take` for what to send, b"" for nothing, when there is room.
 
+        Where `arrived` says True it was not done with it, and is called with b"" after a turn of the event loop; until it is done
+        nothing more is read of this peer. What had come before this call it has at once, and the caller sees to the rest.
         Returns what is to be called when `take` has something: with True where it will not have more soon, so that waiting for it
         saves nothing. Neither may wait, call back or raise. `receive_some` then tells
         the end alone, and `send_all` must not be used.

@@ -30,22 +30,27 @@ class MuxedStream(IMuxedStream):
         self._readable = trio.Event()
         self._writable: trio.Event | None = None
         self._finished = self._was_reset = self._closed = self._handled = False
-        self._sink: Callable[[bytes | memoryview], None] | None = None
+        self._sink: Callable[[bytes | memoryview], bool | None] | None = None
         self._source: Callable[[], bytes | bytearray] | None = None
 
     # ---- told by the connection
 
-    def arrived(self, chunk: bytes | memoryview) -> None:
+    def arrived(self, chunk: bytes | memoryview) -> bool | None:
+        """Whether the sink is not done with it."""
         if self._sink is not None:
             self._connection.taken(self.stream_id, len(chunk))
-            self._sink(chunk)
-            return
+            return self._sink(chunk)
         last = self._buffer[-1] if self._buffer else None
         if isinstance(last, bytearray) and len(last) < SMALL_BYTES:
             last += chunk
         else:
             self._buffer.append(chunk if len(chunk) >= SMALL_BYTES or last is None else bytearray(chunk))
         self._readable.set()
+        return None
+
+    def catch_up(self) -> bool:
+        """Whether the sink is still not done with what came."""
+        return self._sink is not None and bool(self._sink(b""))
 
     def finished(self) -> None:
         self._finished = True
@@ -95,7 +100,7 @@ class MuxedStream(IMuxedStream):
         if not self._connection.send(self.stream_id, data):
             raise MuxedStreamClosed("our direction is closed")
 
-    def plug(self, source: Callable[[], bytes | bytearray], sink: Callable[[bytes | memoryview], None]) -> None:
+    def plug(self, source: Callable[[], bytes | bytearray], sink: Callable[[bytes | memoryview], bool | None]) -> None:
         """Hand what is here and what comes to `sink`; `pull` asks `source` for what to send."""
         self._source, self._sink = source, sink
         while self._buffer:

@@ -70,7 +70,7 @@ class Libp2pStream:
         except MuxedStreamError as error:
             raise TransportError(f"the stream to {short(self._peer)} broke: {error}") from None
 
-    def plug(self, take: Callable[[], bytes | bytearray], arrived: Callable[[bytes | memoryview], None]) -> WantsToSend:
+    def plug(self, take: Callable[[], bytes | bytearray], arrived: Callable[[bytes | memoryview], bool | None]) -> WantsToSend:
         """Have the connection move the bytes by itself: see `daemon.transport.interface.PluggableStream`."""
         early, self._early = self._early, b""
         if early:

@@ -16,6 +16,7 @@ from protocol.rpc_events import (
     NewCall,
 )
 from protocol.rpc_frames import (
+    FRAMES_AT_ONCE,
     ITEM_OVERHEAD_BYTES,
     MAX_BODY_BYTES,
     MAX_OPEN_CALLS,
@@ -58,6 +59,24 @@ def greeted(*, opener: bool = False, hello: Hello = Hello()) -> RpcMachine:  # n
     machine = RpcMachine(opener=opener, hello=hello)
     assert machine.receive(packed(Hello()), 0.0) == []
     return machine
+
+
+def test_of_many_small_frames_the_rest_waits_for_the_next_turn() -> None:
+    machine = greeted()
+    many = FRAMES_AT_ONCE + 10
+    first = machine.receive(packed(REQUEST, *[Credit(1, 1)] * (2 * many - 1)), 0.0)
+    assert len(first) == FRAMES_AT_ONCE
+    assert len(machine.behind) == 2 * many - FRAMES_AT_ONCE
+    second = machine.receive(packed(Cancel(1)), 0.0)
+    assert (len(second), second[-1]) == (FRAMES_AT_ONCE, CreditAvailable(1)), "what came later waits its turn"
+    third = machine.receive(b"", 0.0)
+    assert (len(third), code_of(third[-1]), machine.behind) == (21, Code.CANCELLED, [])
+
+
+def test_nothing_waits_on_a_broken_link() -> None:
+    machine = greeted()
+    assert breach(machine.receive(packed(REQUEST, REQUEST, *[Credit(1, 1)] * 2 * FRAMES_AT_ONCE), 0.0)) is Breach.CALL_ID
+    assert (machine.behind, machine.receive(b"", 0.0)) == ([], [])
 
 
 def breach(effects: list[Effect]) -> Breach:

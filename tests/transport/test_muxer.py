@@ -19,9 +19,9 @@ from libp2p.stream_muxer.exceptions import (
 )
 
 from daemon.transport.muxed_stream import MuxedStream
-from daemon.transport.muxer import BATCH_BYTES, MuxedConnection
+from daemon.transport.muxer import BATCH_BYTES, EFFECTS_AT_ONCE, MuxedConnection
 from daemon.transport.muxer_settings import InboundSlots, MuxerSettings, ReceiveMemory
-from daemon.transport.yamux_frames import DATA, FIN, HEADER, PING, SYN, WINDOW_UPDATE, YamuxConfig
+from daemon.transport.yamux_frames import ACK, DATA, FIN, HEADER, PING, SYN, WINDOW_UPDATE, YamuxConfig
 from protocol.wire.envelope import public_bytes
 from protocol.wire.ids import peer_id_of
 
@@ -181,6 +181,72 @@ async def test_a_plugged_stream_moves_its_bytes_by_itself(linked: Connect, autoj
         await there.close()
         with pytest.raises(MuxedStreamEOF):
             await here.read()
+
+
+async def test_a_sink_that_is_not_done_lets_others_have_their_turn_and_gets_no_more(linked: Connect, autojump_clock: Any) -> None:
+    async with linked() as (client, server):
+        here, there = await pair_of_streams(client, server)
+        turns, told = 0, list[tuple[bytes, int]]()
+        left = 5
+
+        async def others() -> None:
+            nonlocal turns
+            while left:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        def sink(chunk: bytes | memoryview) -> bool:
+            nonlocal left
+            told.append((bytes(chunk), turns))
+            left -= not told[-1][0] or len(told) == 1
+            return left > 0
+
+        here.plug(lambda: b"", sink)
+        async with trio.open_nursery() as nursery:
+            await there.write(b"much")
+            nursery.start_soon(others)
+        await there.write(b"more")
+        await trio.testing.wait_all_tasks_blocked()
+        assert [chunk for chunk, _ in told] == [b"much", b"", b"", b"", b"", b"more"]
+        assert len({turn for _, turn in told}) >= 2
+
+
+async def test_single_bytes_in_messages_of_their_own_leave_others_their_turn(linked: Connect, autojump_clock: Any) -> None:
+    class Hoard(Pipe):
+        """As a session that has opened a thousand messages of one receive: reading them waits for nothing."""
+
+        has_more = True
+
+        def __init__(self, stream: trio.StapledStream, is_initiator: bool) -> None:
+            super().__init__(stream, is_initiator)
+            self.messages = [HEADER.pack(0, PING, ACK, 0, 1)] * (4 * EFFECTS_AT_ONCE)
+
+        async def read(self, n: int | None = None) -> bytes:
+            return self.messages.pop(0) if self.messages else await super().read(n)
+
+    async with linked() as (client, server):
+        turns_at: list[int] = []
+        turns = 0
+        hoard = Hoard(server.secured_conn.stream, False)  # type: ignore[attr-defined]
+        apply = server._apply
+
+        def applied(effect: Any) -> None:
+            turns_at.append(turns)
+            apply(effect)
+
+        server._apply = applied  # type: ignore[method-assign]
+        server.secured_conn = hoard  # type: ignore[assignment]
+
+        async def others() -> None:
+            nonlocal turns
+            while hoard.messages:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        await (await client.open_stream()).write(b"wake up")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+        assert len(set(turns_at)) >= 3
 
 
 async def test_a_plugged_source_is_asked_for_one_batch_while_nobody_reads(linked: Connect, autojump_clock: Any) -> None:
