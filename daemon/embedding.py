@@ -79,8 +79,9 @@ class Embedding:
             attempts.append(Attempt(candidate.peer, "ok"))
             if candidate.path != "local":
                 self._asking.observe(Served(candidate.peer, True, None))
+            path = "local" if candidate.path == "local" else self._asking.calls.path_kind(candidate.peer) or candidate.path
             return EmbedResult(
-                made.vectors, made.prompt_tokens, candidate.peer, candidate.model, candidate.path,
+                made.vectors, made.prompt_tokens, candidate.peer, candidate.model, path,
                 candidate.config_digest, tuple(attempts), trio.current_time() - started,
             )  # fmt: skip
         raise RemoteError(Code.INTERNAL, "there was nobody to ask")

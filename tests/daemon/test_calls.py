@@ -91,6 +91,23 @@ async def test_unary_calls_in_both_directions_at_once(memory_mesh: MemoryMesh, j
     assert [len(alice.links[bob.peer_id].streams), everyone[0].outcomes["out", "echo", "ok"]] == [2, 20]
 
 
+async def test_what_travels_beside_a_call(memory_mesh: MemoryMesh, joined: Joined, autojump_clock: Clock) -> None:
+    memory_mesh.latency = 0.5
+    caller, server = await joined(2)
+    heard: list[tuple[int, str, float]] = []
+
+    async def note(call: InboundCall) -> bytes:
+        heard.append((call.priority, call.traceparent, call.deadline - trio.current_time()))
+        return b""
+
+    server.serve("note", note)
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    for options in (CallOptions(), CallOptions(priority=1, traceparent=trace)):
+        await caller.unary(peers_of(memory_mesh)[1].peer_id, "note", b"", timeout=7, options=options)
+    assert [one[:2] for one in heard] == [(4, ""), (1, trace)]
+    assert heard[1][2] == pytest.approx(7), "the time that is left, by the server's own clock"
+
+
 async def test_a_stream_yields_items_and_then_its_result(memory_mesh: MemoryMesh, joined: Joined, autojump_clock: Clock) -> None:
     caller, server = await joined(2)
     server.serve("count", count)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 
 from daemon.api.backend import EmbedRequest, PeerWish
 from daemon.calls import InboundCall
@@ -42,6 +43,13 @@ async def test_only_who_offers_vectors_is_asked_and_all_come_from_one(swarm: Swa
     own = await Embedding(able.asking).embed(EmbedRequest(JOB))
     assert (own.path, own.vectors) == ("local", result.vectors)
     assert [(one.peer, one.ok) for one in asker.served] == [(able.id, True)]
+
+
+async def test_the_path_is_that_of_the_call_also_to_a_peer_that_was_met_for_it(swarm: Swarm, autojump_clock: Clock) -> None:
+    asker, _ = await several(swarm, FakeEngine(model=EMBEDS))
+    found = [structs.replace(one, path="unknown") for one in asker.asking.candidates("")]
+    asker.asking.candidates = lambda model: found
+    assert (await Embedding(asker.asking).embed(EmbedRequest(JOB))).path == "direct"
 
 
 async def test_the_next_peer_gives_all_where_one_fails(swarm: Swarm, autojump_clock: Clock) -> None:
