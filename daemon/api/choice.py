@@ -13,11 +13,12 @@ MAX_CALL_CHARS = 256 << 10
 
 
 class Choice:
-    """What has come so far. `result` is None until the ask has ended."""
+    """What has come so far. `result` is None until the ask has ended; `begun`: a first piece has left, maybe an empty one."""
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.begun = False
+        self.spoken = False
         self.result: ResultEvent | None = None
         self._calls: dict[int, dict[str, Any]] = {}
         self._call_chars = 0

@@ -126,6 +126,8 @@ class _Shape:
         choice = self._choices[number]
         match event:
             case TokenEvent():
+                yield from self._introduced()
+                choice.spoken = True
                 yield self._delta(choice, event)
             case EstimateEvent():
                 yield estimate_comment(event)
@@ -133,12 +135,19 @@ class _Shape:
                 counts = f"sealed {event.sealed} revealed {event.revealed} judged {event.judged} of {event.of}"
                 yield f": {event.phase} {counts}\n\n".encode()
             case ResultEvent():
-                if not choice.begun:
+                if not choice.spoken:
+                    yield from self._introduced()
                     yield self._delta(choice, TokenEvent(event.answer))
                 choice.result = event
                 yield self._last(choice, event)
                 if self._with_usage and all(one.result is not None for one in self._choices):
                     yield sse(self._frame(self._kind, [], event.model) | {"usage": usage_of(self._results())})
+
+    def _introduced(self) -> Iterable[bytes]:
+        """An empty piece of each of several choices, once: OpenAI's client wants their first pieces in their order."""
+        if len(self._choices) > 1 and not self._choices[0].begun:
+            for choice in self._choices:
+                yield self._delta(choice, TokenEvent(""))
 
     def _results(self) -> list[ResultEvent]:
         results = [choice.result for choice in self._choices if choice.result is not None]

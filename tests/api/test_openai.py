@@ -9,7 +9,7 @@ import openai
 import pytest
 import trio
 
-from daemon.api.backend import PeerWish
+from daemon.api.backend import AskRequest, Emit, PeerWish
 from protocol.wire.errors import Code, RemoteError
 from protocol.wire.limits import MAX_TOKENS
 
@@ -145,6 +145,35 @@ async def test_openai_client_streamed_with_usage(api: Any) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "forty two"
     assert chunks[-1].usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_the_client_s_own_helper_follows_choices_in_whatever_order_they_come(
+    api: Any, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, ended = api.backend, [trio.Event() for _ in range(count)]
+
+    async def last_one_first(request: AskRequest, emit: Emit) -> None:
+        place = request.job.sampling.seed - 7
+        if place + 1 < count:
+            await ended[place + 1].wait()
+        await type(backend)._answer(backend, request, emit)
+        ended[place].set()
+
+    monkeypatch.setattr(backend, "_answer", last_one_first)
+
+    def call() -> tuple[list[Any], Any]:
+        asked: Any = {"model": "tiny-all", "messages": [{"role": "user", "content": "hi"}], "seed": 7, "n": count}
+        with _client(api) as client, client.chat.completions.stream(**asked) as stream:
+            chunks = [event.chunk for event in stream if event.type == "chunk"]
+            return chunks, stream.get_final_completion()
+
+    chunks, whole = await trio.to_thread.run_sync(call)
+    assert [(one.index, one.message.role, one.message.content) for one in whole.choices] == [
+        (place, "assistant", "forty two") for place in range(count)
+    ]
+    assert sum(chunk.choices[0].delta.role is not None for chunk in chunks) == count
+    assert ("" in [chunk.choices[0].delta.content for chunk in chunks]) is (count > 1)
 
 
 async def test_openai_client_completions_and_models(api: Any) -> None:
