@@ -26,8 +26,8 @@ class ClientError(Exception):
 class NoDaemon(ClientError):
     """No daemon listens on the socket."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(f"no swarmd daemon answers on {path}; start one with: swarmd start")
+    def __init__(self, path: str, start_command: str = "swarmd start") -> None:
+        super().__init__(f"no swarmd daemon answers on {path}; start one with: {start_command}")
         self.path = path
 
 
@@ -72,6 +72,8 @@ class Client:
     def __init__(self, socket_path: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
         self.socket_path = os.fspath(socket_path) if socket_path is not None else str(places.socket_path())
         self.timeout = timeout
+        self.start_command = "swarmd start"
+        """What NoDaemon tells the user to run."""
 
     def status(self) -> dict[str, Any]:
         """The daemon's state ("ready", "degraded", ...) with the reasons, its addresses, engine and mesh."""
@@ -232,17 +234,17 @@ class Client:
                 raise _api_error(response.status, response.read(MAX_REPLY_BYTES))
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise _explained(error, self.socket_path, timeout) from error
+            raise _explained(error, self.socket_path, timeout, self.start_command) from error
         except BaseException:
             connection.close()
             raise
         return connection, response
 
 
-def _explained(error: OSError | http.client.HTTPException, path: str, timeout: float) -> ClientError:
+def _explained(error: OSError | http.client.HTTPException, path: str, timeout: float, start_command: str) -> ClientError:
     match error:
         case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
-            return NoDaemon(path)
+            return NoDaemon(path, start_command)
         case PermissionError():
             return ClientError(f"{path} belongs to another user")
         case TimeoutError():

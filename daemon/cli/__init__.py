@@ -3,8 +3,10 @@
 `swarmd --help` and `swarmd status` import neither trio nor libp2p: both take seconds, and a person waits.
 """
 
+import json
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -72,31 +74,62 @@ def cli(
 ) -> None:
     """swarmd: a mesh of peers that serve their models to each other.
 
-    Exit codes: 0 ok, 1 failed, 2 wrong usage or configuration, 3 no daemon, 4 degraded, 5 refused.
+    Exit codes: 0 ok, 1 failed, 2 wrong usage or configuration, 3 no daemon, 4 degraded, 5 refused, 130 interrupted.
+    With --json a failure is printed as {"error": {"code", "message", "exit_code"}}, too.
     """
     ctx.obj = Common(socket, data_dir, config_file, mesh)
 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    # None where the caller closed it (`>&-`).
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - until we end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         code = cli.main(prog_name="swarmd", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         code = error.exit_code
+        _say_json("usage", error.format_message(), code)
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except BrokenPipeError:
-        # The reader of our output went away; nothing may be flushed at exit any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILED
     except (ConfigError, ClientError, CommandFailed) as error:
         # A sentence that quotes a peer is one line, and cannot steer the terminal.
         said = " ".join(prose(str(error)).split()) if isinstance(error, ApiError) else str(error)
         click.echo(f"swarmd: {said}", err=True)
         code = exit_code(error)
+        _say_json(_name_of(error), said, code)
+    except OSError as error:
+        # The reader of our output went away, or its disk is full; nothing may be flushed at exit any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            with suppress(OSError):
+                click.echo(f"swarmd: {error.filename or 'the output'} cannot be written: {error.strerror or error}", err=True)
+        code = FAILED
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say_json(name: str, message: str, code: int) -> None:
+    """Say a failure in one line of JSON, too, where JSON was asked for."""
+    arguments = sys.argv[1:]
+    if "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments):
+        with suppress(OSError):
+            click.echo(json.dumps({"error": {"code": name, "message": message, "exit_code": code}}))
+
+
+def _name_of(error: Exception) -> str:
+    match error:
+        case ApiError():
+            return error.code
+        case NoDaemon():
+            return "no_daemon"
+        case ConfigError():
+            return "configuration"
+        case CommandFailed(exit_code=code) if code == USAGE:
+            return "usage"
+        case _:
+            return "failed"
 
 
 def exit_code(error: Exception) -> int:
@@ -110,5 +143,7 @@ def exit_code(error: Exception) -> int:
             return NO_DAEMON
         case ApiError() if error.code in _REFUSALS or error.status in (401, 403, 413, 429):
             return REFUSED
+        case ApiError(status=400):
+            return USAGE
         case _:
             return FAILED

@@ -1,6 +1,7 @@
 """What the commands share: exit codes, the common options, the client of the daemon they mean. Prints nothing."""
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,4 +76,12 @@ def client_of(given: Mapping[str, Any], timeout: float = 30.0) -> Client:
         return Client(common.socket, timeout=timeout)
     if not (common.data_dir or common.config_file or common.mesh) and os.environ.get("SWARMD_SOCKET"):
         return Client(timeout=timeout)
-    return Client(loaded_of(given).config.socket_path, timeout=timeout)
+    client = Client(loaded_of(given).config.socket_path, timeout=timeout)
+    client.start_command = start_command(common)
+    return client
+
+
+def start_command(common: Common) -> str:
+    """The command that starts the daemon that the common options mean."""
+    named = (("--mesh", common.mesh), ("--data-dir", common.data_dir), ("--config", common.config_file))
+    return shlex.join(["swarmd", "start", *(word for option, value in named if value for word in (option, str(value)))])

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.cli.common import FAILED, REFUSED, USAGE, CommandFailed, client_of, common_options, json_option, loaded_of, merged
+from daemon.cli.common import (
+    FAILED,
+    REFUSED,
+    USAGE,
+    CommandFailed,
+    client_of,
+    common_options,
+    json_option,
+    loaded_of,
+    merged,
+    start_command,
+)
 from daemon.cli.show import ago, print_json
 from swarmd import ClientError, NoDaemon
 
@@ -68,7 +79,7 @@ def create(name: str, as_json: bool, **given: Path | None) -> None:
         return Kept(name, peer_id, os.urandom(16), os.urandom(32))
 
     made = _put(given, kept)
-    _said(as_json, made, f"the mesh {name} is made; start it with: {_start(given)}")
+    _said(as_json, made, f"the mesh {name} is made; start it with: {start_command(merged(given))}")
 
 
 @mesh.command()
@@ -125,7 +136,7 @@ def join(invite: str | None, file: Path | None, as_json: bool, **given: Path | N
     if invite is not None and recipient_of(text) is None:
         click.echo("swarmd: others on this box see a command line, and this invite is a secret: use --file", err=True)
     left = (read[0].grant.expires - now) / 1000
-    note = f"come in within {ago(left)}: start it with: {_start(given)}"
+    note = f"come in within {ago(left)}: start it with: {start_command(merged(given))}"
     _said(as_json, {**made, "expires": read[0].grant.expires}, f"joined the mesh {made['mesh']}; {note}")
 
 
@@ -232,10 +243,3 @@ def _said(as_json: bool, facts: dict[str, Any], sentence: str) -> None:
         print_json(facts)
     else:
         click.echo(sentence, err=True)
-
-
-def _start(given: Mapping[str, Any]) -> str:
-    common = merged(given)
-    if common.mesh:
-        return f"swarmd start --mesh {common.mesh}"
-    return f"swarmd start --data-dir {common.data_dir}" if common.data_dir else "swarmd start"

@@ -74,8 +74,9 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for variable in ("CONFIG_HOME", "DATA_HOME", "STATE_HOME", "RUNTIME_DIR"):
+    for variable in ("CONFIG_HOME", "DATA_HOME", "STATE_HOME"):
         monkeypatch.delenv(f"XDG_{variable}", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # a daemon of the developer's own may answer at the usual place
     for variable in ("SWARMD_SOCKET", "SWARMD_RUNTIME_DIR", "SWARMD_DATA_DIR", "SWARMD_CONFIG"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)

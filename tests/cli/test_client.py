@@ -160,6 +160,7 @@ def test_leaving_an_ask_hangs_up(tmp_path: Path) -> None:
 
 
 def test_where_the_socket_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert places.socket_path() == Path(f"/tmp/swarmd-{os.getuid()}/api.sock")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
     assert places.socket_path() == Path(f"/tmp/swarmd-{os.getuid()}/api.sock")
@@ -178,6 +179,7 @@ def test_where_the_socket_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_socket_that_another_user_may_have_planted_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     uid = 3_000_000_000 + os.getpid()
     base = Path(f"/tmp/swarmd-{uid}")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setattr("os.getuid", lambda: uid)
     with pytest.raises(NoDaemon):
         Client().status()

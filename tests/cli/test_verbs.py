@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -329,10 +330,10 @@ def test_ask_reads_standard_input(ask_daemon: Call, server: Any, monkeypatch: py
         (403, "refused", 5),
         (503, "overloaded", 5),
         (502, "gone", 1),
-        (400, "invalid_value", 1),
+        (400, "invalid_value", 2),
     ],
 )
-def test_refusals_exit_5_and_failures_1(ask_daemon: Call, server: Any, status: int, code: str, exit_code: int) -> None:
+def test_refusals_exit_5_failures_1_wrong_values_2(ask_daemon: Call, server: Any, status: int, code: str, exit_code: int) -> None:
     server.answers["POST", "/swarmd/v1/ask"] = (status, {"error": {"message": "no, because", "code": code}})
     assert ask_daemon("ask", "hi") == (exit_code, "", "swarmd: no, because\n")
 
@@ -437,7 +438,7 @@ def test_the_socket_follows_from_the_data_folder(swarmd: Call, home: Any, monkey
     assert f"answers on {home}/swarmd/api.sock;" in usual
     assert f"answers on {home}/swarmd/" in mine
     assert mine != usual
-    assert swarmd("--data-dir", home / "mine", "status").err == mine
+    assert swarmd("--data-dir", home / "mine", "status").err.partition(";")[0] == mine.partition(";")[0]
 
 
 NET = {
@@ -521,3 +522,41 @@ def test_lookup_shows_its_paths_and_exits_by_its_verdict(ask_daemon: Call, serve
     assert "4 of 4 end at the same peers, 2 hops away" in ran.out
     assert "about 312 peers" in ran.out
     assert json.loads(ask_daemon("lookup", "acme/tiny", "--json").out)["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "name"),
+    [
+        (["status", "--json"], 3, "no_daemon"),
+        (["ask", "--json", "--foo", "x"], 2, "usage"),
+        (["config", "show", "--json", "--config", "nowhere"], 2, "configuration"),
+        (["models", "pull", "--json", "zz"], 2, "usage"),
+    ],
+)
+def test_a_failure_is_json_where_json_was_asked_for(swarmd: Call, arguments: list[str], code: int, name: str) -> None:
+    result = swarmd(*arguments)
+    error = json.loads(result.out)["error"]
+    assert (result.code, error["code"], error["exit_code"]) == (code, name, code)
+    assert error["message"] in result.err
+    assert swarmd(*(word for word in arguments if word != "--json"), "--", "--json").out == ""
+
+
+def test_the_api_code_of_a_refusal_is_in_its_json(ask_daemon: Call, server: Any) -> None:
+    refusal = {"error": {"message": "'max_tokens': expected int <= 4096", "code": "invalid_value"}}
+    server.answers[("POST", "/swarmd/v1/ask")] = (400, refusal)
+    result = ask_daemon("ask", "x", "--json")
+    assert (result.code, json.loads(result.out)["error"]["code"]) == (2, "invalid_value")
+
+
+def test_who_names_another_daemon_is_told_how_to_start_that_one(swarmd: Call) -> None:
+    assert swarmd("status", "--mesh", "home").err.endswith("start one with: swarmd start --mesh home\n")
+    assert swarmd("--data-dir", "my data", "peers").err.endswith("start one with: swarmd start --data-dir 'my data'\n")
+
+
+@pytest.mark.parametrize("redirected", [">/dev/full", ">&-", "2>/dev/full", ">&- 2>&-"])
+def test_output_that_cannot_be_written_gives_no_traceback(redirected: str) -> None:
+    command = f"{sys.executable} -P -m swarmd version {redirected}"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    full = redirected == ">/dev/full"
+    assert ended.returncode == int(full)
+    assert ended.stderr == ("swarmd: the output cannot be written: No space left on device\n" if full else "")
