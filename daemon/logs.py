@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ def set_up_logs(config: LogConfig) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _escaped,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[config.level]),
@@ -35,11 +37,22 @@ def set_up_logs(config: LogConfig) -> None:
     ours.setLevel(_LEVELS[config.level])
 
 
+def _escaped(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Reasons and names are strangers' too: none of them moves a terminal's cursor or fills a line."""
+    for name, said in event.items():
+        if isinstance(said, str):
+            event[name] = _shown(said)
+    return event
+
+
+def _shown(text: str) -> str:
+    cut = text[:_MAX_CHARACTERS]
+    return cut if cut.isprintable() else cut.encode("unicode_escape").decode("ascii")
+
+
 class _ToStructlog(logging.Handler):
     """What our transport says by `logging`, in the one format; what a stranger may have put into it is escaped and cut."""
 
     def emit(self, record: logging.LogRecord) -> None:
         fault = f": {record.exc_info[1]!r}" if record.exc_info else ""
-        text = f"{record.getMessage()}{fault}"[:_MAX_CHARACTERS]
-        shown = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-        structlog.get_logger().log(record.levelno, shown, logger=record.name)
+        structlog.get_logger().log(record.levelno, _shown(f"{record.getMessage()}{fault}"), logger=record.name)

@@ -363,7 +363,9 @@ class Link:
                     self._make_room()
                 case LinkBroken(breach, detail):
                     self._breaches[breach.value] += 1
-                    log.warning("link dropped", peer=short(self.peer), breach=breach.value, detail=detail)
+                    known = self._breaches[breach.value]
+                    say = log.debug if known & (known - 1) else log.warning  # the 1st, 2nd, 4th: a peer may do it all day
+                    say("link dropped", peer=short(self.peer), breach=breach.value, detail=detail, dropped=known)
                     self.close("the link was closed: the peer broke the contract")
         if self._machine.wants_to_write:
             self._ring()

@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf.message import DecodeError
 from libp2p.abc import IMuxedConn, INetStream, IRawConnection, ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -293,7 +294,7 @@ def _not_from_library(record: logging.LogRecord) -> bool:
 
 
 def _is_peers_fault(error: Exception) -> bool:
-    return isinstance(error, (BaseLibp2pError, RemoteError, TransportError, trio.TooSlowError, EOFError))
+    return isinstance(error, (BaseLibp2pError, DecodeError, RemoteError, TransportError, trio.TooSlowError, EOFError))
 
 
 def _key_pair(key: Ed25519PrivateKey) -> KeyPair:

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -393,6 +394,20 @@ async def test_a_peer_that_sends_garbage_loses_its_link_alone(
         assert stream.result == b"before"
     assert await honest.unary(bob.peer_id, "echo", b"after", timeout=5) == b"after"
     assert bob.faults == 0
+
+
+async def test_who_breaks_the_contract_all_day_fills_no_log(
+    memory_mesh: MemoryMesh, joined: Joined, autojump_clock: Clock
+) -> None:
+    server, _ = await joined(2)
+    bob, mallory = peers_of(memory_mesh)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(50):
+            await (await mallory.open_stream(bob.peer_id, PROTOCOL)).send_all(b"\xff\xff\xff\xff")
+            await trio.testing.wait_all_tasks_blocked()
+    assert dict(server.breaches) == {"oversized": 50}
+    loud = [line["dropped"] for line in lines if line["event"] == "link dropped" and line["log_level"] == "warning"]
+    assert loud == [1, 2, 4, 8, 16, 32]
 
 
 async def test_an_answer_that_breaks_the_contract_fails_the_call_with_gone(

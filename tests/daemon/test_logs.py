@@ -51,6 +51,17 @@ def test_a_strangers_bytes_are_escaped_and_cut(logs):
     assert len(line["event"]) < 600
 
 
+@pytest.mark.parametrize("said", ["\x1b[2Jgone", "left\rright", "a\u202eb"])
+def test_a_strangers_reason_moves_no_cursor(logs, capsys, said):
+    logs("info")
+    set_up_logs(LogConfig(level="info", format="pretty"))
+    structlog.get_logger().info("trying the next peer", reason=said)
+    line = capsys.readouterr().err
+    assert line.count("trying the next peer") == 1
+    assert said not in line
+    assert line.rstrip("\n").isprintable()
+
+
 def test_a_fault_is_one_line_without_a_traceback(logs):
     written = logs("warning")
     try:

@@ -1,5 +1,6 @@
 """A malicious peer on every protocol: the host lives, others are served over their old connection, and the fault is counted."""
 
+import logging
 import os
 import socket
 import struct
@@ -120,6 +121,17 @@ async def test_garbage_on_every_protocol(running: Any, echoes: Any, protocol: st
         await scene.garbage_on(protocol, b"\x05hel", "stay")
         await connection_to(scene.attacker, scene.host.peer_id).secured_conn.close()
         assert protocol in QUIET or scene.host.counters.handler_faults[protocol] or scene.host._gossip.counters["malformed"]
+
+
+@pytest.mark.parametrize("protocol", ["/libp2p/circuit/relay/0.2.0/hop", "/libp2p/circuit/relay/0.2.0/stop"])
+async def test_what_is_no_message_is_a_peers_fault_and_worth_no_line(
+    running: Any, echoes: Any, until: Any, caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    async with running(3, serve_relay=True) as transports, Scene(transports, echoes) as scene:
+        for number in range(3):
+            await scene.garbage_on(protocol, b"\x04\x0a\xff\xff\xff", "stay")
+            await until(lambda n=number: scene.host.counters.handler_faults[protocol] == n + 1)
+    assert not [record for record in caplog.records if record.levelno > logging.INFO and record.name.startswith("daemon")]
 
 
 NEGOTIATIONS = [
