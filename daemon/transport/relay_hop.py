@@ -112,9 +112,10 @@ class Hop:
 
     @property
     def load(self) -> float:
-        """The share of our places or circuits that is taken, whichever is more."""
+        """The share of our places or circuits that is taken, whichever is more; who has left keeps nobody from a place."""
         options = self._options
-        return max(self.reservations / max(1, options.max_reservations), self.circuits / max(1, options.max_circuits))
+        held = sum(self._is_here(peer) for peer in self._reserved)
+        return max(held / max(1, options.max_reservations), self.circuits / max(1, options.max_circuits))
 
     def joins(self, one: ID, other: ID) -> bool:
         """Whether a circuit between the two is open."""
@@ -139,6 +140,8 @@ class Hop:
         if not self.willing():
             await self._answer(stream, pb.PERMISSION_DENIED)
             return
+        if peer not in self._reserved and len(self._reserved) >= self._options.max_reservations:
+            self._forget_the_left()
         if peer not in self._reserved and len(self._reserved) >= self._options.max_reservations:
             await self._answer(stream, pb.RESERVATION_REFUSED)
             return
@@ -196,7 +199,7 @@ class Hop:
 
     async def _reach(self, source: ID, target: ID) -> Any:
         """A STOP stream to `target` that it accepted, or None. Over its live connection alone: a relay dials nobody."""
-        if not self._host.get_network().live(target):
+        if not self._is_here(target):
             del self._reserved[target]
             return None
         onward = None
@@ -282,6 +285,14 @@ class Hop:
         now = time.time()
         for peer in [peer for peer, expire in self._reserved.items() if expire <= now]:
             del self._reserved[peer]
+
+    def _forget_the_left(self) -> None:
+        """A connection that is lost for a moment costs nobody its place, but one peer must not take all by coming again anew."""
+        for peer in [peer for peer in self._reserved if not self._is_here(peer)]:
+            del self._reserved[peer]
+
+    def _is_here(self, peer: ID) -> bool:
+        return bool(self._host.get_network().live(peer))
 
 
 def direct_addresses(host: Any) -> list[str]:

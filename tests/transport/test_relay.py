@@ -183,6 +183,26 @@ async def test_a_relay_that_is_full_or_does_not_serve_is_said_so_and_retried():
             assert one.relay.addresses() == ()
 
 
+async def test_places_of_those_that_left_are_anybodys():
+    relay = Node(options=RelayOptions(serve=True, punch=False, max_reservations=2))
+    async with running(relay):
+        for _ in range(2):  # one attacker, who comes and leaves under one name after the other
+            name = Node(listens=False)
+            async with running(name):
+                await name.reach(relay, relay.address)
+                await name.relay.keeping.reserve(relay.id)
+            await until(lambda name=name: not relay.kinds(name))
+        assert (relay.relay.hop.reservations, relay.relay.hop.load) == (2, 0)
+        one, two, three = (Node(listens=False) for _ in range(3))
+        async with running(one, two, three):
+            for honest in (one, two, three):
+                await honest.reach(relay, relay.address)
+            for honest in (one, two, one):
+                await honest.relay.keeping.reserve(relay.id)
+            with pytest.raises(TransportError, match="RESERVATION_REFUSED"):
+                await three.relay.keeping.reserve(relay.id)
+
+
 async def test_without_a_reservation_nobody_is_relayed_to():
     relay, one, two = Node(options=RelayOptions(serve=True)), Node(), Node(listens=False)
     async with running(relay, one, two):
