@@ -136,7 +136,9 @@ class Server:
             received = await stream.receive_some()
             if not received:
                 break
-            for raw in frames.feed(received):
+            for number, raw in enumerate(frames.feed(received)):
+                if number:
+                    await trio.lowlevel.checkpoint()  # of many questions at once each takes its turn
                 await self._pace(stream.peer)
                 question = decode_question(raw, stream.peer)
                 await stream.send_all(self._answer(question, stream.peer))

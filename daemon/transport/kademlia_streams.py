@@ -6,6 +6,7 @@ its protocol costs both sides more than the question does; stock nodes serve a d
 
 import math
 from collections import OrderedDict
+from itertools import islice
 
 import trio
 from libp2p.kad_dht.common import PROTOCOL_ID
@@ -44,7 +45,7 @@ class _Kept:
             received = await self.stream.receive_some()
             if not received:
                 raise TransportError("the stream ended before the answer")
-            self.ready = self.frames.feed(received)
+            self.ready = list(islice(self.frames.feed(received), MAX_OWED + 2))  # one more than it can owe costs it the stream
         self.owed -= 1
         return self.ready.pop(0)
 

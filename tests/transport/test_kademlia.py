@@ -508,7 +508,14 @@ def test_frames_come_in_any_pieces_and_a_length_that_is_none_is_refused():
         assert not frames.partial
     for bad in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", encode_varint_prefixed(bytes(300_000))[:3]):
         with pytest.raises(RemoteError):
-            VarintFrames().feed(bad)
+            list(VarintFrames().feed(bad))
+
+
+def test_no_frame_is_cut_before_it_is_asked_for():
+    frames = VarintFrames()
+    flood = frames.feed(encode_question(Ping(), PEER) * 20_000)
+    first = next(flood)
+    assert len(frames._rest) == 19_999 * (1 + len(first))
 
 
 def test_now_is_now():
