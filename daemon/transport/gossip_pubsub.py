@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 MAX_TOPICS_PER_PEER = 16
 MAX_TOPIC_CHARS = 128
 MAX_CONTROLS_PER_RPC = 16
+MAX_PARTS_PER_RPC = 2048
+"""Messages, and control entries of each kind: an RPC has room for as many signed ones, and for 131,000 empty ones."""
+
 MAX_IDS_PER_RPC = 5000
 MAX_SEQNO_BYTES = 32
 """The specification's are 8 bytes. They are part of a message's id, which is kept for minutes."""
@@ -99,9 +102,9 @@ class GuardedPubsub(Pubsub):
         if not self._peer_is_connected(peer):
             self._handle_dead_peer(peer)
 
-    async def _pace(self, peer: ID) -> None:
+    async def _pace(self, peer: ID, cost: float = 1.0) -> None:
         # Reading late slows a flood at its source, and costs an honest burst nothing but time.
-        while not self._frames.take(peer, trio.current_time()):
+        while not self._frames.take(peer, trio.current_time(), cost):
             self.counters["paced"] += 1
             await trio.sleep(1 / self.options.rpc_rate)
 
@@ -111,6 +114,13 @@ class GuardedPubsub(Pubsub):
             return
         rpc = rpc_pb2.RPC()
         rpc.ParseFromString(raw)
+        control = rpc.control
+        parts = [len(part) for part in (rpc.publish, control.graft, control.prune, control.ihave, control.iwant)]
+        if max(parts) > MAX_PARTS_PER_RPC:
+            self.blame(peer, "over_limit")
+            return
+        if sum(parts) > _MESSAGES_PER_TURN:
+            await self._pace(peer, min(sum(parts) / _MESSAGES_PER_TURN / 2, self.options.rpc_burst))
         for number, message in enumerate(rpc.publish):
             await self.push_msg(peer, message)
             if number % _MESSAGES_PER_TURN == _MESSAGES_PER_TURN - 1:
@@ -122,8 +132,7 @@ class GuardedPubsub(Pubsub):
                 if 0 < len(subscription.topicid) <= MAX_TOPIC_CHARS:
                     self.handle_subscription(peer, subscription)
         if rpc.HasField("control"):
-            control = self._bounded(peer, rpc.control)
-            await self.router.handle_rpc(rpc_pb2.RPC(control=control), peer)
+            await self.router.handle_rpc(rpc_pb2.RPC(control=self._bounded(peer, control)), peer)
 
     def _bounded(self, peer: ID, control: rpc_pb2.ControlMessage) -> rpc_pb2.ControlMessage:
         """Only the parts about our own topics, within limits: the library keeps state per topic name it is given."""
@@ -136,8 +145,8 @@ class GuardedPubsub(Pubsub):
             prune.backoff = min(prune.backoff, 3600)
         kept.ihave.extend(_first(item for item in control.ihave if item.topicID in ours))
         kept.iwant.extend(_first(iter(control.iwant)))
-        ids = [one for part in (control.ihave, control.iwant) for item in part for one in item.messageIDs]
-        if len(ids) > MAX_IDS_PER_RPC or any(len(one) > MAX_ID_BYTES for one in ids):
+        named = [item.messageIDs for part in (control.ihave, control.iwant) for item in part]
+        if sum(map(len, named)) > MAX_IDS_PER_RPC or any(len(one) > MAX_ID_BYTES for ids in named for one in ids):
             self.blame(peer, "over_limit")
             del kept.ihave[:]
             del kept.iwant[:]

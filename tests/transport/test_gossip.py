@@ -197,6 +197,33 @@ async def test_garbage_neither_kills_nor_deafens():
         assert two.gossip.counters["graylisted"] >= 3
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"publish": [rpc_pb2.Message()] * 2049},
+        {"control": rpc_pb2.ControlMessage(graft=[rpc_pb2.ControlGraft()] * 2049)},
+        {"control": rpc_pb2.ControlMessage(iwant=[rpc_pb2.ControlIWant()] * 2049)},
+    ],
+    ids=["messages", "grafts", "iwants"],
+)
+async def test_a_frame_of_empty_parts_is_a_fault_and_none_of_them_is_looked_at(parts):
+    async with nodes(1) as (one,):
+        await one.join()
+        pubsub, stranger = one.gossip._pubsub, new_host().get_id()
+        await pubsub._receive(stranger, rpc_pb2.RPC(**parts).SerializeToString())
+        assert dict(pubsub.counters) == {"over_limit": 1}
+
+
+async def test_many_small_messages_in_one_frame_cost_as_many_frames(autojump_clock):
+    pubsub = Gossip(new_host())._pubsub
+    stranger = new_host().get_id()
+    many = rpc_pb2.RPC(publish=[rpc_pb2.Message()] * 2048).SerializeToString()
+    for _ in range(30):  # a second's frames would be 200
+        await pubsub._receive(stranger, many)
+    assert trio.current_time() > 5
+    assert pubsub.counters["ignored"] == 30 * 2048
+
+
 async def test_long_names_of_messages_are_not_remembered():
     async with nodes(2) as (one, two):
         await one.join()
