@@ -70,6 +70,8 @@ class Asking:
         self.verification: Verification | None = None
         self.score: Callable[[PeerId, str], int] = _no_score
         """The score of a peer in a skill, in thousandths."""
+        self.resting: Callable[[str, str | None], RemoteError | None] = _nobody_rests
+        """Whether somebody who serves a model, or a peer that is named, will be there again, and when."""
 
     async def route(self, request: AskRequest, emit: Emit) -> None:
         """Answer `request`; raises RemoteError where no peer could, or where nobody can go on with what one began."""
@@ -92,11 +94,13 @@ class Asking:
             note.close(outcome, trio.current_time() - started)
 
     def choices(self, request: AskRequest, note: AskNote) -> list[Choice]:
-        """Whom to ask, the best first; raises RemoteError(not_found) where there is nobody."""
+        """Whom to ask, the best first; raises RemoteError(not_found) where there is nobody, (overloaded) where just not now."""
         candidates = self.scored(self.candidates(request.job.model), request.wish, lambda: skill_of(request.job))
         if request.peer is not None:
             candidates = [candidate for candidate in candidates if candidate.peer == request.peer]
         if not candidates:
+            if (later := self.resting(request.job.model, request.peer)) is not None:
+                raise later
             asked = f"peer {request.peer}" if request.peer else request.job.model or "any model"
             raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {asked}; swarmd models lists what the mesh offers")
         allowed, ruled_out = sifted(candidates, lambda one: refusal(one, request.wish))
@@ -162,6 +166,10 @@ class Asking:
 
 def _no_score(peer: PeerId, skill: str) -> int:
     return 0
+
+
+def _nobody_rests(model: str, peer: str | None) -> RemoteError | None:
+    return None
 
 
 class _Ask:

@@ -45,6 +45,8 @@ class Embedding:
         model = request.job.model
         serving = self._asking.scored(self._asking.candidates(model), request.wish, lambda: GENERAL)
         if not serving:
+            if (later := self._asking.resting(model, None)) is not None:
+                raise later
             raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {model}; swarmd models lists what the mesh offers")
         able, unable = sifted(serving, lambda one: "" if EMBEDDINGS in one.features else "its engine gives no embeddings")
         allowed, ruled_out = sifted(able, lambda one: refusal(one, request.wish))

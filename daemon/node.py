@@ -48,6 +48,7 @@ from daemon.paths import prepare_runtime_dir
 from daemon.private_mesh import open_private_mesh
 from daemon.probing import Probing
 from daemon.reputation import Reputation
+from daemon.resting import resting
 from daemon.round_archive import RoundArchive
 from daemon.rounds import Rounds
 from daemon.serving import Serving
@@ -132,6 +133,7 @@ class Node:
         asking = Asking(
             self._serving, self._calls, self._membership.candidates, self._observed, rng, patience(config), config.patience.hedge
         )
+        asking.resting = lambda model, peer: resting(self._engine, self._membership.peers(), model, peer)
         asking.score = lambda peer, skill: self._reputation.score(peer, skill).mean_milli
         self._verification = Verification(
             self._serving, self._calls, self._membership.candidates, self._reputation.record, config.verify, rng

@@ -30,6 +30,7 @@ from daemon.metrics import Metrics
 from daemon.own_offer import OwnOffer
 from daemon.patience import Patience
 from daemon.reputation import Reputation
+from daemon.resting import resting
 from daemon.round_archive import RoundArchive
 from daemon.rounds import Rounds
 from daemon.serving import Serving
@@ -228,6 +229,7 @@ class Swarm:
             (membership.call_succeeded if one.ok else membership.call_failed)(one.peer)
 
         asking = Asking(serving, calls, membership.candidates, observed, rng, patience)
+        asking.resting = lambda model, peer: resting(engine, membership.peers(), model, peer)
         peer = Peer(
             transport, engine, calls, serving, membership, rounds, committee, archive, reputation, store, asking, metrics,
             trio.CancelScope(), served,

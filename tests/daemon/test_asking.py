@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
 import trio.testing
+from msgspec.structs import replace as replace_job
 
 from daemon.api.backend import AskEvent, PeerWish, TokenEvent
 from daemon.calls import InboundCall
@@ -14,6 +16,7 @@ from daemon.patience import Patience
 from protocol.delta import CallDelta, Delta, TokenLogprob, delta_items
 from protocol.inference import METHOD
 from protocol.wire.errors import Code, RemoteError
+from protocol.wire.ids import short
 from tests.daemon.conftest import FakeEngine, Heard, Peer, Swarm, ask, failure, full, model, until
 
 Clock = trio.testing.MockClock
@@ -203,6 +206,37 @@ async def test_nobody_to_ask_says_what_was_wanted(swarm: Swarm, autojump_clock: 
     (alice,) = await swarm(1, no_engine=True)
     error = await failure(alice.asking.route(ask(), Heard().emit))
     assert (error.code, "any model" in error.message) == (Code.NOT_FOUND, True)
+
+
+async def test_who_failed_lately_is_to_be_asked_again_and_not_unknown(swarm: Swarm, autojump_clock: Clock) -> None:
+    asker, servers = await several(swarm, *(FakeEngine(fails=EngineError("it crashed")) for _ in range(2)))
+    assert (await failure(asker.asking.route(ask(), Heard().emit))).code is Code.ENGINE_FAILED
+    for request, said in ((ask(), "2 peers failed"), (ask(peer=servers[1].id), f"peer {short(servers[1].id)} failed")):
+        error = await failure(asker.asking.route(request, Heard().emit))
+        assert (error.code, error.retry_after, said in error.message) == (Code.OVERLOADED, 10.0, True), error
+    unknown = replace(ask(), job=replace_job(ask().job, model="other"))
+    assert (await failure(asker.asking.route(unknown, Heard().emit))).code is Code.NOT_FOUND
+    for server in servers:
+        assert server.engine is not None
+        server.engine.fails = None
+    await trio.sleep(error.retry_after or 0)
+    heard = Heard()
+    await asker.asking.route(ask(), heard.emit)
+    assert heard.result.answer == "four two"
+
+
+@pytest.mark.parametrize("state", EngineState)
+async def test_an_engine_that_starts_is_to_be_asked_again(swarm: Swarm, autojump_clock: Clock, state: EngineState) -> None:
+    (alice,) = await swarm(1)
+    assert alice.engine is not None
+    alice.engine.state, alice.engine.reason = state, "it loads"
+    comes = state in (EngineState.STARTING, EngineState.RESTARTING)
+    if state is not EngineState.READY:
+        error = await failure(alice.asking.route(ask(), Heard().emit))
+        expected = (Code.OVERLOADED, 2.0) if comes else (Code.NOT_FOUND, None)
+        assert (error.code, error.retry_after) == expected
+    other = replace(ask(), job=replace_job(ask().job, model="other"))
+    assert (await failure(alice.asking.route(other, Heard().emit))).code is Code.NOT_FOUND
 
 
 async def test_a_full_peer_is_passed_over_without_blame(swarm: Swarm, autojump_clock: Clock) -> None:

@@ -64,6 +64,7 @@ async def test_the_next_peer_gives_all_where_one_fails(swarm: Swarm, autojump_cl
     assert result.peer_id == other.id
     other.engine.fails = EngineError("no memory")  # type: ignore[union-attr]
     assert (await failure(embed(asker))).code is Code.ENGINE_FAILED
+    assert (await failure(embed(asker))).code is Code.OVERLOADED, "they are asked again later"
 
 
 async def test_nobody_to_ask_says_why(swarm: Swarm, autojump_clock: Clock) -> None:
