@@ -101,8 +101,10 @@ class Asking:
         if not candidates:
             if (later := self.resting(request.job.model, request.peer)) is not None:
                 raise later
-            asked = f"peer {request.peer}" if request.peer else request.job.model or "any model"
-            raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {asked}; swarmd models lists what the mesh offers")
+            what = request.job.model or "any model"
+            if request.peer is not None:
+                raise RemoteError(Code.NOT_FOUND, f"{request.peer} cannot be reached or does not serve {what}; see swarmd peers")
+            raise RemoteError(Code.NOT_FOUND, f"no reachable peer serves {what}; swarmd models lists what the mesh offers")
         allowed, ruled_out = sifted(candidates, lambda one: refusal(one, request.wish))
         if not allowed:
             note.weigh((), ruled_out)

@@ -195,7 +195,7 @@ class NodeBackend:
     async def ping(self, peer_id: str) -> dict[str, Any]:
         """One round trip, connecting first where needed; raises RemoteError(gone) where it cannot be reached."""
         if not is_peer_id(peer_id):
-            raise RemoteError(Code.MALFORMED, f"{peer_id[:64]!r} is not a peer id (12D3KooW...)")
+            raise RemoteError(Code.MALFORMED, f"{peer_id[:64]!r} is not a peer id (12D3KooW...); swarmd peers lists them")
         peer = PeerId(peer_id)
         if self._parts.transport.path(peer) is None:
             await self._parts.membership.reach(peer)
@@ -208,7 +208,7 @@ class NodeBackend:
 
     async def reputation(self, peer_id: str | None) -> dict[str, Any]:
         if peer_id is not None and not is_peer_id(peer_id):
-            raise RemoteError(Code.MALFORMED, f"{peer_id[:64]!r} is not a peer id (12D3KooW...)")
+            raise RemoteError(Code.MALFORMED, f"{peer_id[:64]!r} is not a peer id (12D3KooW...); swarmd peers lists them")
         return self._parts.reputation.view(peer_id)
 
     async def stop(self) -> None:

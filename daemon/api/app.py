@@ -159,7 +159,9 @@ async def _on_remote_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - Starlette dispatches by this very type
+    path = request.url.path[:64]
+    said = {404: f"there is nothing at {path}; OpenAI's begin with /v1/", 405: f"{path} takes no {request.method[:16]}"}
     code = "not_found" if error.status_code == 404 else "bad_request"
-    response = error_response(ApiError(error.status_code, code, error.detail))
+    response = error_response(ApiError(error.status_code, code, said.get(error.status_code, error.detail)))
     response.headers.update(error.headers or {})
     return response

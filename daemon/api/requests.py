@@ -1,5 +1,6 @@
 """What a client may send: JSON bodies read strictly into typed requests, every unsupported field refused by name."""
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -18,6 +19,11 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 ROUND_MODELS: Mapping[str, Strategy] = {"swarm/rank": "rank", "swarm/majority": "majority", "swarm/auto": "auto"}
 """Model names that run a round instead of routing to one peer."""
+
+NO_PEER_ID = "is not a peer id (12D3KooW...); swarmd peers lists them"
+
+_NAMED_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`")
+_PEER_ID = "Expected `str` matching regex '^12D3KooW"
 
 MAX_CHOICES = 8
 """Of one request: each is a call of its own, and a peer gives one caller no more at once."""
@@ -195,7 +201,7 @@ def read_control(body: bytes, drawn: int) -> AskRequest:
         raise ApiError(400, "invalid_value", "give either 'prompt' or 'messages'", "prompt")
     messages = ask.messages if ask.messages is not None else [ChatMessage("user", ask.prompt or "")]
     if ask.peer is not None and not is_peer_id(ask.peer):
-        raise ApiError(400, "invalid_value", "'peer' is not a peer id (12D3KooW...)", "peer")
+        raise ApiError(400, "invalid_value", f"{ask.peer[:64]!r} {NO_PEER_ID}", "peer")
     if ask.rationale and ask.strategy in ("route", "majority"):
         raise ApiError(400, "invalid_value", "'rationale' is what judges say: it goes with strategy rank or auto", "rationale")
     temperature = ask.temperature or 0.0
@@ -211,7 +217,7 @@ def read_probe(body: bytes) -> ProbeRequest:
     """Read POST /swarmd/v1/probe."""
     probe: ControlProbe = read_body(ControlProbe, body)
     if probe.peer is not None and not is_peer_id(probe.peer):
-        raise ApiError(400, "invalid_value", "'peer' is not a peer id (12D3KooW...)", "peer")
+        raise ApiError(400, "invalid_value", f"{probe.peer[:64]!r} {NO_PEER_ID}", "peer")
     if probe.peer is not None and probe.rounds:
         raise ApiError(400, "invalid_value", "'rounds' choose their members themselves; leave the peer out", "rounds")
     return ProbeRequest(probe.peer, probe.skill, probe.count, probe.rounds)
@@ -301,8 +307,21 @@ def read_body(kind: Any, body: bytes) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        text = str(error)
-        field = text.rpartition("`$.")[2].rstrip("`").split("[")[0] if "`$." in text else None
-        raise ApiError(400, "invalid_value", text, field) from None
+        sentence, field = _fault(str(error))
+        raise ApiError(400, "invalid_value", sentence, field) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise ApiError(400, "invalid_json", "the body is not valid JSON") from None
+
+
+def _fault(text: str) -> tuple[str, str | None]:
+    """What msgspec's `text` says, as a sentence that begins with the field, and the field at fault."""
+    found, _, where = text.partition(" - at `$")
+    path = where.rstrip("`").lstrip(".")
+    if (named := _NAMED_FIELD.match(found)) is not None:
+        path = f"{path}.{named[2]}" if path else named[2]
+        sentence = " is missing" if named[1] == "missing required" else " is not a field here"
+    elif found.startswith(_PEER_ID):
+        sentence = f" {NO_PEER_ID}"
+    else:
+        sentence = f": {found[:1].lower()}{found[1:].replace('`', '')}"
+    return (f"'{path[:64]}'" if path else "the body") + sentence, path.partition("[")[0][:64] or None

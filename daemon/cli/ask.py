@@ -8,6 +8,7 @@ import click
 from daemon.cli.common import CommandFailed, client_of, common_options, json_option
 from daemon.cli.rounds import show_round
 from daemon.cli.show import cell, milli, number, print_json, prose
+from protocol.wire.limits import MAX_TOKENS
 
 MAX_INPUT_BYTES = 8 << 20
 """Far beyond any prompt the daemon takes, so that its own limit gives the reason, and a pipe without end is still cut."""
@@ -25,9 +26,11 @@ STRATEGIES = ("route", "majority", "rank", "auto")
 @click.option("--peer", metavar="ID", help="Ask this peer.")
 @click.option("--model", metavar="NAME", help="Ask a peer that serves this model.")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens: 4096 by default, 256 in a round or by auto."
+    "--max-tokens",
+    type=click.IntRange(1, MAX_TOKENS),
+    help="Longest answer, in tokens: 4096 by default, 256 in a round or by auto.",
 )
-@click.option("--temperature", type=click.FloatRange(min=0), help="0 gives the likeliest answer.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="0 gives the likeliest answer.")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**31 - 1),
@@ -36,7 +39,7 @@ STRATEGIES = ("route", "majority", "rank", "auto")
 @click.option("--watch", is_flag=True, help="Show every member as the round goes on.")
 @click.option("--verify", is_flag=True, help="Have another engine say whether the offered model gave this answer.")
 @click.option("--rationale", is_flag=True, help="Let those of a round's judges that can write say what decided them.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for all of it; an hour by default.")
+@click.option("--timeout", type=click.FloatRange(0, 3600, min_open=True), help="Seconds for all of it; an hour by default.")
 @json_option
 def ask(question: str, strategy: str, timeout: float | None, as_json: bool, **given: Any) -> None:
     """Ask QUESTION ("-" reads it from standard input)."""

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import trio
 
+from daemon.api.errors import ApiError
 from daemon.api.listeners import ListenError, UnixListener, open_tcp
+from daemon.api.requests import ChatRequest, read_body, read_control, read_probe
 from daemon.api.server import HttpLimits
 
 pytestmark = pytest.mark.live
@@ -303,3 +305,33 @@ async def test_a_busy_port_and_an_open_address_are_refused_by_name() -> None:
         await open_tcp("0.0.0.0", 0, False)
     with pytest.raises(ListenError, match="not an IP address"):
         await open_tcp("example.org", 0, False)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence", "field"),
+    [
+        (b"{}", "'messages' is missing", "messages"),
+        (b'{"messages":[{}]}', "'messages[0].role' is missing", "messages"),
+        (b'{"messages":[{"role":"boss"}]}', "'messages[0].role': invalid enum value 'boss'", "messages"),
+        (b'{"messages":[{"role":"user"}],"max_tokens":99999}', "'max_tokens': expected int <= 4096", "max_tokens"),
+        (b'{"messages":[{"role":"user"}],"peer":{"onl":[]}}', "'peer.onl' is not a field here", "peer.onl"),
+        (b"[]", "the body: expected object, got array", None),
+    ],
+)
+def test_what_is_wrong_in_a_body_is_a_sentence_that_names_the_field(body: bytes, sentence: str, field: str | None) -> None:
+    with pytest.raises(ApiError) as raised:
+        read_body(ChatRequest, body)
+    assert (raised.value.message, raised.value.param) == (sentence, field)
+
+
+def test_what_is_no_peer_id_is_quoted() -> None:
+    for read, body in ((read_control, b'{"prompt":"x","peer":"B2D"}'), (lambda raw, _: read_probe(raw), b'{"peer":"B2D"}')):
+        with pytest.raises(ApiError, match="'B2D' is not a peer id") as raised:
+            read(body, 0)
+        assert raised.value.param == "peer"
+
+
+async def test_a_wrong_path_and_a_wrong_method_are_sentences(api: Any) -> None:
+    reply = await api.raw(post(OK, path=b"/chat/completions"))
+    assert b"there is nothing at /chat/completions; OpenAI's begin with /v1/" in reply
+    assert b"/v1/models takes no POST" in await api.raw(post(OK, path=b"/v1/models"))
