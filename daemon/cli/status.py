@@ -35,8 +35,8 @@ def _facts(reply: dict[str, Any]) -> list[tuple[str, object]]:
         ("model", engine.get("model") if engine else "none (client)"),
     ]
     if engine:
-        load = f"{engine.get('busy')} of {engine.get('slots')} slots busy"
-        facts.append(("engine", f"{engine.get('engine')} {engine.get('state')}, {load}"))
+        load = f", {engine.get('busy')} of {engine['slots']} slots busy" if engine.get("slots") else ""
+        facts.append(("engine", f"{engine.get('engine') or ''} {engine.get('state')}{load}".strip()))
     private = mesh.get("private")
     if private:
         until = private.get("provisional_until")

@@ -138,6 +138,17 @@ def _model_problem(engine: EngineConfig) -> str:
         return _gguf_problem(Path(model))
     if not is_model_name(model):
         return f"{model[:100]!r} is neither a .gguf file nor a model's name (owner/name of letters, digits, '.', '_' and '-')"
+    return _shipped_problem(model) if kind == "embedded" and "/" not in model else ""
+
+
+def _shipped_problem(model: str) -> str:
+    from daemon.engine.catalog import shipped_model  # only who names a model reads the catalog
+    from daemon.engine.interface import EngineError
+
+    try:
+        shipped_model(model)
+    except EngineError as error:
+        return str(error)
     return ""
 
 

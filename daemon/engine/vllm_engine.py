@@ -184,7 +184,7 @@ def _program(executable: Path | None, model: str) -> tuple[str, ...]:
         if found is None:
             raise EngineError(
                 "vLLM is not installed: make an environment for it (python -m venv ~/vllm; ~/vllm/bin/pip install 'vllm>=0.32') "
-                "and name its bin/vllm in the configuration"
+                "and name its bin/vllm as engine.vllm_executable"
             )
         return (found, "serve", model)
     if not (executable.is_absolute() and executable.is_file() and os.access(executable, os.X_OK)):

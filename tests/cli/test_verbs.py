@@ -560,3 +560,10 @@ def test_output_that_cannot_be_written_gives_no_traceback(redirected: str) -> No
     full = redirected == ">/dev/full"
     assert ended.returncode == int(full)
     assert ended.stderr == ("swarmd: the output cannot be written: No space left on device\n" if full else "")
+
+
+def test_an_engine_that_never_was_ready_has_no_name_and_no_slots(ask_daemon: Call, server: Any) -> None:
+    engine = {"state": "restarting", "reason": "nothing listens", "model": None, "engine": None, "slots": 0, "busy": 0}
+    server.answers["GET", "/swarmd/v1/status"] = STATUS | {"state": "degraded", "engine": engine}
+    lines = {line.split()[0]: line.split()[1:] for line in ask_daemon("status").out.splitlines()}
+    assert (lines["model"], lines["engine"]) == (["-"], ["restarting"])

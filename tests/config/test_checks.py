@@ -126,6 +126,13 @@ def test_a_model_name_cannot_be_a_flag_or_a_path(load_toml: Load, name: str) -> 
     assert "neither a .gguf file nor a model's name" in str(raised.value)
 
 
+def test_a_bare_name_must_be_a_shipped_models(load_toml: Load) -> None:
+    with pytest.raises(ConfigError, match=r"^engine\.model .*: no model called 'nosuch' is shipped; there are: .*tiny-all"):
+        load_toml("", {"engine.model": "nosuch"})
+    assert load_toml("", {"engine.model": "tiny-all"}).config.engine.model == "tiny-all"
+    assert load_toml("", {"engine.model": "nosuch", "engine.url": "http://127.0.0.1:1/v1"}).config.engine.chosen_kind() == "url"
+
+
 def test_a_model_file_must_be_there_and_be_one(load_toml: Load, home: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.gguf cannot be read: No such file"):
         load_toml("", {"engine.model": "absent.gguf"})
