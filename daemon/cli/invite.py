@@ -10,6 +10,7 @@ from typing import IO, Any
 import click
 
 from daemon.cli.common import USAGE, CommandFailed, client_of, common_options, json_option
+from daemon.cli.reputation import PEER_ID
 from daemon.cli.show import ago, cell, print_json, print_table
 
 DAY_S = 24 * 3600.0
@@ -57,6 +58,8 @@ def create(
     """Make an invite and print it: one line, to be given to `swarmd join`."""
     if bool(recipient) == once:
         raise click.UsageError("say whom it is for: --for PEER (`swarmd id` there prints it), or --once for the first who comes")
+    if recipient and PEER_ID.fullmatch(recipient) is None:
+        raise click.UsageError("--for takes a whole peer id (12D3KooW...): `swarmd id` there prints it")
     client = client_of(given)
     with _new_file(out) as file:  # before the invite is made: one that nobody can read would stay open
         reply = client.create_invite(recipient, expires_s=expires, may_invite=may_invite)

@@ -159,6 +159,8 @@ def leave(yes: bool, as_json: bool, **given: Path | None) -> None:
         if kept is None:
             raise CommandFailed(f"{folder} is in no private mesh; the public one is left by stopping the daemon", USAGE)
         if not yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError("nobody can be asked here, as standard input is no terminal; say so with --yes")
             click.confirm(f"Leave the mesh {kept.name}? It takes a new invite to come back.", abort=True, err=True)
         _stop(given)
         with locked(folder):

@@ -56,6 +56,8 @@ def test_an_invite_for_this_peer_is_joined_and_left_again(swarmd: Call, make_inv
     secret = home / "own" / "mesh.json"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert "home" in swarmd("mesh", "show", "--data-dir", home / "own").out
+    unasked = swarmd("leave", "--data-dir", home / "own")
+    assert (unasked.code, "--yes" in unasked.err) == (2, True)
     assert swarmd("leave", "--yes", "--data-dir", home / "own").code == 0
     assert not secret.exists()
     assert swarmd("mesh", "create", "other", "--data-dir", home / "own").code == 5
@@ -98,6 +100,7 @@ def test_a_folder_is_in_one_mesh(swarmd: Call, make_invite: Call, home: Path) ->
         (["mesh", "show", "--mesh", "a", "--data-dir", "b"], 2, "--data-dir"),
         (["leave", "--yes"], 2, "no private mesh"),
         (["invite", "create"], 2, "--once"),
+        (["invite", "create", "--for", "B2D"], 2, "swarmd id"),
         (["invite", "create", "--once", "--for", "x"], 2, "--once"),
         (["invite", "create", "--once", "--expires", "soon"], 2, "24h"),
         (["invite", "list"], 3, "swarmd start"),
