@@ -146,7 +146,9 @@ def _why(replayed: Replayed, result: Result | None, selves: Mapping[int, SelfPre
             f"and was preferred with {winner.wins_milli / 10:.1f}% over the classes it met"
         )
     else:
-        sentences.append(f"votes alone decided: the winner has {len(winner.seats)}")
+        exited = header.strategy == "rank" and header.fold.early_exit_margin > 0
+        why = ", by more than all judges together could change, so none was asked" if exited else ""
+        sentences.append(f"votes alone decided{why}: the winner has {len(winner.seats)}")
     others = sorted((row for index, row in enumerate(result.classes) if index != result.winner), key=lambda row: row.rank)
     if others:
         lead = (winner.score_micro - others[0].score_micro) / 1_000_000

@@ -12,13 +12,14 @@ import msgspec
 
 from protocol.job import Job
 from protocol.round.calibration import prior_of
-from protocol.round.expectation import Expected, Seat, of_round, of_route, one_voice
+from protocol.round.expectation import JUDGED_ANYWAY, Expected, Seat, of_round, of_route, one_voice
 from protocol.round.fold import Voice
 from protocol.round.messages import Candidate, FoldParameters
 from protocol.round.normal_forms import kind_of
 from protocol.round.weights import Evidence, Known, Trials, choose_arm, shares_micro, trials_milli, weigh
 from protocol.skills import GENERAL, broader, favoured, judging, skill_of
 from protocol.wire.ids import PeerId
+from protocol.wire.limits import MAX_COMMITTEE
 
 TallyOf = Callable[[PeerId, str], Evidence]
 """Weighed evidence of a peer's right and wrong trials in a skill."""
@@ -135,6 +136,7 @@ class Weighing:
             position_bias=True,
             answers=kind_of(job),
             confidence_gain_milli=self._gold.gain_milli(arm),
+            early_exit_margin=self._exit(placed, committee) if arm == "fuse" else 0,
             active=True,
         )
         return Planned(
@@ -148,6 +150,13 @@ class Weighing:
             frozenset(placed[p].peer_id for p in range(len(placed)) if told and answers[p] >= best - CLOSE_MICRO),
             told,
         )
+
+    def _exit(self, candidates: Sequence[Candidate], committee: int) -> int:
+        """The lead in votes beyond which no judgements of a committee could change the winner; 0, which judges always, where no
+        committee could have that lead, and in JUDGED_ANYWAY of all rounds, gold or not, which are drawn apart."""
+        heaviest = [max(abs(one.judge_weight_milli), abs(one.favourite_weight_milli or 0)) for one in candidates]
+        margin = sum(sorted(heaviest, reverse=True)[:committee]) // 1000 + 1
+        return 0 if margin > MAX_COMMITTEE or self._rng.random() < JUDGED_ANYWAY else margin
 
     def _blocks(self, candidates: Sequence[Candidate]) -> dict[str, int]:
         """The number of its block, by peer. Those of one configuration share its voice already, with others of it that were not

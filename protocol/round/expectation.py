@@ -22,6 +22,9 @@ PAIRS_PER_JUDGE = 4
 JUDGEMENT_COST = 0.3
 """Of one answer: a judge reads the question and two answers and says one token."""
 
+JUDGED_ANYWAY = 0.25
+"""Share of rounds in which judges are asked although no judgement could change what votes decide: so they stay known."""
+
 WRONG_COST = 20.0
 """What a wrong answer costs its user, in answers: else one call were always the cheapest."""
 
@@ -76,28 +79,32 @@ def of_route(best: float) -> Expected:
 def of_round(seats: Sequence[Seat], judged: bool, rng: Random) -> Expected:
     """A committee of these members."""
     members = sum(seat.members for seat in seats)
-    judgements = members * PAIRS_PER_JUDGE * JUDGEMENT_COST if judged else 0.0
-    right = sum(_right(seats, judged, HARDNESS_NATS[number % len(HARDNESS_NATS)], rng) for number in range(DRAWS)) / DRAWS
-    return Expected(members + judgements, right)
+    drawn = [_outcome(seats, judged, HARDNESS_NATS[number % len(HARDNESS_NATS)], rng) for number in range(DRAWS)]
+    right, asked = (sum(column) / DRAWS for column in zip(*drawn, strict=True))
+    return Expected(members + asked * members * PAIRS_PER_JUDGE * JUDGEMENT_COST, right)
 
 
-def _right(seats: Sequence[Seat], judged: bool, hardness: float, rng: Random) -> bool:
+def _outcome(seats: Sequence[Seat], judged: bool, hardness: float, rng: Random) -> tuple[bool, float]:
+    """Whether the right answer wins, and how often judges are asked: not where all agree, and seldom where votes decide."""
     scores = [0.0] * (WRONG_WAYS + 1)
     given = [False] * len(scores)
     for seat in seats:
         way = 0 if rng.random() < _shifted(seat.answers, hardness) else rng.randint(1, WRONG_WAYS)
         scores[way] += seat.answer_milli
         given[way] = True
-    if not given[0]:
-        return False
     rivals = [way for way in range(1, len(scores)) if given[way]]
-    if judged and rivals:
+    ahead = sorted((score for score, said in zip(scores, given, strict=True) if said), reverse=True)
+    decided = len(ahead) > 1 and ahead[0] - ahead[1] > sum(abs(seat.judge_milli) for seat in seats)
+    asked = float(judged and len(ahead) > 1) * (JUDGED_ANYWAY if decided else 1.0)
+    if not given[0]:
+        return False, asked
+    if asked and not decided:
         for seat in seats:
             for way in rivals:
                 sign = 1 if rng.random() < _shifted(seat.judges, hardness) else -1
                 scores[0] += sign * seat.judge_milli / 2 / len(rivals)
                 scores[way] -= sign * seat.judge_milli / 2 / len(rivals)
-    return all(scores[0] > scores[way] for way in rivals)
+    return all(scores[0] > scores[way] for way in rivals), asked
 
 
 def _shifted(share: float, hardness: float) -> float:

@@ -348,6 +348,20 @@ async def test_auto_asks_a_committee_of_equals_that_judge_well(swarm: Swarm, aut
     assert (heard.result.strategy, heard.result.model) == ("route", "tiny-3")
 
 
+async def test_a_lead_that_judges_could_not_change_is_not_judged(swarm: Swarm, autojump_clock: Clock) -> None:
+    peers = await committee(swarm, "42", "41", "42", "42", "42")
+    weak, good = Trials(28_000, 22_000), Trials(45_000, 5_000)
+    peers[0].committee.weighing = Weighing(lambda peer, skill: weak if "judge" in skill else good)
+    heard = Heard()
+    await peers[0].committee.ask(ask(strategy="rank", text="12 + 30"), heard.emit)
+    shown = heard.result.round
+    assert shown is not None
+    assert (shown["winner"], shown["ballots"]) == ("42", [])
+    assert (
+        "votes alone decided, by more than all judges together could change, so none was asked: the winner has 4" in shown["why"]
+    )
+
+
 async def test_auto_says_why_it_asks_one_peer(swarm: Swarm, autojump_clock: Clock) -> None:
     peers = await committee(swarm, "42", "41", "42")
     said = []
