@@ -13,7 +13,7 @@ from multiaddr.exceptions import ProtocolLookupError
 from multiaddr.utils import get_network_addrs
 
 from daemon.transport.interface import TransportError
-from daemon.transport.options import parse_address
+from daemon.transport.options import parse_address, read_address
 from protocol.wire.ids import PeerId, short
 
 
@@ -21,6 +21,17 @@ from protocol.wire.ids import PeerId, short
 def text_of(address: Multiaddr) -> str:
     """`str(address)`, which the library finds anew each time, at 20 us: too much for what each call asks of each connection."""
     return str(address)
+
+
+@lru_cache(maxsize=4096)
+def text_of_address(raw: bytes) -> str:
+    """A stranger's binary multiaddr as text; "" where it is none, or none that can be read again."""
+    try:
+        text = str(Multiaddr(raw))
+        read_address(text)
+    except Exception:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
+        return ""
+    return text
 
 
 def check_listen_address(address: Multiaddr) -> None:

@@ -16,7 +16,7 @@ from libp2p.peer.peerstore import PeerStoreError
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
-from daemon.transport.addresses import text_of
+from daemon.transport.addresses import text_of_address
 from daemon.transport.interface import TransportError
 
 MAX_IDENTIFY_BYTES = 32 << 10
@@ -30,13 +30,8 @@ READ_SECONDS = 10.0
 
 def is_readable(address: Multiaddr) -> bool:
     """Whether `address` is one at all: the library keeps any bytes, and raises where they are looked at."""
-    if len(address.to_bytes()) > MAX_ADDRESS_BYTES:
-        return False
-    try:
-        text_of(address)
-    except Exception:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
-        return False
-    return True
+    raw = address.to_bytes()
+    return len(raw) <= MAX_ADDRESS_BYTES and bool(text_of_address(raw))
 
 
 async def receive_identify(stream: Any) -> Identify:

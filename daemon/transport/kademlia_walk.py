@@ -13,10 +13,11 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
 from multiaddr import Multiaddr
 
+from daemon.transport.addresses import text_of_address
 from daemon.transport.interface import TransportError
 from daemon.transport.kademlia_server import KademliaOptions
 from daemon.transport.kademlia_streams import KEPT, QuestionStreams, ask_once
-from daemon.transport.kademlia_wire import library_id, text_of_address
+from daemon.transport.kademlia_wire import library_id
 from daemon.transport.muxer import MuxedConnection
 from dht import lookup_events
 from dht.contacts import Contact, contact_of, met_at

@@ -10,6 +10,7 @@ from libp2p.peer.id import ID
 from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 
+from daemon.transport.addresses import text_of_address
 from dht.contacts import Contact, valid_contact
 from dht.kad_messages import AddProvider, Answer, FindNode, GetProviders, GetValue, Ping, PutValue, Question
 from dht.keyspace import name_of_peer
@@ -167,15 +168,6 @@ def text_of_id(raw: bytes) -> str:
     try:
         return ID(raw).to_base58()
     except Exception:  # noqa: BLE001 - the library raises many kinds for bytes that are no id
-        return ""
-
-
-@lru_cache(maxsize=4096)
-def text_of_address(raw: bytes) -> str:
-    """A binary multiaddr as text; "" where it is none."""
-    try:
-        return str(Multiaddr(raw))
-    except Exception:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
         return ""
 
 

@@ -80,12 +80,22 @@ class TransportOptions:
             raise ValueError("transport option receive_memory must hold 256 KiB for each of max_connections")
 
 
+def read_address(text: str) -> Multiaddr:
+    """`text` as a multiaddr that can be looked at; raises errors of many kinds. The library reads some texts (of `ip6zone`, say)
+    into bytes that it fails at later, or cannot write, and writes some that it does not read."""
+    address = Multiaddr(text)
+    str(address)
+    for _ in address.protocols():
+        pass
+    return address
+
+
 def parse_address(text: str) -> Multiaddr:
     """`text` as a multiaddr; raises ValueError naming it."""
     try:
         if not text.startswith("/") or len(text) < 2:
             raise ValueError("it must begin with /ip4, /ip6 or /dns4")
-        return Multiaddr(text)
+        return read_address(str(read_address(text)))
     except (MultiaddrError, ValueError, TypeError, UnicodeError) as error:
         raise ValueError(f"{text!r} is not a multiaddr such as /ip4/0.0.0.0/tcp/4001: {str(error)[:100]}") from None
 

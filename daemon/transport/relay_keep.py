@@ -17,7 +17,7 @@ from libp2p.peer.peerstore import PeerStoreError
 from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 from multiaddr import Multiaddr
 
-from daemon.transport.addresses import bound_addresses
+from daemon.transport.addresses import bound_addresses, text_of_address
 from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.muxer import MuxedConnection
 from daemon.transport.relay_hop import HOP, RelayOptions, load_of, quietly_reset, receive, send
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _ADDRESS_LIFETIME = 24 * 3600
 _MAX_ADDRESSES_PER_RELAY = 4
+_MAX_ADDRESS_BYTES = 256
 _LISTEN_SECONDS = 0.2
 _SHORTEST_RESERVATION = 2.0
 _LOOK_SECONDS = 5.0
@@ -290,14 +291,8 @@ class Reservations:
     def _relay_addresses(self, relay: ID, claimed: Sequence[bytes]) -> tuple[str, ...]:
         """The address that worked for us, then the public ones that the relay claims."""
         found = [str(self._known[relay].address)] if relay in self._known else []
-        for raw in claimed[:16]:
-            try:
-                address = str(Multiaddr(raw))
-            except Exception as error:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
-                log.debug("not an address: %r", error)
-                continue
-            if reach_of(address) is Reach.PUBLIC:
-                found.append(address)
+        texts = [text_of_address(raw) for raw in claimed[:16] if len(raw) <= _MAX_ADDRESS_BYTES]
+        found += [text for text in texts if reach_of(text) is Reach.PUBLIC]
         name = PeerId(relay.to_base58())
         return tuple(dict.fromkeys(with_peer(without_peer(address), name) for address in found))[:_MAX_ADDRESSES_PER_RELAY]
 

@@ -16,6 +16,7 @@ from libp2p.peer.peerstore import PeerStoreError
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from multiaddr import Multiaddr
 
+from daemon.transport.addresses import text_of_address
 from daemon.transport.blind_credit import BlindCredit
 from daemon.transport.gossip_guard import Budgets
 from daemon.transport.interface import PathKind, TransportError
@@ -294,13 +295,7 @@ class Puncher:
         return [Multiaddr(multiaddr_of(at.host, at.port)).to_bytes() for at in self._observations.candidates()]
 
     def _targets(self, raw: Any) -> list[Multiaddr]:
-        texts = []
-        for entry in raw[: 2 * MAX_ADDRESSES]:
-            try:
-                texts.append(str(Multiaddr(entry)))
-            except Exception as error:  # noqa: BLE001 - the library raises many kinds for bytes that are no multiaddr
-                log.debug("not an address: %r", error)
-        return self._dialable(texts)
+        return self._dialable([text_of_address(entry) for entry in raw[: 2 * MAX_ADDRESSES]])
 
     # ---- punching
 

@@ -3,16 +3,27 @@
 from typing import Any
 
 import pytest
+import varint
+from hypothesis import given
+from hypothesis import strategies as st
 from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.peer.id import ID
 from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
+from multiaddr.protocols import PROTOCOLS
 
+from daemon.transport.addresses import text_of_address
+from daemon.transport.dialing import is_relayed
 from daemon.transport.host import Libp2pTransport
 from daemon.transport.identify import MAX_ADDRESSES, MAX_IDENTIFY_BYTES
 from daemon.transport.interface import TransportError
+from daemon.transport.kademlia_wire import decode_answer
+from daemon.transport.options import parse_address
 from dht.contacts import contact_of
 from dht.kad_messages import FindNode
+from nat.addresses import dial_order
+from protocol.wire.ids import PeerId
 
 pytestmark = pytest.mark.live
 
@@ -81,3 +92,36 @@ async def test_both_sides_learn_protocols_addresses_and_where_they_are_seen(runn
         assert "/echo" in other._host.get_peerstore().get_protocols(ID.from_base58(host.peer_id))
         assert kept(host, other)
         assert heard
+
+
+ZONE = b"\x2a\x06\x05\x7f % \x7f"
+"""An `ip6zone` that the library writes as text, and fails at when it has read that."""
+
+
+async def test_an_address_that_cannot_be_read_again_ends_no_question_and_no_dial(running: Any) -> None:
+    async with running(1) as (host,):
+        stranger = PeerId("12D3KooWBCLZNDXMrP581VcmTCbSBMaJXzEc9u9U5yyDA8eZkwTy")
+        told = Message(type=Message.FIND_NODE)
+        told.closerPeers.add(id=ID.from_base58(stranger).to_bytes(), addrs=[GOOD.to_bytes() + ZONE, GOOD.to_bytes()])
+        (contact,) = decode_answer(told.SerializeToString(), FindNode(bytes(32))).closer
+        assert contact.addresses == (str(GOOD),)
+        assert await host._kademlia._walker.ask(contact, FindNode(bytes(32))) is None
+        for offered in ("/ip6zone/127.0.0.1", "/ip4/127.0.0.1/tcp/1/ip6zone/\x05\x7f % \x7f", "/ip4/127.0.0.1/tcp/1/unix/%2f"):
+            with pytest.raises(TransportError, match="is not a multiaddr"):
+                await host.connect(stranger, [offered])
+        public = Multiaddr("/ip4/1.2.3.4/tcp/2").to_bytes()
+        found = host.relay.keeping._relay_addresses(ID.from_base58(stranger), [public + ZONE, public])
+        assert found == (f"/ip4/1.2.3.4/tcp/2/p2p/{stranger}",)
+
+
+PARTS = st.one_of(st.sampled_from([protocol.code for protocol in PROTOCOLS]).map(varint.encode), st.binary(max_size=12))
+
+
+@given(st.sampled_from(["", "/ip4/1.2.3.4/tcp/1", "/dns4/a.b/tcp/1", "/ip6/2001::1/udp/1"]), st.lists(PARTS, max_size=6))
+def test_what_is_taken_for_an_address_can_be_looked_at(head: str, parts: list[bytes]) -> None:
+    text = text_of_address(Multiaddr(head).to_bytes() + b"".join(parts))
+    for address in dial_order([text], ["/ip4/9.9.9.9/tcp/1"]):
+        read = Multiaddr(address)
+        assert is_relayed(read) in (True, False)
+        assert str(read)
+        assert parse_address(address) == read
