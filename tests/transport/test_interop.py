@@ -16,8 +16,8 @@ from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
 from daemon.transport.addresses import dialable
-from daemon.transport.hardening import MAX_ADDRESSES_PER_PEER
 from daemon.transport.host import Libp2pTransport
+from daemon.transport.identify import MAX_ADDRESSES
 from daemon.transport.interface import Stream, Transport
 from daemon.transport.options import parse_address
 from protocol.wire.ids import PeerId
@@ -156,7 +156,7 @@ def test_a_peer_that_lists_a_thousand_addresses_fills_nothing(make_transport: An
     for port in range(1, 1001):
         store.add_addr(peer, parse_address(f"/ip4/192.0.2.1/tcp/{port}"), 60)
     kept = store.addrs(peer)
-    assert len(kept) == MAX_ADDRESSES_PER_PEER
+    assert len(kept) == MAX_ADDRESSES
     assert str(kept[-1]) == "/ip4/192.0.2.1/tcp/1000"
     store.add_protocols(peer, [f"/p/{n}" for n in range(5000)] + ["x" * 10_000])
     assert len(store.get_protocols(peer)) == 128
