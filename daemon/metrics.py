@@ -24,7 +24,10 @@ class Metrics:
             "swarmd_ask_seconds", "From question to last word", ["strategy"], buckets=_SECONDS, registry=self.registry
         )
         self.first_token_seconds = Histogram(
-            "gen_ai_server_time_to_first_token_seconds", "From request to first token", buckets=_SECONDS, registry=self.registry
+            "gen_ai_server_time_to_first_token_seconds",
+            "From a peer's request to our first token",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.served = Counter("swarmd_serving_calls", "Completions served to peers", ["outcome"], registry=self.registry)
         self.rounds = Counter("swarmd_rounds", "Rounds by how they closed", ["role", "outcome"], registry=self.registry)

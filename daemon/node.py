@@ -15,7 +15,7 @@ import trio
 from crdt_store.storage import ClaimStorage
 from crdt_store.store import ClaimStore
 from daemon import collector
-from daemon.api.app import build_app
+from daemon.api.app import build_app, template_of
 from daemon.api.claims import ClaimControl
 from daemon.api.content import ContentControl
 from daemon.api.listeners import UnixListener, may_connect, open_tcp
@@ -239,9 +239,7 @@ class Node:
         return http
 
     def _count(self, scope: Any, status: int) -> None:
-        endpoint = scope.get("endpoint")
-        route = getattr(endpoint, "__name__", "none")
-        self._metrics.http_requests.labels(route, str(status)).inc()
+        self._metrics.http_requests.labels(template_of(scope), str(status)).inc()
 
     def _observed(self, served: Served) -> None:
         if served.ok:

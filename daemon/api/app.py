@@ -55,7 +55,16 @@ def build_app(
     ]
     handlers = {ApiError: _on_api_error, RemoteError: _on_remote_error, HTTPException: _on_http_error}
     posts = {"/v1/chat/completions": openai.chat, "/v1/completions": openai.completions}
-    return Doorkeeper(Shortcuts(Starlette(routes=routes, exception_handlers=handlers), posts), key)
+    templates: dict[object, str] = {}
+    for route in routes:
+        templates.setdefault(route.endpoint, route.path)
+    return Doorkeeper(Shortcuts(Starlette(routes=routes, exception_handlers=handlers), posts), key, templates)
+
+
+def template_of(scope: Scope) -> str:
+    """The path of the route that a request found, with names for what varies in it; "none" where it found none."""
+    templates: Mapping[object, str] = scope.get("swarmd.templates", {})
+    return templates.get(scope.get("endpoint"), "none")
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -87,11 +96,13 @@ class Shortcuts:
 class Doorkeeper:
     """Refuses what should not reach a route: foreign hosts and origins, control calls over TCP, a missing key, non-JSON posts."""
 
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
+    def __init__(self, app: ASGIApp, key: str | None, templates: Mapping[object, str]) -> None:
         self._app = app
         self._key = key
+        self._templates = templates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["swarmd.templates"] = self._templates
         refusal = self._refusal(scope)
         answer: Callable[[Scope, Receive, Send], Awaitable[None]] = error_response(refusal) if refusal else self._app
         await answer(scope, receive, send)

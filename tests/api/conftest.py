@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from daemon.api.app import build_app
+from daemon.api.app import build_app, template_of
 from daemon.api.backend import AskRequest, Attempt, BegunEvent, Emit, MemberProgress, ProgressEvent, ResultEvent, TokenEvent
 from daemon.api.listeners import UnixListener, open_tcp
 from daemon.api.server import HttpLimits, HttpServer, Listener
@@ -120,6 +120,7 @@ class Api:
     port: int
     server: HttpServer
     statuses: list[int]
+    routes: list[str]
 
     async def raw(self, request: bytes, over: str = "unix") -> bytes:
         """Send bytes as they are and read until the server closes or goes quiet for a second."""
@@ -144,9 +145,14 @@ class Api:
 def start_api(tmp_path: Path, nursery: trio.Nursery) -> Callable[..., Any]:
     async def start(key: str | None = None, limits: HttpLimits | None = None) -> Api:
         backend = FakeBackend()
-        statuses: list[int] = []
+        statuses, routes = list[int](), list[str]()
+
+        def count_one(scope: Any, status: int) -> None:
+            statuses.append(status)
+            routes.append(template_of(scope))
+
         app = build_app(backend, Metrics().registry, key, lambda: 1000.0, (f"id{number}" for number in count(1)).__next__)
-        server = HttpServer(app, limits or HttpLimits(), lambda scope, status: statuses.append(status))
+        server = HttpServer(app, limits or HttpLimits(), count_one)
         folder = Path(f"/tmp/swarmd-test-{os.getpid()}-{tmp_path.name[-20:]}")
         folder.mkdir(mode=0o700, exist_ok=True)
         door = UnixListener(folder / "api.sock")
@@ -162,7 +168,7 @@ def start_api(tmp_path: Path, nursery: trio.Nursery) -> Callable[..., Any]:
         nursery.start_soon(server.run)
         nursery.start_soon(trio.serve_listeners, on_unix, [unix])
         nursery.start_soon(trio.serve_listeners, on_tcp, [tcp])
-        return Api(backend, door.path, port, server, statuses)
+        return Api(backend, door.path, port, server, statuses, routes)
 
     return start
 

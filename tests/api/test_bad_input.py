@@ -335,3 +335,12 @@ async def test_a_wrong_path_and_a_wrong_method_are_sentences(api: Any) -> None:
     reply = await api.raw(post(OK, path=b"/chat/completions"))
     assert b"there is nothing at /chat/completions; OpenAI's begin with /v1/" in reply
     assert b"/v1/models takes no POST" in await api.raw(post(OK, path=b"/v1/models"))
+
+
+async def test_requests_are_counted_by_the_paths_of_their_routes(api: Any) -> None:
+    for path in (b"/v1/models", b"/swarmd/v1/models", b"/swarmd/v1/rounds/abcdef", b"/nowhere"):
+        await api.raw(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    for path in (b"/v1/chat/completions", b"/v1/embeddings", b"/v1/responses"):
+        await api.raw(post(b"{}", path=path))
+    assert api.routes[:4] == ["/v1/models", "/swarmd/v1/models", "/swarmd/v1/rounds/{round_id:path}", "none"]
+    assert api.routes[4:] == ["/v1/chat/completions", "/v1/embeddings", "/v1/responses"]
