@@ -14,6 +14,9 @@ from protocol.wire.ids import PeerId
 
 LEAST_RETRY_SECONDS = 1.0
 MOST_RETRY_SECONDS = 120.0
+MAX_TURNS = 1024
+"""Of callers that do not wait, remembered: a box that is never idle would else hold one of each name that it ever heard."""
+
 _NEWEST = 0.2
 """Weight of the newest measurement in the mean service time: the last ten requests or so decide."""
 
@@ -104,6 +107,10 @@ class FairSlots:
         self._queued += 1
         # Who was away does not save up turns for a burst.
         self._turn[caller] = max(self._turn.get(caller, 0.0), self._clock)
+        if len(self._turn) > 2 * MAX_TURNS + len(self._waiting):
+            away = [name for name in self._turn if name not in self._waiting]
+            for name in away[:-MAX_TURNS]:
+                del self._turn[name]
         self._fill(now)
         return ticket
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.admission import FairSlots, Ticket
+from daemon.admission import MAX_TURNS, FairSlots, Ticket
 from protocol.wire.errors import Code, RemoteError
 
 
@@ -28,6 +28,17 @@ def test_callers_take_turns_however_many_requests_each_has() -> None:
     slots = FairSlots(1, 100, {})
     tickets = [slots.enter("busy", 0.0) for _ in range(8)] + [slots.enter("late", 0.0), slots.enter("late", 0.0)]
     assert served_order(slots, tickets) == ["busy", "late", "busy", "late", *["busy"] * 6]
+
+
+def test_of_strangers_that_come_and_go_while_the_box_is_never_idle_few_are_remembered() -> None:
+    slots = FairSlots(1, 4, {})
+    busy = slots.enter("busy", 0.0)
+    waiting = slots.enter("waiting", 0.0)
+    for number in range(5 * MAX_TURNS):
+        slots.leave(slots.enter(f"name {number}", 0.0), 0.0)
+    assert len(slots._turn) <= 2 * MAX_TURNS + 2
+    slots.leave(busy, 1.0)
+    assert waiting.since == 1.0
 
 
 def test_a_heavier_caller_has_more_turns_and_not_all() -> None:
