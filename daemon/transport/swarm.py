@@ -105,12 +105,12 @@ class HardenedSwarm(Swarm):
             log.debug("refused a connection from %s: %s", ip, reason)
             await _close_quietly(read_write_closer)
             return
-        if await self.is_proof(read_write_closer):
-            await _close_quietly(read_write_closer)
-            return
         self._inbound += 1
         self._inbound_per_ip[ip] += 1
         try:
+            if await self.is_proof(read_write_closer):
+                await _close_quietly(read_write_closer)
+                return
             muxed = await self._upgrade(read_write_closer, maddr)
             if isinstance(muxed, MuxedConnection):
                 await muxed.event_closed.wait()

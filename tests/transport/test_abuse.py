@@ -199,6 +199,18 @@ async def test_silent_sockets_hold_up_a_newcomer_only_until_they_time_out(runnin
             sock.close()
 
 
+async def test_sockets_that_come_while_a_dial_back_is_awaited_are_counted_too(running: Any, until: Any) -> None:
+    async with running(1, loopback_exempt=False, max_connections_per_ip=2) as (host,):
+        host.relay.reachability._expected[bytes(16)] = ID.from_base58(host.peer_id)
+        port = int(host.addresses()[0].split("/")[4])
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(6)]
+        await until(lambda: host.counters.refused["ip"] == 4, 0.9)  # each is waited for a second
+        for sock in silent:
+            sock.close()
+        await until(lambda: host._swarm._inbound == 0)
+        del host.relay.reachability._expected[bytes(16)]
+
+
 def frame(kind: int, flags: int, stream: int, length: int, body: bytes = b"") -> bytes:
     return struct.pack("!BBHII", 0, kind, flags, stream, length) + body
 
