@@ -130,13 +130,18 @@ class PeerAttempt:
             await self.run()
 
     async def _run_local(self) -> Completion:
-        completion = Completion("stop", Usage())
+        completion, limit = Completion("stop", Usage()), self._patience.first_token
         async with self._serving.generate(self.job, self._begun) as chunks:
-            async for chunk in chunks:
-                await self._pass_on(Delta(chunk.text, chunk.tool_calls, chunk.logprobs, chunk.tokens))
-                if chunk.finish_reason is not None:
-                    completion = completion_of(chunk)
-        return completion
+            with trio.CancelScope() as silence:
+                async for chunk in chunks:
+                    silence.deadline = inf
+                    await self._pass_on(Delta(chunk.text, chunk.tool_calls, chunk.logprobs, chunk.tokens))
+                    if chunk.finish_reason is not None:
+                        completion = completion_of(chunk)
+                    if self.first_token_s is not None:  # until then and beside others' prompts it takes its time
+                        silence.deadline = trio.current_time() + limit
+                return completion
+            raise RemoteError(Code.DEADLINE, f"the engine said nothing for {limit:g} s")
 
     async def _run_remote(self) -> Completion:
         method, body = METHOD, encode(self.job)

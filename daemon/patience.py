@@ -12,7 +12,8 @@ class Patience:
     reader: float = 30.0
     """A peer that takes nothing of its answer for this long gives its slot back: others wait for it."""
     first_token: float = 60.0
-    """Until a peer's first word: a long prompt is read meanwhile, and it may have waited for a slot."""
+    """Until a peer's first word: a long prompt is read meanwhile, and it may have waited for a slot. Our own engine may take as
+    long between two words, as it may read another's prompt then; to its first one it has the time of a silent connection."""
     gap: float = 15.0
     """Between two words. A frozen host is noticed by the link in some 6 s; this is for an engine that hangs behind a live one."""
     call: float = 3600.0

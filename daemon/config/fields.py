@@ -138,7 +138,7 @@ class PatienceConfig(Section, frozen=True):
     reader_ms: Annotated[int, Meta(ge=100, le=600_000)] = 30_000
     """Milliseconds for which a peer may take nothing of its answer before its slot is given to another."""
     first_token_ms: Annotated[int, Meta(ge=100, le=3_600_000)] = 60_000
-    """Milliseconds to a peer's first word before another is asked; long prompts to slow engines need more."""
+    """Milliseconds to a peer's first word before another is asked, and between two of the own engine; long prompts need more."""
     gap_ms: Annotated[int, Meta(ge=100, le=600_000)] = 15_000
     """Milliseconds between two words of a peer before another goes on with its answer."""
     hedge: bool = False

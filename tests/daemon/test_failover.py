@@ -133,6 +133,32 @@ async def test_a_peer_goes_on_with_what_the_own_engine_began(swarm: Swarm, autoj
     assert heard.result.peer_id == server.id
 
 
+async def test_a_peer_goes_on_where_the_own_engine_hangs(swarm: Swarm, autojump_clock: Clock) -> None:
+    alice, bob = swarm.mesh(2, connected=True)
+    hangs = engine(model=model("tiny"))
+    asker = await swarm.start(alice, hangs)
+    server = await swarm.start(bob, engine(model=model("tiny")))
+    await known(asker, 2)
+
+    @asynccontextmanager
+    async def generate(job: Job, begun: Begun | None) -> AsyncIterator[AsyncIterator[Chunk]]:
+        async def stalling() -> AsyncIterator[Chunk]:
+            await trio.sleep(100)  # as long as a prompt takes
+            yield Chunk(WORDS[0])
+            await trio.sleep_forever()
+
+        yield stalling()
+
+    hangs.generate = generate  # type: ignore[method-assign, assignment]
+    heard, started = Heard(), trio.current_time()
+    await asker.asking.route(ask(), heard.emit)
+    assert "".join(heard.tokens) == WHOLE
+    assert [attempt.outcome for attempt in heard.result.attempts] == ["deadline", "continued"]
+    assert heard.result.peer_id == server.id
+    assert trio.current_time() - started == pytest.approx(100 + Patience().first_token + 0.1 * len(WORDS), abs=1)
+    assert asker.serving.busy == 0
+
+
 async def test_the_own_engine_goes_on_with_what_a_peer_began(swarm: Swarm, autojump_clock: Clock) -> None:
     alice, bob = swarm.mesh(2, connected=True)
     asker = await swarm.start(alice, engine(model=model("tiny", slots=2)))
