@@ -146,7 +146,8 @@ def _why(replayed: Replayed, result: Result | None, selves: Mapping[int, SelfPre
             f"and was preferred with {winner.wins_milli / 10:.1f}% over the classes it met"
         )
     else:
-        exited = header.strategy == "rank" and header.fold.early_exit_margin > 0
+        ahead = winner.vote_micro - max(row.vote_micro for index, row in enumerate(result.classes) if index != result.winner)
+        exited = header.strategy == "rank" and 0 < header.fold.early_exit_margin * 1_000_000 <= ahead
         why = ", by more than all judges together could change, so none was asked" if exited else ""
         sentences.append(f"votes alone decided{why}: the winner has {len(winner.seats)}")
     others = sorted((row for index, row in enumerate(result.classes) if index != result.winner), key=lambda row: row.rank)

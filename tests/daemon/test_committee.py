@@ -362,6 +362,16 @@ async def test_a_lead_that_judges_could_not_change_is_not_judged(swarm: Swarm, a
     )
 
 
+async def test_two_members_have_no_pair_to_judge(swarm: Swarm, autojump_clock: Clock) -> None:
+    """Each of the two answers is a judge's own, so votes decide without the lead that asks nobody."""
+    peers = await committee(swarm, "42", "41")
+    heard = Heard()
+    await peers[0].committee.ask(ask(strategy="rank", text="12 + 30"), heard.emit)
+    shown = heard.result.round
+    assert shown is not None
+    assert "votes alone decided: the winner has 1" in shown["why"]
+
+
 async def test_auto_says_why_it_asks_one_peer(swarm: Swarm, autojump_clock: Clock) -> None:
     peers = await committee(swarm, "42", "41", "42")
     said = []
