@@ -100,7 +100,8 @@ def next_epoch(data_dir: Path, clock: Callable[[], float]) -> int:
     try:
         text = read_file(path, 32, follow_links=False)[1].decode("ascii", "replace").strip()
         if not text.isdigit() or int(text) >= MAX_EPOCH:
-            raise IdentityError(f"{path} is damaged; it must hold the number of the last run")
+            hint = "where the clock of this box is right, delete it and the time takes its place"
+            raise IdentityError(f"{path} is damaged; it must hold the number of the last run: {hint}")
         last = int(text)
     except FileNotFoundError:
         pass

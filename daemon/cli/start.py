@@ -142,6 +142,7 @@ def announce(loaded: Loaded, said: Mapping[str, Any]) -> None:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
+    from crdt_store.store import StorageError
     from daemon.api.listeners import ListenError
     from daemon.engine.interface import EngineError
     from daemon.identity import IdentityError
@@ -149,7 +150,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from daemon.paths import UnsafeFolder
     from daemon.transport.interface import TransportError
 
-    return (IdentityError, MeshFolderError, UnsafeFolder, ListenError, TransportError, EngineError, ConfigError, OSError)
+    ours = (IdentityError, MeshFolderError, UnsafeFolder, ListenError, TransportError, EngineError, StorageError, ConfigError)
+    return (*ours, OSError)
 
 
 def _faults(error: BaseException) -> Iterator[BaseException]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from crdt_store.store import StorageError
 from daemon.config import Config, Loaded
 from daemon.engine.interface import EngineError
 from daemon.identity import IdentityError
@@ -132,6 +133,7 @@ def test_wrong_settings_are_told_before_anything_starts(swarmd: Call, node: Node
         ),
         (TransportError("port 4711 is in use"), "port 4711 is in use"),
         (EngineError("vLLM is not installed; run: pip install vllm"), "vLLM is not installed; run: pip install vllm"),
+        (StorageError("/d/claims.sqlite is damaged; move it away"), "/d/claims.sqlite is damaged; move it away"),
         (OSError(28, "No space left on device", "/d/x"), "No space left on device: /d/x"),
         (ExceptionGroup("nursery", [ExceptionGroup("inner", [TransportError("port 4711 is in use")])]), "port 4711 is in use"),
         (ExceptionGroup("nursery", [TransportError("port 4711 is in use"), EngineError("stopped")]), "port 4711 is in use"),
