@@ -260,7 +260,7 @@ class Reservations:
                 try:
                     await self.swarm._dial_addr_single_attempt(address, peer, source)
                     return
-                except SwarmException as error:
+                except Exception as error:  # noqa: BLE001 - whoever answers there decides what is raised, and need be no peer at all
                     # The port may still be bound to the same peer from before (TIME_WAIT), which an ephemeral port is not.
                     log.debug("a dial from %s failed: %s", source, error)
             await self.swarm.dial_peer(peer)

@@ -1,9 +1,11 @@
 """A malicious peer on every protocol: the host lives, others are served over their old connection, and the fault is counted."""
 
+import contextlib
 import logging
 import os
 import socket
 import struct
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -197,6 +199,30 @@ async def test_silent_sockets_hold_up_a_newcomer_only_until_they_time_out(runnin
                         continue
         for sock in silent:
             sock.close()
+
+
+NO_PEERS = [b"", b"\xff" * 20, b"\x04\xff\xfe\xfd\n", b"\x13/multistream/1.0.0\n\x04\xff\xfe\xfd\n", b"HTTP/1.1 400\r\n\r\n"]
+
+
+@pytest.mark.parametrize("said", NO_PEERS)
+async def test_whatever_answers_in_a_relays_or_bootstraps_place_ends_a_dial_and_no_more(running: Any, said: bytes) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(said)
+            await stream.receive_some()
+        await stream.aclose()
+
+    async with running(1) as (host,), trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        peer = "12D3KooWBCLZNDXMrP581VcmTCbSBMaJXzEc9u9U5yyDA8eZkwTy"
+        address = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{peer}"
+        with pytest.raises(TransportError, match="could not be reached"):
+            await host.relay.reach(address)
+        host.relay.use(address)
+        with trio.fail_after(5):
+            while not host.relay.keeping._known[ID.from_base58(peer)].failures:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
 
 
 async def test_sockets_that_come_while_a_dial_back_is_awaited_are_counted_too(running: Any, until: Any) -> None:
