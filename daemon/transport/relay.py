@@ -29,7 +29,7 @@ from daemon.transport.observations import Observations
 from daemon.transport.port_mapper import PortMapper
 from daemon.transport.reachability import ASK as DIAL_BACK
 from daemon.transport.reachability import Reachability
-from daemon.transport.relay_hop import HOP, STOP, Hop, RelayOptions, quietly_reset, receive, send
+from daemon.transport.relay_hop import HOP, STOP, Hop, RelayOptions, quietly_reset, receive, send, status_name
 from daemon.transport.relay_keep import Reservations, relay_of
 from daemon.transport.relay_punch import DCUTR, Puncher
 from daemon.transport.swarm import relayed
@@ -262,7 +262,7 @@ class RelayService:
                 await send(stream, pb.HopMessage(type=pb.HopMessage.CONNECT, peer=pb.PeerId(id=peer.to_bytes())))
                 answer = await receive(stream, pb.HopMessage)
             if answer.status != pb.OK:
-                raise SwarmException(f"the relay refused with {pb.Status.Name(answer.status)}")
+                raise SwarmException(f"the relay refused with {status_name(answer.status)}")
             raw = self._raw(stream, relay, peer, initiator=True)
             with trio.fail_after(self.options.message_timeout):
                 conn: INetConn = await self._swarm.upgrade_outbound_raw_conn(raw, peer)

@@ -301,6 +301,11 @@ def direct_addresses(host: Any) -> list[str]:
     return [without_peer(text) for text in texts if reach_of(text) not in (Reach.NOWHERE, Reach.RELAYED)]
 
 
+def status_name(status: int) -> str:
+    """What a relay answered, for people; one of another version may say what we have no name for."""
+    return str(pb.Status.Name(status)) if status in pb.Status.values() else f"status {status}"  # type: ignore[arg-type]
+
+
 def load_of(message: Any) -> float:
     """The load that a relay of ours said it has, 0.0 to 1.0; 0.0 where it is of another make, or says nonsense."""
     fields: Any = UnknownFieldSet(message)

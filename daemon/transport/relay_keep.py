@@ -20,7 +20,7 @@ from multiaddr import Multiaddr
 from daemon.transport.addresses import bound_addresses, text_of_address
 from daemon.transport.interface import PathKind, TransportError
 from daemon.transport.muxer import MuxedConnection
-from daemon.transport.relay_hop import HOP, RelayOptions, load_of, quietly_reset, receive, send
+from daemon.transport.relay_hop import HOP, RelayOptions, load_of, quietly_reset, receive, send, status_name
 from daemon.transport.tcp_punch import source_for
 from nat.addresses import Reach, parse, reach_of, with_peer, without_peer
 from nat.relay_choice import RelayCandidate, choose
@@ -279,7 +279,7 @@ class Reservations:
         except Exception as error:
             raise TransportError(f"it does not serve as a relay ({error})") from error
         if answer.status != pb.OK:
-            raise TransportError(f"it refused with {pb.Status.Name(answer.status)}")
+            raise TransportError(f"it refused with {status_name(answer.status)}")
         now = time.time()
         expire = min(max(float(answer.reservation.expire), now + _SHORTEST_RESERVATION), now + 24 * 3600)
         if relay in self._known:

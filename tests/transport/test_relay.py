@@ -183,6 +183,24 @@ async def test_a_relay_that_is_full_or_does_not_serve_is_said_so_and_retried():
             assert one.relay.addresses() == ()
 
 
+async def test_an_answer_that_has_no_name_is_a_refusal():
+    async def answer(stream):
+        await receive(stream, pb.HopMessage)
+        await send(stream, pb.HopMessage(type=pb.HopMessage.STATUS, status=999))
+        await stream.close()
+
+    relay = Node(options=RelayOptions(serve=True))
+    async with running(relay):
+        relay.host.set_stream_handler(HOP, answer)
+        one = Node((relay.address,))
+        async with running(one):
+            await until(lambda: one.relay.keeping._known[relay.id].failures)
+            with pytest.raises(TransportError, match="refused with status 999"):
+                await one.relay.keeping.reserve(relay.id)
+            with pytest.raises(SwarmException, match="refused with status 999"):
+                await one.relay.dial(Node().id, Multiaddr(f"{relay.address}/p2p-circuit"))
+
+
 async def test_places_of_those_that_left_are_anybodys():
     relay = Node(options=RelayOptions(serve=True, punch=False, max_reservations=2))
     async with running(relay):
