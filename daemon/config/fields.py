@@ -34,7 +34,7 @@ class EngineConfig(Section, frozen=True):
     kind: Literal["auto", "embedded", "vllm", "url", "none"] = "auto"
     """What runs the model; "auto" decides by engine.url and engine.model; "none" joins as a client."""
     model: str = ""
-    """A .gguf file (embedded engine), an owner/name (vLLM), or the name of a shipped model; "" takes a shipped one."""
+    """A .gguf file (embedded engine), an owner/name in the Hugging Face cache (vLLM), or a shipped model, as "" is."""
     url: str = ""
     """Base URL of an OpenAI-compatible server to serve from, such as http://127.0.0.1:8000/v1."""
     key_file: str = ""
