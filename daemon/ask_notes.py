@@ -19,6 +19,9 @@ MAX_NOTES = 256
 MAX_CANDIDATES = 32
 """Of one note: the best ones; the rest is counted."""
 
+MAX_NAMED = 8
+"""Of the asks that an id is short for: the choices of one request."""
+
 LEAST_CHARS = 6
 """Of an id that is looked up, as for rounds."""
 
@@ -178,7 +181,8 @@ class AskNotes:
         if not found:
             raise RemoteError(Code.NOT_FOUND, f"no ask {wanted[:64]}; the latest {MAX_NOTES} since the start are kept")
         if len(found) > 1 and found[0].ask_id != wanted:
-            raise RemoteError(Code.NOT_FOUND, f"{wanted[:64]} names {len(found)} asks; give more of the id")
+            named = ", ".join(sorted(one.ask_id for one in found)[:MAX_NAMED])
+            raise RemoteError(Code.NOT_FOUND, f"{wanted[:64]} names {len(found)} asks: {named}; give one of these")
         return found[0]
 
     def has(self, wanted: str) -> bool:

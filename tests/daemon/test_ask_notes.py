@@ -50,6 +50,15 @@ async def test_an_ask_tells_whom_it_weighed_and_what_came_of_each(swarm: Swarm, 
     assert shown["why"][1].endswith(f"as {failed.id[-8:]} ended with engine_failed")
 
 
+def test_an_id_of_several_names_them() -> None:
+    notes = AskNotes(lambda: 1.0)
+    for place in range(2):
+        notes.begin(f"chatcmpl-abcdef-{place}", "tiny")
+    with pytest.raises(RemoteError, match="names 2 asks: chatcmpl-abcdef-0, chatcmpl-abcdef-1; give one of these"):
+        notes.find("chatcmpl-abcdef")
+    assert notes.find("abcdef-1").ask_id == "chatcmpl-abcdef-1"
+
+
 async def test_a_failed_ask_is_kept_too(swarm: Swarm, autojump_clock: Clock) -> None:
     (peer,) = await swarm(1)
     error = await failure(peer.asking.route(ask(wish=PeerWish(only=frozenset())), Heard().emit))
