@@ -111,4 +111,4 @@ def _octets(text: str, octets: list[int] | None) -> bytes:
 def _below(logprob: float) -> int:
     if not math.isfinite(logprob):
         return FLOOR_MICRO
-    return max(0, min(FLOOR_MICRO, round(-logprob * 1_000_000)))
+    return round(max(0.0, min(float(FLOOR_MICRO), -logprob * 1_000_000)))  # bounded first: a peer may say 1e308

@@ -110,6 +110,14 @@ async def test_our_own_engine_tells_the_honest_from_the_impostor(swarm: Swarm, a
     assert set(await claims(asker)) == {(Kind.OUTPUT_VERIFIED, honest.id, 0), (Kind.OUTPUT_REFUTED, impostor.id, 400)}
 
 
+async def test_a_number_beyond_all_others_is_refuted_and_ends_no_check(swarm: Swarm, autojump_clock: Clock) -> None:
+    asker, (liar, honest) = await meshed(swarm, off(), off(claims=1e308), off(), share=1.0)
+    assert (await verified(asker, liar))["verdict"] == "refuted"
+    await asker.asking.route(wish(liar), Heard().emit)  # in the background, where a fault would end the daemon
+    await until(lambda: asker.asking.verification.outcomes["refuted"] == 2)  # type: ignore[union-attr]
+    assert (await verified(asker, honest))["verdict"] == "verified"
+
+
 async def test_one_strangers_word_refutes_nobody_and_two_strangers_do(swarm: Swarm, autojump_clock: Clock) -> None:
     asker, (suspect, *_) = await meshed(swarm, None, off(claims=0.4), off())
     alone = await verified(asker, suspect)

@@ -72,6 +72,8 @@ def test_what_an_engine_says_becomes_whole_numbers() -> None:
     said = TokenLogprob("g", -0.0009, [103], (TopToken("g", -0.0009, [103]), TopToken("\N{SNOWMAN}", -math.inf)))
     assert weighed([said]) == (Weighed(b"g", 900, (Rival(b"g", 900), Rival("\N{SNOWMAN}".encode(), FLOOR_MICRO))),)
     assert weighed([TokenLogprob("a", 0.2), TokenLogprob("b", math.nan)]) == (Weighed(b"a", 0), Weighed(b"b", FLOOR_MICRO))
+    extremes = [TokenLogprob("a", 1e308), TokenLogprob("b", -1e308)]
+    assert weighed(extremes) == (Weighed(b"a", 0), Weighed(b"b", FLOOR_MICRO)), "times a million they are infinite"
 
 
 def test_an_answer_is_bounded_whatever_the_engine_says() -> None:
