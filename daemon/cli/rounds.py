@@ -113,13 +113,18 @@ def show_round(reply: dict[str, Any], err: bool = False, ballots: bool = False) 
     if ranking:
         print_table(("RANK", "ANSWER", "VOTES", "VOTE WEIGHT", "PAIR WINS", "SCORE"), ranking, err)
     members = []
+    # Where judges alone ranked the answers, what is expected of their authors decided too.
+    expected = ("strength_milli",) if any(member.get("strength_milli") for member in reply.get("members") or []) else ()
     for member in reply.get("members") or []:
         spoke = ("yes" if member.get(name) else "no" for name in ("sealed", "revealed", "judged"))
-        weights = (milli(member.get(name)) for name in _WEIGHTS)
+        weights = (milli(member.get(name)) for name in (*_WEIGHTS, *expected))
         members.append((member.get("peer_id"), member.get("model"), *spoke, member.get("class"), *weights))
     if members:
         print_table(
-            ("MEMBER", "MODEL", "SEALED", "REVEALED", "JUDGED", "CLASS", "TICKETS", "VOTE", "JUDGEMENT", "OF ITS FIRST"),
+            (
+                *("MEMBER", "MODEL", "SEALED", "REVEALED", "JUDGED", "CLASS", "TICKETS", "VOTE", "JUDGEMENT", "OF ITS FIRST"),
+                *("EXPECTED" for _ in expected),
+            ),
             members,
             err,
         )
@@ -134,6 +139,10 @@ def show_round(reply: dict[str, Any], err: bool = False, ballots: bool = False) 
             for row in reply.get("pairs") or []
         ]
         print_table(("PAIR", "JUDGES", "PREFERRED"), pairs, err)
+    if ballots and reply.get("messages"):
+        times = ", ".join(f"{cell(phase)} {cell(took)}" for phase, took in (reply.get("timings_ms") or {}).items())
+        took = f"; ms by phase: {times}" if times else ""
+        click.echo(f"cost {cell(reply.get('messages'))} messages, {cell(reply.get('bytes'))} bytes{took}", err=err)
     for row in reply.get("rationales") or []:
         about = f"{cell(row.get('preferred'))} over {cell(row.get('over'))}"
         quoted = json.dumps(cell(row.get("text")), ensure_ascii=False)

@@ -176,6 +176,23 @@ def test_rounds_and_why_for_people(ask_daemon: Call, server: Any) -> None:
     assert "verdict " + "ab" * 32 + ", confidence 0.930, attested by 1" in explained.out
 
 
+def test_why_of_a_round_shows_every_weight_and_what_it_cost(ask_daemon: Call, server: Any) -> None:
+    weights = {"draw_weight_milli": 900, "vote_weight_milli": 1100, "judge_weight_milli": -200, "favourite_weight_milli": 50}
+    members: Any = ROUND["members"]
+    cost = {"messages": 42, "bytes": 13698, "timings_ms": {"join": 21, "answer": 53}}
+    shown = []
+    for expected in (-847, 0):
+        member = members[0] | weights | {"strength_milli": expected}
+        server.answers["GET", "/swarmd/v1/why/r1"] = ROUND | cost | {"members": [member], "what": "round"}
+        out = ask_daemon("why", "r1").out
+        assert "cost 42 messages, 13698 bytes; ms by phase: join 21, answer 53" in out
+        shown.append(next(line.split() for line in out.splitlines() if line.startswith(PEER)))
+    assert [row[6:] for row in shown] == [
+        ["0.900", "1.100", "-0.200", "0.050", "-0.847"],
+        ["0.900", "1.100", "-0.200", "0.050"],
+    ]
+
+
 def test_why_of_a_routed_question_for_people(ask_daemon: Call, server: Any) -> None:
     parts = {"reach_s": 0.05, "queue_s": 1.0, "share_s": 0.05, "engine_s": 0.12, "engine_from": "offered"}
     candidate = {"peer_id": "near", "model": "m", "path": "direct", "busy": 3, "slots": 2, "predicted_s": 1.22, "parts": parts}
