@@ -27,6 +27,9 @@ STATUS: Mapping[Code, int] = {
 _PARAMETER = re.compile(r"'(tools|tool_choice|response_format|logprobs|messages|peer)'")
 """A parameter that a refusal names: one of these words in quotes, whoever wrote the sentence."""
 
+_NO_MODEL = re.compile(r"no reachable peer serves (?!any model;)")
+"""How a question for a model that nobody serves is refused (`daemon.asking`, `daemon.embedding`)."""
+
 
 class ApiError(Exception):
     """A request that is refused with one clear sentence. `param` names the field at fault, None where none is.
@@ -46,6 +49,8 @@ class ApiError(Exception):
 
 def of_remote(error: RemoteError, request_id: str | None = None) -> ApiError:
     """The HTTP face of a mesh error."""
+    if error.code is Code.NOT_FOUND and _NO_MODEL.match(error.message):
+        return ApiError(404, "model_not_found", error.message, "model")
     named = _PARAMETER.search(error.message) if error.code in (Code.UNSUPPORTED, Code.MALFORMED, Code.NOT_FOUND) else None
     param = named.group(1) if named is not None else None
     shown = ApiError(STATUS[error.code], str(error.code), error.message, param, error.retry_after)

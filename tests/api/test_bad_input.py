@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import trio
 
-from daemon.api.errors import ApiError
+from daemon.api.errors import ApiError, of_remote
 from daemon.api.listeners import ListenError, UnixListener, open_tcp
 from daemon.api.requests import ChatRequest, read_body, read_control, read_probe
 from daemon.api.server import HttpLimits
+from protocol.wire.errors import Code, RemoteError
 
 pytestmark = pytest.mark.live
 
@@ -344,3 +345,11 @@ async def test_requests_are_counted_by_the_paths_of_their_routes(api: Any) -> No
         await api.raw(post(b"{}", path=path))
     assert api.routes[:4] == ["/v1/models", "/swarmd/v1/models", "/swarmd/v1/rounds/{round_id:path}", "none"]
     assert api.routes[4:] == ["/v1/chat/completions", "/v1/embeddings", "/v1/responses"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "param"), [("nosuch", "model_not_found", "model"), ("any model", "not_found", None)]
+)
+def test_a_model_that_nobody_serves_is_told_as_openai_tells_it(asked: str, code: str, param: str | None) -> None:
+    refusal = of_remote(RemoteError(Code.NOT_FOUND, f"no reachable peer serves {asked}; swarmd models lists what there is"))
+    assert (refusal.status, refusal.code, refusal.param) == (404, code, param)
