@@ -186,9 +186,11 @@ def test_a_frozen_peer_of_a_shipped_model_costs_its_patience_and_no_answer(start
     for daemon in servers:
         daemon.wait_ready()
     until(lambda: len(alive(asker)) == 2)
-    # Whoever is preferred after a few answers is the one to freeze: it will be asked again.
-    chosen = [answered(asker, "sort hgcabdfe", 0, lambda: None, model="tiny-all")[1]["peer_id"] for _ in range(6)]
-    frozen, other = sorted(servers, key=lambda daemon: chosen.count(daemon.peer_id), reverse=True)
+    # Whoever is expected to be sooner after a few answers is the one to freeze: it will be asked again.
+    for _ in range(6):
+        answered(asker, "sort hgcabdfe", 0, lambda: None, model="tiny-all")
+    measured = {one["peer_id"]: one["predicted_s"] for one in asker.cli("why", "last", "--json").json["candidates"]}
+    frozen, other = sorted(servers, key=lambda daemon: measured[daemon.peer_id])
     frozen.child.send_signal(signal.SIGSTOP)
     try:
         for _ in range(20):
