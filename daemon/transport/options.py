@@ -110,7 +110,8 @@ class TransportCounters:
     handshakes_failed: Counter[str] = field(default_factory=Counter)
     """By kind of failure: the name of the error that ended the upgrade."""
     refused: Counter[str] = field(default_factory=Counter)
-    """Connections refused, by reason: total, ip, peer (too many of one), identity (not Ed25519, or our own)."""
+    """Connections refused, by reason: total, ip, rate (too many of one IP, open or lately), peer (too many of one), identity (not
+    Ed25519, or our own)."""
     streams_refused: Counter[str] = field(default_factory=Counter)
     """Inbound streams refused, by reason: peer (too many of one peer), protocol."""
     handler_faults: Counter[str] = field(default_factory=Counter)

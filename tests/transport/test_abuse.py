@@ -225,6 +225,20 @@ async def test_whatever_answers_in_a_relays_or_bootstraps_place_ends_a_dial_and_
         nursery.cancel_scope.cancel()
 
 
+async def test_one_address_that_comes_and_goes_is_let_in_now_and_then(
+    running: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.transport.swarm.ARRIVALS_RATE", 0.001)
+    monkeypatch.setattr("daemon.transport.swarm.ARRIVALS_BURST", 3.0)
+    async with running(1, loopback_exempt=False) as (host,):
+        port = int(host.addresses()[0].split("/")[4])
+        for number in range(1, 7):
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                pass
+            await until(lambda n=number: host.counters.handshakes_failed.total() + host.counters.refused["rate"] == n)
+        assert (host.counters.handshakes_failed.total(), host.counters.refused["rate"]) == (3, 3)
+
+
 async def test_sockets_that_come_while_a_dial_back_is_awaited_are_counted_too(running: Any, until: Any) -> None:
     async with running(1, loopback_exempt=False, max_connections_per_ip=2) as (host,):
         host.relay.reachability._expected[bytes(16)] = ID.from_base58(host.peer_id)
