@@ -34,7 +34,7 @@ wheel: $(VENV)/.installed-dev ## build the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
-models: $(VENV)-models/.installed ## train the shipped models anew (about ten minutes on two cores)
+models: $(VENV)-models/.installed ## train the shipped models anew (some twelve minutes on two free cores)
 	$(VENV)-models/bin/python -m models.recipe
 
 $(VENV)-models/.installed: models/recipe/requirements.txt
