@@ -94,7 +94,7 @@ class ContentControl:
         async def work(emit: Callable[[PullEvent], Awaitable[None]]) -> None:
             await self._exchange.pull(address, peers, wish.name or "", emit)
 
-        return AskStream(work, pull_events, error_event)
+        return AskStream(work, pull_events, error_event, is_last=lambda event: isinstance(event, PullResult))
 
 
 def pull_events(event: PullEvent) -> Iterable[bytes]:

@@ -53,6 +53,11 @@ def error_event(error: ApiError) -> bytes:
     return sse({"code": error.code, "message": error.message}, "error")
 
 
+def _is_result(event: AskEvent) -> bool:
+    """Whether the client leaves once it has this: what ended after it would count as left."""
+    return isinstance(event, ResultEvent)
+
+
 class Control:
     """The handlers under /swarmd/v1/."""
 
@@ -131,7 +136,7 @@ class Control:
 
     async def ask(self, request: Request) -> Response:
         asked = read_control(await request.body(), fresh_seed(self._new_id()))
-        return AskStream(partial(self._backend.ask, asked), ask_events, error_event)
+        return AskStream(partial(self._backend.ask, asked), ask_events, error_event, is_last=_is_result)
 
     async def probe(self, request: Request) -> Response:
         return json_response(await self._backend.probe(read_probe(await request.body())))

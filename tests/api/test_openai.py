@@ -286,3 +286,19 @@ async def test_a_client_that_leaves_stops_the_work(api: Any, stream: str) -> Non
             await trio.sleep(0.01)
     assert api.backend.cancelled == 1
     assert api.statuses == [499]
+
+
+async def test_a_client_that_leaves_with_its_result_has_not_left_early(api: Any) -> None:
+    body = b'{"prompt":"hi"}'
+    head = b"POST /swarmd/v1/ask HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    for _ in range(5):
+        client = await trio.open_unix_socket(str(api.socket))
+        await client.send_all(head + body)
+        received = b""
+        while b'"answer"' not in received or not received.rstrip(b"0\r\n").endswith(b"}"):
+            received += await client.receive_some()
+        await client.aclose()
+    with trio.fail_after(2):
+        while len(api.statuses) < 5:
+            await trio.sleep(0.01)
+    assert api.statuses == [200] * 5
