@@ -183,6 +183,8 @@ def _read_with_others(kind: type[R], body: bytes, unoffered: Mapping[str, tuple[
             continue
         if neutral is None:
             raise ApiError(400, "unsupported_parameter", f"the parameter '{name[:64]}' is not supported", name[:64])
+        if isinstance(value, dict):
+            value = {key: inner for key, inner in value.items() if inner is not None}
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):  # 0 is not False
             raise ApiError(400, "unsupported_parameter", f"'{name}' is not supported by the mesh yet; leave it out", name)
     request: R = read_body(kind, body)

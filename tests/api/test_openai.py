@@ -42,7 +42,9 @@ NOTHING = {
         "modalities": ["text"], "safety_identifier": "me", "prompt_cache_key": "k", "frequency_penalty": 0.0, "logprobs": False,
     } | dict.fromkeys(("stream", "max_tokens", "stop", "n", "tools", "audio", "reasoning_effort", "a_field_of_tomorrow")),
     "completions": {"prompt": "hi", "echo": False} | dict.fromkeys(("stream", "logprobs", "stream_options", "best_of")),
-    "responses": {"input": "hi"} | dict.fromkeys(("stream", "conversation", "prompt", "max_tool_calls", "stream_options")),
+    "responses": {
+        "input": "hi", "reasoning": {"effort": None}, "text": {"format": {"type": "text"}, "verbosity": None}
+    } | dict.fromkeys(("stream", "conversation", "prompt", "max_tool_calls", "stream_options")),
 }  # fmt: skip
 
 
