@@ -113,8 +113,8 @@ def show_round(reply: dict[str, Any], err: bool = False, ballots: bool = False) 
     if ranking:
         print_table(("RANK", "ANSWER", "VOTES", "VOTE WEIGHT", "PAIR WINS", "SCORE"), ranking, err)
     members = []
-    # Where judges alone ranked the answers, what is expected of their authors decided too.
-    expected = ("strength_milli",) if any(member.get("strength_milli") for member in reply.get("members") or []) else ()
+    # Where judges alone rank the answers, what is expected of their authors decides too.
+    expected = ("strength_milli",) if reply.get("arm") == "rank" else ()
     for member in reply.get("members") or []:
         spoke = ("yes" if member.get(name) else "no" for name in ("sealed", "revealed", "judged"))
         weights = (milli(member.get(name)) for name in (*_WEIGHTS, *expected))

@@ -181,9 +181,9 @@ def test_why_of_a_round_shows_every_weight_and_what_it_cost(ask_daemon: Call, se
     members: Any = ROUND["members"]
     cost = {"messages": 42, "bytes": 13698, "timings_ms": {"join": 21, "answer": 53}}
     shown = []
-    for expected in (-847, 0):
-        member = members[0] | weights | {"strength_milli": expected}
-        server.answers["GET", "/swarmd/v1/why/r1"] = ROUND | cost | {"members": [member], "what": "round"}
+    for arm in ("rank", "fuse"):
+        member = members[0] | weights | {"strength_milli": -847}
+        server.answers["GET", "/swarmd/v1/why/r1"] = ROUND | cost | {"members": [member], "arm": arm, "what": "round"}
         out = ask_daemon("why", "r1").out
         assert "cost 42 messages, 13698 bytes; ms by phase: join 21, answer 53" in out
         shown.append(next(line.split() for line in out.splitlines() if line.startswith(PEER)))
