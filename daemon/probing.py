@@ -25,7 +25,7 @@ from daemon.engine.catalog import shipped_models
 from daemon.gold_book import GoldBook, GoldRound
 from daemon.selector import Candidate
 from protocol.job import Job
-from protocol.probes.answers import Known, is_right
+from protocol.probes.answers import is_right, known_from
 from protocol.probes.gold import Mark, errors_of_round, marks_of_round, trials_of_round, unanimous
 from protocol.probes.interval import wilson_milli
 from protocol.probes.task import SKILLS, Task, fresh
@@ -262,8 +262,9 @@ class Probing:
             return
         digests = {candidate.peer_id: candidate.config_digest for candidate in replayed.header.candidates}
         answer = unanimous(replayed, UNANIMOUS_VOICES, digests)
-        if answer is not None:
-            self._traffic.solve(job, Known(answer), frozenset(row.peer_id for row in replayed.members))
+        solved = None if answer is None else known_from(answer, replayed.header.fold.answers)
+        if solved is not None:
+            self._traffic.solve(job, solved, frozenset(row.peer_id for row in replayed.members))
 
     # ---- probes that a person asks for
 

@@ -6,9 +6,11 @@ from random import Random
 from typing import Literal
 
 from protocol.round.classes import normalise
+from protocol.round.messages import AnswerKind
+from protocol.round.normal_forms import normal_form
 
-Kind = Literal["exact", "number", "word", "choice"]
-"""What is asked for: a text to the letter, a number, letters in a given order, or one of a few words."""
+Kind = Literal["exact", "number", "word", "choice", "letter"]
+"""What is asked for: a text to the letter, a number, letters in a given order, one of a few words, or an option's letter."""
 
 MAX_READ_CHARS = 4_000
 """Of an answer; what comes later does not count."""
@@ -19,6 +21,9 @@ _NUMBER = re.compile(r"-?[0-9][0-9,]{0,30}(?:\.[0-9]{1,20})?")
 _BOXED = re.compile(r"\\boxed\{([^{}]{1,60})\}")
 _SAID = re.compile(r"(?:answer|result|total|output|value)\s{0,3}(?:is|are|:|=)[\s*`$]{0,6}([^\n]{1,80})", re.IGNORECASE)
 _WORDS = re.compile(r"[a-z]+")
+_PLAIN = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?")
+_LETTER = re.compile(r"[A-J]")
+_PAIRS = (("yes", "no"), ("true", "false"))
 _SENTENCE_END = re.compile(r"[.!?\n]")
 _HENCE = re.compile(r"\b(?:so|hence|thus|therefore|consequently)\b", re.IGNORECASE)
 
@@ -32,6 +37,20 @@ class Known:
     options: tuple[str, ...] = ()
 
 
+def known_from(answer: str, form: AnswerKind) -> Known | None:
+    """What an answer that is taken for right lets be checked of others, who may say it in more words; None where only a judge
+    could tell: prose, code, names of several words, numbers with units."""
+    key = normal_form(answer, form)
+    if form == "number" and _PLAIN.fullmatch(key):
+        return Known(key, "number")
+    if form == "choice" and _LETTER.fullmatch(key):
+        return Known(key, "letter")
+    if form == "short" and _WORDS.fullmatch(key):
+        pair = next((pair for pair in _PAIRS if key in pair), ())
+        return Known(key, "choice", pair) if pair else Known(key, "word")
+    return None
+
+
 def is_right(known: Known, answer: str) -> bool:
     """Whether `answer` says the truth; an answer that takes two sides counts by what it says last."""
     text = answer.strip()[:MAX_READ_CHARS]
@@ -39,9 +58,11 @@ def is_right(known: Known, answer: str) -> bool:
         case "exact":
             return normalise(text) == normalise(known.truth)
         case "number":
-            return _number_of(text) == normalise(known.truth)
+            return normalise(known.truth) in (_number_of(text), normal_form(text, "number"))
         case "choice":
             return _chosen(text, known.options) == known.truth
+        case "letter":
+            return known.truth in (normal_form(text, "choice"), normal_form(_pointed(text), "choice"))
         case "word":
             return _spells(text.lower(), known.truth)
 
@@ -50,6 +71,8 @@ def near_miss(known: Known, rng: Random) -> str:
     """A wrong answer of the kind that somebody gives who almost knows."""
     if known.kind == "choice":
         return rng.choice([option for option in known.options if option != known.truth])
+    if known.kind == "letter":
+        return rng.choice([letter for letter in "ABCD" if letter != known.truth])
     if re.fullmatch(r"-?[0-9]{1,15}", known.truth):
         return str(int(known.truth) + rng.choice((-10, -2, -1, 1, 2, 10)))
     return _slipped(known.truth, rng)

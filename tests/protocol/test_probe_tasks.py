@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from protocol.extras import Extras
 from protocol.job import Job, Role, Sampling, Turn
-from protocol.probes.answers import MAX_READ_CHARS, Known, is_right, near_miss
+from protocol.probes.answers import MAX_READ_CHARS, Known, is_right, known_from, near_miss
 from protocol.probes.interval import wilson_milli
 from protocol.probes.phrases import TEMPLATES
 from protocol.probes.task import SKILLS, Task, alike, fresh, known_answer
 from protocol.probes.traffic import MAX_SHAPES, MAX_SOLVED, PLAIN, PLAIN_ROUND, Shape, Traffic, bind, known_of
+from protocol.round.messages import AnswerKind
 from protocol.skills import skill_of_text
 
 
@@ -272,3 +273,30 @@ def test_a_skill_without_tasks_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no tasks of skill 'poetry'"):
         fresh("poetry", Random(1))
     assert isinstance(fresh("code", Random(1)), Task)
+
+
+@pytest.mark.parametrize(
+    ("answer", "form", "right", "wrong"),
+    [
+        ("The answer is 42.", "number", "6 times 7 is 42", "43"),
+        ("1/2", "number", "0.5", "1.5"),
+        ("(B)", "choice", "I looked at all. The answer is B.", "C"),
+        ("Danube", "short", "The river is the Danube.", "Rhine"),
+        ("Yes.", "short", "Yes, it is.", "No, it is not."),
+    ],
+)
+def test_what_members_agree_on_is_asked_of_others_in_whatever_words(
+    answer: str, form: AnswerKind, right: str, wrong: str
+) -> None:
+    known = known_from(answer, form)
+    assert known is not None
+    assert [is_right(known, said) for said in (answer, right, wrong)] == [True, True, False]
+    assert not is_right(known, near_miss(known, Random(1)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "form"),
+    [("Mount Everest", "exact"), ("Jane Austen", "short"), ("36 inches", "number"), ("x = 1", "code"), ("Paris", "choice")],
+)
+def test_what_only_a_judge_could_compare_becomes_no_probe(answer: str, form: AnswerKind) -> None:
+    assert known_from(answer, form) is None
