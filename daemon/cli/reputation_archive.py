@@ -94,8 +94,8 @@ def import_claims(file: str, as_json: bool, **given: Path | None) -> int:
 def check(file: str | None, as_json: bool, **given: Path | None) -> int:
     """Verify the archive FILE, or the daemon's database: pages, and every claim's signature, hash and place in its log.
 
-    The first bad byte is named, counted from 0, and the exit code is then 1. The database of a stopped daemon is opened for
-    reading alone.
+    The first bad byte is named, counted from 0, and the exit code is then 1; it is 2 where there is nothing to check. The
+    database of a stopped daemon is opened for reading alone.
     """
     if file is None:
         what, report = _database(given)
@@ -122,6 +122,8 @@ def _database(given: dict[str, Path | None]) -> tuple[str, dict[str, Any]]:
     from daemon.claim_archive import check_file
 
     path = loaded_of(given).config.data_dir / "claims.sqlite"
+    if not path.exists():
+        raise CommandFailed(f"there is no database of claims at {path}; name a --data-dir that has one, or an archive", USAGE)
     try:
         report: Report = check_file(path)
     except StorageError as error:
@@ -173,7 +175,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         with Path(file).open("rb") as source:
             yield source
     except OSError as error:
-        raise CommandFailed(f"{file} cannot be read: {error.strerror or error}") from None
+        raise CommandFailed(f"{file} cannot be read: {error.strerror or error}", USAGE) from None
 
 
 @contextmanager

@@ -71,13 +71,13 @@ def test_bad_use_has_one_sentence_and_its_exit_code(ask_daemon: Ask, swarmd: Ask
     assert ask_daemon("reputation", "export", "-", "--json").code == USAGE
     assert ask_daemon("reputation", "export").code == USAGE
     assert swarmd("--socket", tmp_path / "none", "reputation", "check").code == NO_DAEMON
-    for ran in (
-        ask_daemon("reputation", "check", tmp_path / "none"),
-        ask_daemon("reputation", "import", tmp_path),
-        ask_daemon("reputation", "export", tmp_path / "no" / "folder"),
-        swarmd("--data-dir", tmp_path, "reputation", "check"),
+    for code, ran in (
+        (USAGE, ask_daemon("reputation", "check", tmp_path / "none")),  # 1 would say that it is damaged
+        (USAGE, ask_daemon("reputation", "import", tmp_path)),
+        (FAILED, ask_daemon("reputation", "export", tmp_path / "no" / "folder")),
+        (USAGE, swarmd("--data-dir", tmp_path, "reputation", "check")),
     ):
-        assert (ran.code, ran.out, ran.err.count("\n")) == (FAILED, "", 1)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (code, "", 1)
     server.answers[EXPORT] = (403, {"error": {"message": "no", "code": "refused"}})
     assert ask_daemon("reputation", "export", tmp_path / "x").code == REFUSED
 

@@ -17,7 +17,8 @@ HEAD = """# Configuration
 Command line over environment over file over default. `swarmd config show --origin` says what holds and where it came from,
 `swarmd config validate` what is wrong. The file is `~/.config/swarmd/config.toml`, or what `--config` or `SWARMD_CONFIG` names.
 Every setting can also be a variable (`engine.model` is `SWARMD_ENGINE_MODEL`; lists are separated by commas) or an option
-(`swarmd start --set engine.threads=2`). Keys and tokens stand in files of their own, never here.
+(`swarmd start --set engine.threads=2`). Keys and tokens stand in files of their own, never here. `SWARMD_SOCKET`, no
+setting, names the socket of the daemon that the other commands and `swarmd.Client()` mean.
 
 `--mesh NAME` (or `SWARMD_MESH`) means the daemon of that name, for a box that is in several meshes: its data folder is
 `~/.local/share/swarmd/meshes/NAME`, its file `~/.config/swarmd/meshes/NAME.toml` and not the usual one, it listens on a port from
