@@ -13,8 +13,10 @@ def main() -> None:
     app = Path(__file__).parent / "_app"
     if app.is_dir():
         sys.path.insert(0, str(app))
-    from daemon.cli import main as run_cli
-
+    try:
+        from daemon.cli import main as run_cli
+    except KeyboardInterrupt:  # while modules load; later the command line itself takes it
+        sys.exit(130)
     run_cli()
 
 

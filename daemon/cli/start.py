@@ -189,7 +189,12 @@ def _detach(loaded: Loaded) -> int:
     )
     os.close(writing)
     os.close(log)
-    announcement = _await_ready(reading)
+    try:
+        announcement = _await_ready(reading)
+    except KeyboardInterrupt:
+        child.terminate()  # whoever interrupts its start does not want it to run on
+        child.wait()
+        raise
     if announcement is not None:
         announce(loaded, announcement)
         click.echo(f"it runs on as process {child.pid} and logs to {log_path}", err=True)

@@ -36,3 +36,20 @@ def test_the_client_library_needs_the_standard_library_alone() -> None:
     assert ours == {"swarmd", "swarmd.client", "swarmd.places"}
     known = {*sys.stdlib_module_names, "swarmd", "__main__", "sitecustomize"}
     assert not {top for name in modules if (top := name.partition(".")[0]) not in known and not top.startswith("_")}
+
+
+def test_an_interrupt_while_modules_load_is_no_traceback() -> None:
+    program = """
+import signal, sys
+import swarmd.__main__ as launcher
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "daemon.cli":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+launcher.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")

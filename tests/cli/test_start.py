@@ -1,5 +1,6 @@
 """What `swarmd start` makes of its options, and what it says when the node does not run. The node itself is a stand-in here."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -223,3 +224,20 @@ def test_a_log_that_cannot_be_written_is_told(swarmd: Call, home: Path) -> None:
     result = swarmd("start", "--detach", "--data-dir", "d")
     assert (result.code, result.out) == (1, "")
     assert result.err.startswith("swarmd: the log cannot be written: the data folder ")
+
+
+@pytest.mark.slow
+def test_who_interrupts_a_detached_start_leaves_nothing_running(
+    swarmd: Call, home: Path, program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(f"open({str(home / 'pid')!r}, 'w').write(str(os.getpid()))\nos.close(fd)\ntime.sleep(60)")
+
+    def interrupted(descriptor: int) -> None:
+        os.read(descriptor, 1)
+        os.close(descriptor)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("daemon.cli.start._await_ready", interrupted)
+    assert swarmd("start", "--detach").code == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((home / "pid").read_text()), 0)
