@@ -145,7 +145,7 @@ def test_a_busy_mesh_port_and_a_busy_api_port_are_named(starter: Starter) -> Non
         (["--join", "nonsense"], 2, "nonsense"),
         (["--set", "engine.thread=2"], 2, "engine.threads"),
         (["--model", "/no/such/model.gguf"], 2, "model.gguf"),
-        (["--model", "no-such-shipped-model"], 1, "tiny-all"),
+        (["--model", "no-such-shipped-model"], 2, "tiny-all"),
         (["--model", "--trust-remote-code"], 2, "trust-remote-code"),
         (["--model", "org/name"], 1, "vllm"),
     ],
