@@ -33,7 +33,7 @@ def test_seed_list_pull_push_and_remove(starter: Starter, tmp_path: Path) -> Non
         (("models", "pull", "xyz"), 2, "64 hexadecimal digits"),
         (("models", "pull", "0" * 64), 1, "shares 0000"),
         (("models", "seed", str(tmp_path / "none.gguf")), 5, "there is no file"),
-        (("models", "push", "12D3KooWnobody", "model.gguf"), 1, "peer"),
+        (("models", "push", "12D3KooWnobody", "model.gguf"), 2, "peer"),
         (("models", "push", alice.peer_id, "model.gguf"), 5, "content.accept_from"),
     ]:
         ran = bob.cli(*arguments)
