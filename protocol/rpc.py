@@ -10,6 +10,7 @@ from math import inf
 
 from protocol.rpc_call import OpenCall
 from protocol.rpc_events import (
+    FRAMES_AT_ONCE,
     Breach,
     CallEnded,
     CallFailed,
@@ -23,7 +24,6 @@ from protocol.rpc_events import (
 )
 from protocol.rpc_faults import error_of, fault_of
 from protocol.rpc_frames import (
-    FRAMES_AT_ONCE,
     ITEM_OVERHEAD_BYTES,
     MAX_BODY_BYTES,
     MAX_CREDIT_BYTES,

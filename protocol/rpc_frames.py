@@ -21,9 +21,6 @@ MAX_BODY_BYTES = MAX_FRAME_BYTES - (4 << 10)
 MAX_OPEN_CALLS = 256
 """Calls open on one link at once; a peer that opens more breaks the contract."""
 
-FRAMES_AT_ONCE = 256
-"""Of what a peer sent together: others have their turn before the rest. 64 KiB hold 6,500 of the smallest, which take 30 ms."""
-
 MAX_OPEN_REQUEST_BYTES = 8 << 20
 """Request bodies of all open calls of one link together: what a stranger can make us hold before any handler ran."""
 

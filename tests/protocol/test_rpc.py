@@ -4,6 +4,7 @@ import pytest
 
 from protocol.rpc import MAX_UNREAD_BYTES, RpcMachine
 from protocol.rpc_events import (
+    FRAMES_AT_ONCE,
     Breach,
     CallEnded,
     CallFailed,
@@ -16,7 +17,6 @@ from protocol.rpc_events import (
     NewCall,
 )
 from protocol.rpc_frames import (
-    FRAMES_AT_ONCE,
     ITEM_OVERHEAD_BYTES,
     MAX_BODY_BYTES,
     MAX_OPEN_CALLS,
