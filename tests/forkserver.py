@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 _REQUEST_BYTES = 32 << 10
+_PR_SET_PDEATHSIG = 1
+_CLONE_NEWNET = 0x40000000
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Process:
 
 
 class ForkServer:
-    """`fork` gives a new daemon; `close` ends the server, not its daemons, whose end nobody can wait for then."""
+    """`fork` gives a new daemon; `close` ends the server, and with it every daemon that still runs, as the end of our process does."""
 
     def __init__(self) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -119,10 +121,12 @@ def _become(request: Request, descriptors: list[int]) -> NoReturn:
     from daemon.cli import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.setsid()
     if request.namespace:
         namespace = os.open(request.namespace, os.O_RDONLY)
-        if ctypes.CDLL(None, use_errno=True).setns(namespace, 0x40000000):
+        if libc.setns(namespace, _CLONE_NEWNET):
             os._exit(97)
         os.close(namespace)
     os.chdir(request.folder)
