@@ -66,7 +66,7 @@ class Process:
 
 
 class ForkServer:
-    """`fork` gives a new daemon; `close` ends the server, and with it every daemon that still runs, as the end of our process does."""
+    """`fork` gives a new daemon; `close` ends the server and all daemons that still run, as the end of our process does."""
 
     def __init__(self) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
