@@ -48,6 +48,7 @@ class Interrupting:
         if name == "daemon.cli":
             signal.raise_signal(signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not inherit
 sys.meta_path.insert(0, Interrupting())
 launcher.main()
 """
