@@ -23,9 +23,17 @@ def text_of(address: Multiaddr) -> str:
     return str(address)
 
 
-@lru_cache(maxsize=4096)
+MAX_ADDRESS_BYTES = 256
+"""Of a binary multiaddr that a stranger gives; a relayed one by name has some 120."""
+
+
 def text_of_address(raw: bytes) -> str:
-    """A stranger's binary multiaddr as text; "" where it is none, or none that can be read again."""
+    """A stranger's binary multiaddr as text; "" where it is too long, none, or none that can be read again."""
+    return _text_of_address(raw) if len(raw) <= MAX_ADDRESS_BYTES else ""
+
+
+@lru_cache(maxsize=4096)
+def _text_of_address(raw: bytes) -> str:
     try:
         text = str(Multiaddr(raw))
         read_address(text)

@@ -8,42 +8,32 @@ from contextlib import suppress
 from typing import Any
 
 import trio
-from google.protobuf.message import DecodeError
 from libp2p.abc import IPeerStore
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
-from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 from daemon.transport.addresses import text_of_address
-from daemon.transport.interface import TransportError
+from daemon.transport.streams import receive_protobuf
 
 MAX_IDENTIFY_BYTES = 32 << 10
 """Of one message; go-libp2p takes 8 KiB of each part."""
 
 MAX_ADDRESSES = 32
-MAX_ADDRESS_BYTES = 256
 ADDRESS_SECONDS = 7200
 READ_SECONDS = 10.0
 
 
 def is_readable(address: Multiaddr) -> bool:
     """Whether `address` is one at all: the library keeps any bytes, and raises where they are looked at."""
-    raw = address.to_bytes()
-    return len(raw) <= MAX_ADDRESS_BYTES and bool(text_of_address(raw))
+    return bool(text_of_address(address.to_bytes()))
 
 
 async def receive_identify(stream: Any) -> Identify:
-    """The one message that comes; raises TransportError where it is none, trio.TooSlowError, and what a stream raises."""
+    """The one message that comes; raises as `receive_protobuf`, and trio.TooSlowError."""
     with trio.fail_after(READ_SECONDS):
-        raw = await read_varint_prefixed_bytes_limited(stream, MAX_IDENTIFY_BYTES)
-    message = Identify()
-    try:
-        message.ParseFromString(raw)
-    except DecodeError:
-        raise TransportError("an identify message is no protobuf") from None
-    return message
+        return await receive_protobuf(stream, Identify, MAX_IDENTIFY_BYTES)
 
 
 def keep(peerstore: IPeerStore, peer: ID, message: Identify) -> None:

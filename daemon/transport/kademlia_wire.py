@@ -10,7 +10,7 @@ from libp2p.peer.id import ID
 from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 
-from daemon.transport.addresses import text_of_address
+from daemon.transport.addresses import MAX_ADDRESS_BYTES, text_of_address
 from dht.contacts import Contact, valid_contact
 from dht.kad_messages import AddProvider, Answer, FindNode, GetProviders, GetValue, Ping, PutValue, Question
 from dht.keyspace import name_of_peer
@@ -25,7 +25,6 @@ MAX_PEERS = 20
 MAX_PROVIDERS = 40
 
 MAX_ID_BYTES = 64
-MAX_ADDRESS_BYTES = 256
 """Longer ones are none that we could use; what is read of strangers is remembered, so it must be small."""
 
 _CLOSER, _PROVIDER = "closerPeers", "providerPeers"

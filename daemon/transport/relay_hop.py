@@ -19,9 +19,10 @@ from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 from libp2p.utils import encode_varint_prefixed
-from libp2p.utils.varint import encode_uvarint, read_varint_prefixed_bytes_limited
+from libp2p.utils.varint import encode_uvarint
 from multiaddr import Multiaddr
 
+from daemon.transport.streams import receive_protobuf
 from nat.addresses import Reach, reach_of, with_peer, without_peer
 
 HOP = TProtocol("/libp2p/circuit/relay/0.2.0/hop")
@@ -325,9 +326,7 @@ async def send(stream: Any, message: Any) -> None:
 
 async def receive(stream: Any, kind: Any) -> Any:
     """Read one length-prefixed protobuf message of at most 4 KiB."""
-    message = kind()
-    message.ParseFromString(await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES))
-    return message
+    return await receive_protobuf(stream, kind, MAX_MESSAGE_BYTES)
 
 
 async def quietly_reset(stream: Any) -> None:

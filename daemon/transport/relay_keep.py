@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 _ADDRESS_LIFETIME = 24 * 3600
 _MAX_ADDRESSES_PER_RELAY = 4
-_MAX_ADDRESS_BYTES = 256
 _LISTEN_SECONDS = 0.2
 _SHORTEST_RESERVATION = 2.0
 _LOOK_SECONDS = 5.0
@@ -291,7 +290,7 @@ class Reservations:
     def _relay_addresses(self, relay: ID, claimed: Sequence[bytes]) -> tuple[str, ...]:
         """The address that worked for us, then the public ones that the relay claims."""
         found = [str(self._known[relay].address)] if relay in self._known else []
-        texts = [text_of_address(raw) for raw in claimed[:16] if len(raw) <= _MAX_ADDRESS_BYTES]
+        texts = map(text_of_address, claimed[:16])
         found += [text for text in texts if reach_of(text) is Reach.PUBLIC]
         name = PeerId(relay.to_base58())
         return tuple(dict.fromkeys(with_peer(without_peer(address), name) for address in found))[:_MAX_ADDRESSES_PER_RELAY]

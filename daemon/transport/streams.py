@@ -1,10 +1,12 @@
 """Our streams over Yamux: agreeing on a protocol in one round trip, then bytes. Knows nothing of what the bytes mean."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
+from google.protobuf.message import Message
 from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedStreamEOF, MuxedStreamError
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from daemon.transport.interface import TransportError, WantsToSend
 from daemon.transport.muxed_stream import MuxedStream
@@ -13,6 +15,7 @@ from protocol.wire.codec import FrameReader, decode
 from protocol.wire.ids import PeerId, short
 
 M = TypeVar("M")
+P = TypeVar("P", bound=Message)
 
 MULTISTREAM = "/multistream/1.0.0"
 NOT_AVAILABLE = "na"
@@ -157,3 +160,10 @@ async def receive_message(stream: Libp2pStream, kind: type[M], limit: int) -> M:
         for raw in frames.feed(received):
             return decode(kind, raw, limit)
     raise TransportError("the stream ended before the message did")
+
+
+async def receive_protobuf(stream: Any, kind: type[P], limit: int) -> P:
+    """The one message that comes next behind its length; raises DecodeError where it is none, and what reading raises."""
+    message = kind()
+    message.ParseFromString(await read_varint_prefixed_bytes_limited(stream, limit))
+    return message
